@@ -1,0 +1,44 @@
+# `make demo` and `make test` need nothing but python3 (3.11 or newer): each sets up .venv itself, once.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+
+.PHONY: demo test docs lint format clean
+
+demo: $(VENV)/.package
+	$(BIN)/ptrag-sc demo --out demo_output
+
+test: $(VENV)/.group-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(VENV)/.group-doc
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+lint: $(VENV)/.group-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.group-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo_output docs/_build docs/api/generated docs/tutorials/*.ipynb dist build
+
+# Each stamp file says that one step of the set-up is complete and newer than what it was made from.
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ptrag_sc needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.pip pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.group-%: $(VENV)/.package
+	$(INSTALL) --group $*
+	@touch $@

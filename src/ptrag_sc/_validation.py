@@ -1,0 +1,51 @@
+"""How does the package say that an input cannot be used? Value, place, remedy, in three shapes.
+
+Each function returns the message; the caller raises the exception type that fits.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+N_SHOWN = 6
+
+
+def listed(values: Iterable[object], limit: int = N_SHOWN) -> str:
+    """``'a', 'b', ... (12 in all)``: the first ``limit`` values, quoted, and how many there are."""
+    values = [str(v) for v in values]
+    shown = ", ".join(repr(v) for v in values[:limit])
+    return shown if len(values) <= limit else f"{shown}, ... ({len(values)} in all)"
+
+
+def absent(what: str, value: object, place: str, found: Iterable[object], remedy: str) -> str:
+    """Message for a value that was named but does not occur.
+
+    >>> absent("Control label", "nt", "adata.obs['gene']", ["AARS", "ctrl"], "Pass control=...")
+    "Control label 'nt' does not occur in adata.obs['gene'] (found: 'AARS', 'ctrl'). Pass control=..."
+    """
+    return f"{what} {str(value)!r} does not occur in {place} (found: {listed(found) or 'nothing'}). {remedy}"
+
+
+def unusable(what: str, place: str, problem: str, remedy: str) -> str:
+    """Message for something that is there but cannot be used.
+
+    >>> unusable("Expression", "adata.X", "holds 3 NaN values", "Remove or impute them.")
+    'Expression in adata.X holds 3 NaN values. Remove or impute them.'
+    """
+    return f"{what} in {place} {problem}. {remedy}"
+
+
+def unknown(what: str, names: Iterable[str], place: str, known: Iterable[str], remedy: str) -> str:
+    """Message for names that a table lacks, each with the closest names that it has.
+
+    >>> unknown("Gene", ["STAT11"], "the gene embedding", ["STAT1", "JAK2"], "Pass aliases=...")
+    "Gene 'STAT11' is not in the gene embedding (closest: 'STAT1'). Pass aliases=..."
+    """
+    names, known = [str(n) for n in names], [str(k) for k in known]
+    close = {n: get_close_matches(n, known, n=3, cutoff=0.6) for n in names[:N_SHOWN]}
+    if len(names) == 1:
+        (hits,) = close.values()
+        hint = f" (closest: {listed(hits)})" if hits else ""
+        return f"{what} {names[0]!r} is not in {place}{hint}. {remedy}"
+    hints = "; ".join(f"{n!r}: {listed(hits)}" for n, hits in close.items() if hits)
+    hint = f" (closest: {hints})" if hints else ""
+    return f"{len(names)} {what.lower()}s are not in {place}: {listed(names)}{hint}. {remedy}"

@@ -1,0 +1,41 @@
+"""How does an AnnData become cell sets and tensors, and how do predictions become AnnData again?"""
+
+from ._conditions import (
+    ConditionIndex,
+    canonical,
+    components,
+    condition_split,
+    draw_split,
+    read_labels,
+    read_perturbations,
+)
+from ._dataset import CellReader, CellSetDataset
+from ._fields import Screen, ScreenKeys, read_screen, read_split
+from ._predictor import Predictor
+from ._set_sampler import CellSets, RandomSets, SequentialSets
+from ._shifts import ControlMeans, Shifts, control_means, matched_control, mean_shifts
+
+__all__ = [
+    "CellReader",
+    "CellSetDataset",
+    "CellSets",
+    "ConditionIndex",
+    "ControlMeans",
+    "Predictor",
+    "RandomSets",
+    "Screen",
+    "ScreenKeys",
+    "SequentialSets",
+    "Shifts",
+    "canonical",
+    "components",
+    "condition_split",
+    "control_means",
+    "draw_split",
+    "matched_control",
+    "mean_shifts",
+    "read_labels",
+    "read_perturbations",
+    "read_screen",
+    "read_split",
+]

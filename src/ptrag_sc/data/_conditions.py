@@ -1,0 +1,269 @@
+"""Which cells belong to which condition, and how are names and integers translated?
+
+A *condition* is (perturbation, cell type). Everything above this file works with the integers of one
+:class:`ConditionIndex`; names become integers here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from ptrag_sc._constants import SPLITS
+from ptrag_sc._validation import absent, listed, unusable
+
+
+def components(label: str, sep: str) -> tuple[str, ...]:
+    """Return the perturbed genes of a label in sorted order.
+
+    Raises
+    ------
+    ValueError
+        If a component is empty or occurs twice (``A+A``).
+
+    Examples
+    --------
+    >>> components("B+A", "+")
+    ('A', 'B')
+    """
+    parts = sorted(part.strip() for part in str(label).split(sep))
+    if not all(parts):
+        raise ValueError(unusable(f"Label {label!r}", "the perturbations", "has an empty component", f"sep={sep!r}?"))
+    if len(set(parts)) < len(parts):
+        problem = "names a gene twice"
+        raise ValueError(unusable(f"Label {label!r}", "the perturbations", problem, "Name each gene once."))
+    return tuple(parts)
+
+
+def canonical(label: str, sep: str) -> str:
+    """Return the label under which ``B+A`` and ``A+B`` are one perturbation.
+
+    Examples
+    --------
+    >>> canonical("B+A", "+")
+    'A+B'
+    """
+    return sep.join(components(label, sep))
+
+
+def read_labels(obs: pd.DataFrame, key: str) -> np.ndarray:
+    """Return one obs column as strings (n,), refusing a missing column and missing labels.
+
+    Raises
+    ------
+    KeyError
+        If the column does not exist.
+    ValueError
+        If it holds NaN.
+    """
+    if key not in obs:
+        raise KeyError(absent("Column", key, "adata.obs", obs.columns, "Name an existing column."))
+    column = obs[key]
+    n_missing = int(column.isna().sum())
+    if n_missing:
+        first = obs.index[column.isna().to_numpy()][0]
+        problem = f"are missing (NaN) for {n_missing} cells, the first being {str(first)!r}"
+        raise ValueError(unusable("Labels", f"adata.obs[{key!r}]", problem, "Label or remove these cells."))
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def read_perturbations(obs: pd.DataFrame, key: str, *, control: str, sep: str) -> np.ndarray:
+    """Return the canonical perturbation of every cell (n,); the control label must occur.
+
+    Raises
+    ------
+    ValueError
+        If the control label does not occur, or a label cannot be a combination (``A+A``).
+    """
+    labels = read_labels(obs, key)
+    found, codes = np.unique(labels.astype(str), return_inverse=True)
+    if control not in found:
+        place = f"adata.obs[{key!r}]"
+        raise ValueError(absent("Control label", control, place, found, "Pass control=<the label of control cells>."))
+    names = np.array([name if name == control else canonical(name, sep) for name in found], dtype=object)
+    return names[codes]
+
+
+@dataclass(frozen=True)
+class ConditionIndex:
+    """Cells of a screen as integers.
+
+    Parameters
+    ----------
+    perturbations
+        Canonical names (U,), sorted; the control is among them.
+    cell_types
+        Names (T,), sorted.
+    control
+        Position of the control in ``perturbations``.
+    perturbation, cell_type
+        Code of every cell (n,).
+    batch
+        Code of every cell's (cell type, batch) pair (n,): a batch name that two cell types share is two batches.
+    """
+
+    perturbations: np.ndarray
+    cell_types: np.ndarray
+    control: int
+    perturbation: np.ndarray
+    cell_type: np.ndarray
+    batch: np.ndarray
+
+    @classmethod
+    def from_labels(
+        cls, perturbation: Sequence[str], cell_type: Sequence[str], batch: Sequence[str] | None, *, control: str
+    ) -> "ConditionIndex":
+        """Build the index from one label per cell; ``batch=None`` puts each cell type into one batch."""
+        perturbations, p = np.unique(np.asarray(perturbation, dtype=str), return_inverse=True)
+        cell_types, t = np.unique(np.asarray(cell_type, dtype=str), return_inverse=True)
+        b = np.zeros(len(p), dtype=np.int64)
+        if batch is not None:
+            b = np.unique(np.asarray(batch, dtype=str), return_inverse=True)[1]
+        pairs = np.unique(t * (b.max(initial=0) + 1) + b, return_inverse=True)[1]
+        return cls(perturbations, cell_types, int(np.searchsorted(perturbations, control)), p, t, pairs)
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return len(self.perturbation)
+
+    @cached_property
+    def is_control(self) -> np.ndarray:
+        """Whether each cell is a control cell (n,)."""
+        return self.perturbation == self.control
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Condition keys present (C',), rows grouped by them (n,), and where each group starts (C'+1,)."""
+        key = self.perturbation.astype(np.int64) * len(self.cell_types) + self.cell_type
+        rows = np.argsort(key, kind="stable")
+        present, start = np.unique(key[rows], return_index=True)
+        return present, rows, np.append(start, self.n_obs)
+
+    def rows(self, perturbation: int, cell_type: int) -> np.ndarray:
+        """Return the rows of one condition, ascending; empty if it has no cells."""
+        present, rows, start = self._groups
+        key = perturbation * len(self.cell_types) + cell_type
+        i = int(np.searchsorted(present, key))
+        return rows[start[i] : start[i + 1]] if i < len(present) and present[i] == key else rows[:0]
+
+    def controls(self, cell_type: int) -> np.ndarray:
+        """Return the rows of the control cells of one cell type, ascending."""
+        return self.rows(self.control, cell_type)
+
+    @cached_property
+    def conditions(self) -> pd.DataFrame:
+        """Conditions other than control: codes ``perturbation``, ``cell_type`` and ``n_cells``, sorted."""
+        present, _, start = self._groups
+        p, t = np.divmod(present, len(self.cell_types))
+        table = pd.DataFrame({"perturbation": p, "cell_type": t, "n_cells": np.diff(start)})
+        return table[p != self.control].reset_index(drop=True)
+
+    def named(self, conditions: pd.DataFrame) -> pd.DataFrame:
+        """Return a condition table with names in place of codes."""
+        return conditions.assign(
+            perturbation=self.perturbations[conditions["perturbation"].to_numpy()],
+            cell_type=self.cell_types[conditions["cell_type"].to_numpy()],
+        )
+
+
+def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> pd.DataFrame:
+    """Return ``index.conditions`` with a column ``split``, read from one label per cell.
+
+    Control cells may carry any of the labels: they are inputs everywhere.
+
+    Raises
+    ------
+    ValueError
+        If a label is not train, val or test, or one condition carries two of them.
+    """
+    strange = sorted(set(split) - set(SPLITS))
+    if strange:
+        raise ValueError(absent("Split value", strange[0], str(SPLITS), SPLITS, f"Correct {place}."))
+    table = index.conditions
+    labels = []
+    for p, t in zip(table["perturbation"], table["cell_type"], strict=True):
+        found = np.unique(split[index.rows(p, t)])
+        if len(found) > 1:
+            name = f"{index.perturbations[p]} in {index.cell_types[t]}"
+            raise ValueError(
+                unusable(f"Condition {name!r}", place, f"is split between {listed(found)}", "Splits hold out conditions.")
+            )
+        labels.append(str(found[0]))
+    return table.assign(split=labels)
+
+
+def draw_split(
+    conditions: pd.DataFrame,
+    *,
+    holdout: str,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    test_cell_type: str | None = None,
+    sep: str = "+",
+) -> np.ndarray:
+    """Draw train, val or test for every condition of a named condition table.
+
+    Parameters
+    ----------
+    conditions
+        Columns ``perturbation``, ``cell_type`` (names).
+    holdout
+        What is unseen in the held-out conditions: ``"pair"`` (this perturbation in this cell type),
+        ``"perturbation"`` (this gene in any cell type, alone or in a combination) or ``"cell_type"`` (all of it).
+    test_fraction, val_fraction
+        Shares of the units that can be held out.
+    seed
+        Seed of the draw.
+    test_cell_type
+        For ``"pair"``: hold out pairs of this cell type only. For ``"cell_type"``: the type that becomes test.
+
+    Returns
+    -------
+    Labels (C,) in the order of ``conditions``.
+    """
+    rng = np.random.default_rng(seed)
+    draw = {"pair": _draw_pairs, "perturbation": _draw_genes, "cell_type": _draw_cell_type}[holdout]
+    return draw(conditions, rng, (test_fraction, val_fraction), test_cell_type, sep)
+
+
+def _allot(n_open: int, n: int, fractions: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Label ``n_open`` units in random order; shares are of ``n`` units, positive ones give at least one unit."""
+    counts = [max(1, round(f * n)) if f > 0 and n_open > 1 else 0 for f in fractions]
+    n_test = min(counts[0], n_open)
+    n_val = min(counts[1], n_open - n_test)
+    return rng.permutation(np.repeat(np.array(["test", "val", "train"], dtype=object), [n_test, n_val, n_open - n_test - n_val]))
+
+
+def _draw_pairs(conditions, rng, fractions, test_cell_type, sep):
+    labels = np.full(len(conditions), "train", dtype=object)
+    candidate = np.ones(len(conditions), dtype=bool)
+    if test_cell_type is not None:
+        candidate = (conditions["cell_type"] == test_cell_type).to_numpy()
+    # One pair of every perturbation stays in training, outside the tested cell type where it can.
+    order = np.lexsort((rng.random(len(conditions)), candidate))
+    anchors = conditions.iloc[order].drop_duplicates("perturbation").index
+    open_ = candidate & ~conditions.index.isin(anchors)
+    labels[open_] = _allot(int(open_.sum()), int(candidate.sum()), fractions, rng)
+    return labels
+
+
+def _draw_genes(conditions, rng, fractions, test_cell_type, sep):
+    parts = [components(p, sep) for p in conditions["perturbation"]]
+    genes = sorted({g for part in parts for g in part})
+    of_gene = dict(zip(genes, _allot(len(genes), len(genes), fractions, rng), strict=True))
+    # A combination is as unseen as its most unseen gene.
+    rank = {"train": 0, "val": 1, "test": 2}
+    return np.array([max((of_gene[g] for g in part), key=rank.__getitem__) for part in parts], dtype=object)
+
+
+def _draw_cell_type(conditions, rng, fractions, test_cell_type, sep):
+    types = np.unique(conditions["cell_type"])
+    chosen = test_cell_type if test_cell_type is not None else str(rng.choice(types))
+    rest = (conditions["cell_type"] != chosen).to_numpy()
+    labels = np.full(len(conditions), "test", dtype=object)
+    labels[rest] = _allot(int(rest.sum()), int(rest.sum()), (0.0, fractions[1]), rng)
+    return labels

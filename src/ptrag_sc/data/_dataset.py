@@ -1,0 +1,112 @@
+"""How do rows of a registered matrix become dense tensors, whatever the matrix is stored as?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata.abc import CSCDataset, CSRDataset
+from torch.utils.data import Dataset
+
+from ptrag_sc.data._set_sampler import CellSets
+
+BATCH = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CellReader:
+    """Dense rows of an in-memory CSR, dense or backed matrix.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes as it stands in the AnnData.
+    columns
+        Columns to return, in order; None returns all.
+    """
+
+    matrix: np.ndarray | sp.csr_matrix | CSRDataset
+    columns: np.ndarray | None = None
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes returned."""
+        return self.matrix.shape[1] if self.columns is None else len(self.columns)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return rows in the order asked for, duplicates included, as float32 (n, G)."""
+        if sp.issparse(self.matrix):
+            dense = self.matrix[indices].toarray()
+        elif isinstance(self.matrix, np.ndarray):
+            dense = self.matrix[indices]
+        else:  # on disk: unique ascending rows are read, then order and duplicates restored
+            unique, inverse = np.unique(indices, return_inverse=True)
+            block = self.matrix[unique]
+            dense = (block.toarray() if sp.issparse(block) else np.asarray(block))[inverse]
+        if self.columns is not None:
+            dense = dense[:, self.columns]
+        return np.ascontiguousarray(dense, dtype=np.float32)
+
+    def chunks(self, indices: np.ndarray, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (indices, dense rows) in pieces of bounded size."""
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            yield part, self.rows(part)
+
+    def values(self, size: int = 65536) -> Iterator[np.ndarray]:
+        """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
+        if sp.issparse(self.matrix):
+            yield self.matrix.data
+            return
+        for start in range(0, self.n_obs, size):
+            block = self.matrix[start : start + size]
+            yield block.data if sp.issparse(block) else np.asarray(block)
+
+
+def as_row_matrix(matrix: object) -> np.ndarray | sp.csr_matrix | CSRDataset:
+    """Return the matrix in a form whose rows are cheap to read (CSC is converted once, in memory)."""
+    if isinstance(matrix, CSCDataset):
+        return matrix.to_memory().tocsr()
+    if sp.issparse(matrix):
+        return matrix.tocsr()
+    return matrix
+
+
+class CellSetDataset(Dataset):
+    """Tensors of cell sets.
+
+    Parameters
+    ----------
+    reader
+        Rows of the registered matrix.
+    with_target
+        Whether the observed target cells are read too (training) or not (prediction).
+    """
+
+    def __init__(self, reader: CellReader, *, with_target: bool):
+        self.reader = reader
+        self.with_target = with_target
+
+    def _cells(self, rows: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        cells = np.zeros((*rows.shape, self.reader.n_genes), dtype=np.float32)
+        cells[mask] = self.reader.rows(rows[mask])
+        return torch.from_numpy(cells)
+
+    def __getitem__(self, sets: CellSets) -> BATCH:
+        """Return the mini-batch of one :class:`CellSets`; padded places are 0."""
+        batch = {
+            "control_cells": self._cells(sets.control, sets.control_mask),
+            "control_mask": torch.from_numpy(sets.control_mask),
+            "query": torch.from_numpy(sets.query),
+            "cell_type": torch.from_numpy(sets.cell_type),
+        }
+        if self.with_target:
+            batch["target_cells"] = self._cells(sets.target, sets.target_mask)
+            batch["target_mask"] = torch.from_numpy(sets.target_mask)
+        return batch

@@ -1,0 +1,254 @@
+"""Which cells stand together in a set, in training and at prediction?"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import Sampler
+
+from ptrag_sc.data._conditions import ConditionIndex
+
+
+class CellSets(NamedTuple):
+    """B cell sets as row numbers; places where a mask is False are padding.
+
+    In prediction ``target`` holds the rows of the *output* that the generated cells go to.
+    """
+
+    query: np.ndarray  # (B,) row of the query table
+    cell_type: np.ndarray  # (B,)
+    ordinal: np.ndarray  # (B,) which set of its condition
+    target: np.ndarray  # (B, S)
+    target_mask: np.ndarray  # (B, S)
+    control: np.ndarray  # (B, S)
+    control_mask: np.ndarray  # (B, S)
+
+
+def pad(rows: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stack row numbers of unequal length into (B, size) and the mask of real places."""
+    length = np.array([len(r) for r in rows])
+    mask = np.arange(size) < length[:, None]
+    padded = np.zeros((len(rows), size), dtype=np.int64)
+    padded[mask] = np.concatenate(rows) if rows else []
+    return padded, mask
+
+
+def match_composition(
+    pools: list[np.ndarray], share: np.ndarray, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw up to ``size`` distinct controls whose batches follow ``share``.
+
+    Quotas come from systematic sampling (one uniform offset), so each batch's expected count is exactly
+    ``size * share``. What a batch cannot supply is drawn from the other controls of the cell type.
+
+    Parameters
+    ----------
+    pools
+        Control rows of each batch of the cell type.
+    share
+        Share of each batch among the target cells; sums to 1.
+    """
+    edges = np.floor(rng.random() + size * np.concatenate([[0.0], np.cumsum(share)])).astype(int)
+    quota = np.diff(edges)
+    drawn = [_choose(pool, q, rng) for pool, q in zip(pools, quota, strict=True)]
+    short = size - sum(map(len, drawn))
+    if short > 0:
+        rest = np.setdiff1d(np.concatenate(pools), np.concatenate(drawn), assume_unique=True)
+        drawn.append(_choose(rest, short, rng))
+    return np.concatenate(drawn)
+
+
+def _choose(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=False)
+
+
+class RandomSets(Sampler[CellSets]):
+    """Fresh cell sets of every condition, once per epoch, in random order.
+
+    A set holds ``min(set_size, n)`` distinct cells of the condition and up to ``set_size`` distinct control cells
+    of the same cell type and the same batch composition. The draw depends on (seed, epoch, condition) only, so
+    ranks of a distributed run agree on it and take disjoint shares.
+
+    Parameters
+    ----------
+    index
+        The screen.
+    conditions
+        Columns ``perturbation``, ``cell_type`` (codes): what to visit.
+    query
+        Row of the query table for each condition (C,).
+    set_size, batch_size
+        S and B.
+    seed
+        Seed of the draw.
+    fresh
+        Whether every epoch draws anew (training) or repeats the first draw in order (validation).
+    rank, world_size
+        Share of a distributed run.
+    """
+
+    def __init__(
+        self,
+        index: ConditionIndex,
+        conditions: pd.DataFrame,
+        query: np.ndarray,
+        *,
+        set_size: int,
+        batch_size: int,
+        seed: int,
+        fresh: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.index, self.query = index, np.asarray(query, dtype=np.int64)
+        self.set_size, self.batch_size, self.seed, self.fresh = set_size, batch_size, seed, fresh
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.cell_type = conditions["cell_type"].to_numpy(dtype=np.int64)
+        perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)
+        self._rows = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
+        self._pools = {t: _batch_pools(index, t) for t in np.unique(self.cell_type)}
+        self._share = [_batch_share(index.batch[r], self._pools[t][0]) for r, t in zip(self._rows, self.cell_type, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draw comes next (Lightning calls this)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of mini-batches of one rank."""
+        per_rank = math.ceil(len(self._rows) / self.world_size)
+        return math.ceil(per_rank / self.batch_size)
+
+    def _draw(self, condition: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch, condition])
+        target = _choose(self._rows[condition], self.set_size, rng)
+        _, pools = self._pools[self.cell_type[condition]]
+        return target, match_composition(pools, self._share[condition], self.set_size, rng)
+
+    def __iter__(self) -> Iterator[CellSets]:
+        """Yield the mini-batches of one epoch."""
+        epoch = self.epoch if self.fresh else 0
+        order = np.arange(len(self._rows))
+        if self.fresh:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        # Every rank takes equally many sets: the first ones are visited twice where the count does not divide.
+        order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)[self.rank :: self.world_size]
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            drawn = [self._draw(c, epoch) for c in chosen]
+            target, target_mask = pad([t for t, _ in drawn], self.set_size)
+            control, control_mask = pad([c for _, c in drawn], self.set_size)
+            ordinal = np.zeros(len(chosen), dtype=np.int64)
+            yield CellSets(
+                self.query[chosen], self.cell_type[chosen], ordinal, target, target_mask, control, control_mask
+            )
+
+
+def _batch_pools(index: ConditionIndex, cell_type: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the batches of a cell type and the control rows of each (a batch without controls: none)."""
+    batches = np.unique(index.batch[index.cell_type == cell_type])
+    controls = index.controls(cell_type)
+    return batches, [controls[index.batch[controls] == b] for b in batches]
+
+
+def _batch_share(batch: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(batches, batch), minlength=len(batches)) / len(batch)
+
+
+def name_hash(names: np.ndarray, seed: int) -> np.ndarray:
+    """Return one seeded 64-bit number per cell name (n,): the order of cells that no row order can change."""
+    return pd.util.hash_array(np.asarray(names, dtype=object), hash_key=f"{seed:016d}"[-16:], categorize=False)
+
+
+class PlannedSet(NamedTuple):
+    """One prediction set: output rows (s,) and the distinct control cells (s,) that they are generated from."""
+
+    query: int
+    cell_type: int
+    ordinal: int
+    output: np.ndarray
+    source: np.ndarray
+
+
+class SequentialSets:
+    """Prediction sets in a fixed order.
+
+    Parameters
+    ----------
+    planned
+        The sets; membership depends on each condition's own cells only (:func:`deal_sets`).
+    batch_size
+        B; changes nothing but speed.
+    """
+
+    def __init__(self, planned: list[PlannedSet], *, batch_size: int):
+        self.planned, self.batch_size = planned, batch_size
+
+    def __len__(self) -> int:
+        """Return the number of mini-batches."""
+        return math.ceil(len(self.planned) / self.batch_size)
+
+    def __iter__(self) -> Iterator[CellSets]:
+        """Yield mini-batches."""
+        for start in range(0, len(self.planned), self.batch_size):
+            query, cell_type, ordinal, output, source = zip(*self.planned[start : start + self.batch_size], strict=True)
+            size = max(map(len, output))
+            target, mask = pad(list(output), size)
+            control, _ = pad(list(source), size)
+            yield CellSets(np.array(query), np.array(cell_type), np.array(ordinal), target, mask, control, mask)
+
+
+def deal_sets(
+    batch: np.ndarray, order: np.ndarray, control_batch: np.ndarray, control_order: np.ndarray, set_size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pair the cells of one condition with controls and deal them into sets.
+
+    Cells are dealt, batch by batch in hash order, over the fewest sets of balanced size in which every control stands
+    at most once. Cells of a batch that has no controls take controls of any batch of the cell type, in sets of their
+    own.
+
+    Parameters
+    ----------
+    batch, order
+        Batch and hash of the cells to predict (n,).
+    control_batch, control_order
+        Batch and hash of the control cells of the cell type (m,); m > 0.
+    set_size
+        Largest number of cells in a set.
+
+    Returns
+    -------
+    One pair per set: positions of the cells in it, and positions of their controls, all distinct within the set.
+    """
+    known = np.isin(batch, control_batch)
+    # Batches without controls are one group that may draw from every control of the cell type.
+    groups = [
+        (np.flatnonzero(known), batch, control_batch),
+        (np.flatnonzero(~known), np.zeros_like(batch), np.zeros_like(control_batch)),
+    ]
+    sets = []
+    for cells, b, cb in groups:
+        if len(cells):
+            sets += _deal_group(cells, b, order, cb, control_order, set_size)
+    return sets
+
+
+def _deal_group(cells, batch, order, control_batch, control_order, set_size):
+    cells = cells[np.lexsort((order[cells], batch[cells]))]
+    batches, start, count = np.unique(batch[cells], return_index=True, return_counts=True)
+    pools = {b: _in_order(np.flatnonzero(control_batch == b), control_order) for b in batches}
+    # No set may need a control twice: at least n_b / (controls of b) sets for every batch b.
+    n_sets = max(-(-len(cells) // set_size), *(-(-n // len(pools[b])) for b, n in zip(batches, count, strict=True)))
+    set_of = np.arange(len(cells)) % n_sets
+    source = np.empty(len(cells), dtype=np.int64)
+    for b, first, n in zip(batches, start, count, strict=True):
+        # Sets take consecutive runs of the batch's controls: distinct within a set, evenly used over the sets.
+        by_set = first + np.argsort(set_of[first : first + n], kind="stable")
+        source[by_set] = pools[b][np.arange(n) % len(pools[b])]
+    return [(cells[set_of == s], source[set_of == s]) for s in range(n_sets)]
+
+
+def _in_order(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(order[rows], kind="stable")]

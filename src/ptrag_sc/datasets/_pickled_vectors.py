@@ -1,0 +1,296 @@
+"""How is a pickled table of vectors read without running what the pickle asks for?
+
+A pickle is a program for a stack machine. The machine of this file knows only the instructions that a dict of names and
+vectors needs; every other one, and every callable but the four that rebuild a numpy array, is refused before it acts.
+"""
+
+import io
+import pickletools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from ptrag_sc._validation import unusable
+
+BUFFER_BYTES = 1 << 14  # more than the 9,000 bytes of a full run of floats, little enough to copy for every run
+FLOAT_CODE = ord("G")
+FLOAT_RECORD = np.dtype([("code", "u1"), ("value", ">f8")])
+REMEDY = "Expected is a dict of names to lists of floats; from a source that you trust, save it as .npz instead."
+
+
+class GeneVectors(NamedTuple):
+    """A table of vectors with the names of its rows."""
+
+    genes: np.ndarray  # (n,) str
+    vectors: np.ndarray  # (n, D) float32
+
+
+def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVectors:
+    """Read a pickled dict of names to vectors; nothing that the pickle names is imported or called.
+
+    A vector is a list, tuple or one-dimensional numpy array of numbers. Each becomes float32 while it is read, so that
+    the Python floats of the whole table (24 bytes each) never exist.
+
+    Parameters
+    ----------
+    file
+        Binary file, pickle protocol 0 to 5. It is read to the end of the pickle or beyond, and left open.
+    place
+        How messages call the file.
+
+    Returns
+    -------
+    Names (n,) and vectors (n, D) float32, in the order of the dict.
+
+    Raises
+    ------
+    ValueError
+        If the pickle asks for anything else (named in the message), is cut short, or holds vectors of unequal width.
+
+    Examples
+    --------
+    >>> import io, pickle
+    >>> table = read_pickled_vectors(io.BytesIO(pickle.dumps({"AARS": [0.5, 1.0], "STAT1": [2.0, 0.0]})))
+    >>> table.genes.tolist(), table.vectors.tolist()
+    (['AARS', 'STAT1'], [[0.5, 1.0], [2.0, 0.0]])
+    """
+    buffered = io.BufferedReader(file, BUFFER_BYTES)
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 is inf, which the table's own check names
+            return _stacked(_Machine(buffered).run())
+    except _PickleRefusedError as error:
+        raise ValueError(unusable("The pickle", place, str(error), REMEDY)) from None
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        problem = f"is cut short or damaged ({error})"
+        raise ValueError(unusable("The pickle", place, problem, REMEDY)) from error
+    finally:
+        buffered.detach()
+
+
+class _PickleRefusedError(Exception):
+    """The pickle is not a plain table of vectors; the message is the problem."""
+
+
+@dataclass
+class _Vector:
+    """A list, tuple or array of numbers while it is read."""
+
+    chunks: list[np.ndarray] = field(default_factory=list)
+
+    def joined(self) -> np.ndarray:
+        if len(self.chunks) != 1:
+            self.chunks = [np.concatenate([*self.chunks, np.zeros(0, np.float32)])]
+        return self.chunks[0]
+
+
+@dataclass
+class _Dtype:
+    code: str
+    order: str = "="
+
+
+@dataclass(frozen=True)
+class _Callable:
+    name: str  # "module attribute"; never imported
+
+
+class _Machine:
+    """Stack machine for the instructions in ``STEPS``.
+
+    Floats always lie on the stack as arrays ("runs"), one or more to an array.
+    """
+
+    def __init__(self, file: io.BufferedReader):
+        self.file = file
+        self.stack: list = []
+        self.outer: list[list] = []  # the stacks below each open mark
+        self.memo: dict[int, object] = {}
+
+    def run(self) -> object:
+        while (code := self.file.read(1)) != b".":
+            info = pickletools.code2op.get(code.decode("latin-1"))
+            if info is None:
+                raise _PickleRefusedError(
+                    f"holds the unknown instruction {code!r}" if code else "ends before its last instruction"
+                )
+            argument = info.arg.reader(self.file) if info.arg else None
+            if info.name not in STEPS:
+                what = info.name if argument is None else f"{info.name} {argument!r}"
+                raise _PickleRefusedError(f"asks for {what}, which a table does not need; nothing was run")
+            STEPS[info.name](self, argument)
+        return self.stack[-1]
+
+    def close_mark(self) -> list:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def take(self, n: int) -> list:
+        if len(self.stack) < n:
+            raise IndexError("too few values on the stack")
+        items = self.stack[len(self.stack) - n :]
+        del self.stack[len(self.stack) - n :]
+        return items
+
+
+def _stacked(table: object) -> GeneVectors:
+    if not isinstance(table, dict) or not table:
+        raise _PickleRefusedError(f"holds {'an empty dict' if table == {} else type(table).__name__}, not a dict of vectors")
+    vectors = [value.joined() for value in table.values()]
+    widths = np.array([len(vector) for vector in vectors])
+    odd = np.flatnonzero(widths != widths[0])
+    genes = np.array(list(table), dtype=str)
+    if len(odd):
+        name, width = str(genes[odd[0]]), widths[odd[0]]
+        raise _PickleRefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
+    return GeneVectors(genes, np.stack(vectors))
+
+
+def _vector(items: Sequence) -> _Vector:
+    """Read the items of a list or tuple as numbers."""
+    strange = [type(item).__name__ for item in items if not isinstance(item, np.ndarray) and type(item) is not int]
+    if strange:
+        raise _PickleRefusedError(f"holds a list that is not of numbers (found: {strange[0].strip('_').lower()})")
+    return _Vector([np.atleast_1d(np.asarray(item, dtype=np.float32)) for item in items])
+
+
+def _push_floats(machine: _Machine, value: float) -> None:
+    """Push a float, and with it the floats that follow at once if the innermost mark holds nothing but floats."""
+    only_floats = machine.outer and (not machine.stack or isinstance(machine.stack[0], np.ndarray))
+    machine.stack.append(np.array([value], dtype=np.float32))
+    if not only_floats:
+        return
+    ahead = machine.file.peek()
+    records = np.frombuffer(ahead, FLOAT_RECORD, count=len(ahead) // FLOAT_RECORD.itemsize)
+    other = np.flatnonzero(records["code"] != FLOAT_CODE)
+    n = int(other[0]) if len(other) else len(records)
+    if n:
+        machine.stack.append(records["value"][:n].astype(np.float32))
+        machine.file.read(n * FLOAT_RECORD.itemsize)
+
+
+def _push(machine: _Machine, value: object) -> None:
+    machine.stack.append(value)
+
+
+def _mark(machine: _Machine, _: None) -> None:
+    machine.outer.append(machine.stack)
+    machine.stack = []
+
+
+def _remember(machine: _Machine, place: int | None) -> None:
+    machine.memo[len(machine.memo) if place is None else place] = machine.stack[-1]
+
+
+def _push_tuple(machine: _Machine, items: list) -> None:
+    machine.stack.append(_vector(items) if any(isinstance(item, np.ndarray) for item in items) else tuple(items))
+
+
+def _extend(machine: _Machine, items: list) -> None:
+    vector = machine.stack[-1]
+    if not isinstance(vector, _Vector):
+        raise TypeError("a list was expected")
+    vector.chunks.extend(_vector(items).chunks)
+
+
+def _set_items(machine: _Machine, items: list) -> None:
+    table = machine.stack[-1]
+    if not isinstance(table, dict) or len(items) % 2:
+        raise TypeError("a dict was expected")
+    for name, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(name, str):
+            raise _PickleRefusedError(f"holds the key {name!r}, which is no name")
+        value = _vector(value) if isinstance(value, tuple) else value
+        if not isinstance(value, _Vector):
+            raise _PickleRefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
+        value.joined()
+        table[name] = value
+
+
+def _push_dict(machine: _Machine, _: None) -> None:
+    items = machine.close_mark()
+    machine.stack.append({})
+    _set_items(machine, items)
+
+
+def _push_callable(machine: _Machine, name: str) -> None:
+    if name not in CALLS and name not in ARGUMENTS:
+        raise _PickleRefusedError(f"asks for the callable {name.replace(' ', '.')!r}, which is refused; nothing was run")
+    machine.stack.append(_Callable(name))
+
+
+def _call(machine: _Machine, _: None) -> None:
+    function, arguments = machine.take(2)
+    if not isinstance(function, _Callable) or function.name not in CALLS or not isinstance(arguments, tuple):
+        name = function.name.replace(" ", ".") if isinstance(function, _Callable) else type(function).__name__
+        raise _PickleRefusedError(f"asks to call {name!r}, which is refused; nothing was run")
+    machine.stack.append(CALLS[function.name](*arguments))
+
+
+def _build(machine: _Machine, _: None) -> None:
+    target, state = machine.take(2)
+    if isinstance(target, _Dtype):
+        target.order = {"<": "<", ">": ">"}.get(state[1], "=")
+    elif isinstance(target, _Vector):
+        _, shape, dtype, _, data = state
+        target.chunks = _array(data, dtype, shape).chunks
+    else:
+        raise _PickleRefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
+    machine.stack.append(target)
+
+
+def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str = "C") -> _Vector:
+    values = np.frombuffer(data, np.dtype(dtype.order + dtype.code))
+    if shape != values.shape:
+        raise _PickleRefusedError(f"holds an array of shape {shape}, where one vector was expected")
+    return _Vector([values.astype(np.float32)])
+
+
+def _dtype(code: str, *_: bool) -> _Dtype:
+    if code not in ("f2", "f4", "f8"):
+        raise _PickleRefusedError(f"holds an array of dtype {code!r}, not of floats")
+    return _Dtype(code)
+
+
+CALLS: dict[str, Callable] = {
+    "_codecs encode": lambda text, _: text.encode("latin-1"),  # how protocols 0 to 2 write bytes
+    "numpy dtype": _dtype,
+    "numpy.core.multiarray _reconstruct": lambda *_: _Vector(),
+    "numpy._core.multiarray _reconstruct": lambda *_: _Vector(),
+    "numpy.core.numeric _frombuffer": _array,
+    "numpy._core.numeric _frombuffer": _array,
+}
+ARGUMENTS = frozenset({"numpy ndarray"})  # named by a pickled array, never called
+
+STEPS: dict[str, Callable] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
+    "MARK": _mark,
+    "FLOAT": lambda machine, value: machine.stack.append(np.array([value], dtype=np.float32)),
+    "BINFLOAT": _push_floats,
+    "NONE": _push,
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_TUPLE": lambda machine, _: _push_tuple(machine, []),
+    "TUPLE1": lambda machine, _: _push_tuple(machine, machine.take(1)),
+    "TUPLE2": lambda machine, _: _push_tuple(machine, machine.take(2)),
+    "TUPLE3": lambda machine, _: _push_tuple(machine, machine.take(3)),
+    "TUPLE": lambda machine, _: _push_tuple(machine, machine.close_mark()),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append(_Vector()),
+    "LIST": lambda machine, _: _push(machine, _vector(machine.close_mark())),
+    "APPEND": lambda machine, _: _extend(machine, machine.take(1)),
+    "APPENDS": lambda machine, _: _extend(machine, machine.close_mark()),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "DICT": _push_dict,
+    "SETITEM": lambda machine, _: _set_items(machine, machine.take(2)),
+    "SETITEMS": lambda machine, _: _set_items(machine, machine.close_mark()),
+    "GLOBAL": _push_callable,
+    "STACK_GLOBAL": lambda machine, _: _push_callable(machine, " ".join(machine.take(2))),
+    "REDUCE": _call,
+    "BUILD": _build,
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, place: machine.stack.append(machine.memo[place])),
+}

@@ -1,0 +1,5 @@
+"""Which model does the package train?"""
+
+from ._ptrag import PTRAG
+
+__all__ = ["PTRAG"]

@@ -1,0 +1,64 @@
+"""How does a model become one file, and back? Tensors and one JSON string, nothing that is executed on reading."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ptrag_sc._validation import unusable
+
+FORMAT = 1
+
+
+class ModelFile(NamedTuple):
+    """Content of ``model.pt``."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]  # JSON-able
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file beside the target and rename it, so that a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part" + path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_model(path: Path, content: ModelFile) -> None:
+    """Write a model file."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in content.tensors.items()}
+    meta = json.dumps({"format": FORMAT, **content.meta})
+    write_beside(path, lambda beside: torch.save({"tensors": tensors, "json": meta}, beside))
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read a file of :func:`write_model` with ``weights_only=True``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If the file is something else or of a later format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(unusable("A saved model", str(path), "was not found", "Pass the folder given to save()."))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors, meta = content["tensors"], json.loads(content["json"])
+    except Exception as error:
+        remedy = "Pass a folder written by PTRAG.save of this package."
+        raise ValueError(unusable("The file", str(path), "is not a ptrag_sc model", remedy)) from error
+    if meta["format"] > FORMAT:
+        problem = f"has format {meta['format']}, this version reads up to {FORMAT}"
+        raise ValueError(unusable("The file", str(path), problem, "Update ptrag_sc."))
+    return ModelFile(tensors, meta)

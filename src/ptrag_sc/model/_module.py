@@ -1,0 +1,120 @@
+"""How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+
+from ptrag_sc.nn import LOSSES, CellEncoder, EmbeddingEncoder, Refined, Refiner, SetTransformer
+from ptrag_sc.retrieval import Candidates, Queries
+
+RETRIEVAL = ("gumbel", "attention", "none")
+
+
+class PTRAGModule(BaseModuleClass):
+    """PT-RAG on tensors; see :class:`ptrag_sc.PTRAG` for the parameters that are not shapes.
+
+    Parameters
+    ----------
+    embeddings
+        Candidate table (P, D): one unit row for every training perturbation.
+    basis
+        Leading directions of the training shifts (R, G).
+    """
+
+    def __init__(
+        self,
+        embeddings: Float[Tensor, "P D"],
+        basis: Float[Tensor, "R G"],
+        *,
+        retrieval: Literal["gumbel", "attention", "none"],
+        n_hidden: int,
+        n_layers: int,
+        n_heads: int,
+        dropout_rate: float,
+        temperature: float,
+        sparsity_weight: float,
+        loss: str,
+    ):
+        super().__init__()
+        self.retrieval, self.sparsity_weight, self.loss_name = retrieval, sparsity_weight, loss
+        self.register_buffer("embeddings", torch.as_tensor(embeddings))
+        self.encode_cells = CellEncoder(basis.shape[1], n_hidden)
+        self.encode_embedding = EmbeddingEncoder(embeddings.shape[1], n_hidden)
+        self.refiner = None
+        if retrieval != "none":
+            gated = retrieval == "gumbel"
+            self.refiner = Refiner(n_hidden, gated=gated, temperature=temperature, dropout=dropout_rate)
+        self.generator = SetTransformer(n_hidden, n_layers, n_heads, basis=basis, dropout=dropout_rate)
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        return {name: tensors[name] for name in ("control_cells", "query")}
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
+        return {
+            "control_cells": tensors["control_cells"],
+            "control_mask": tensors["control_mask"],
+            "basal": inference_outputs["basal"],
+            "context": inference_outputs["refined"].context,
+        }
+
+    @auto_move_data
+    def inference(
+        self,
+        control_cells: Float[Tensor, "B S G"],
+        query: Int[Tensor, " B"],
+        queries: Queries,
+        noise: Float[Tensor, "B S K"] | None = None,
+    ) -> dict[str, Tensor | Candidates | Refined]:
+        """Encode the control cells and refine what was retrieved for each set's query.
+
+        Returns
+        -------
+        ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`).
+        """
+        basal = self.encode_cells(control_cells)
+        candidates = queries.candidates.take(query)
+        encoded_query = self.encode_embedding(queries.vectors[query])
+        if self.refiner is None:
+            context = encoded_query[:, None].expand_as(basal)
+            nothing = basal.new_zeros(*basal.shape[:2], 0)
+            return {"basal": basal, "candidates": candidates, "refined": Refined(context, nothing, nothing)}
+        keys = self._encode_candidates(candidates.indices)
+        refined = self.refiner(basal, encoded_query, keys, candidates.present, candidates.similarity, noise)
+        return {"basal": basal, "candidates": candidates, "refined": refined}
+
+    def _encode_candidates(self, indices: Int[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
+        """Encode each table row once where the table is the smaller side, else the retrieved rows."""
+        if len(self.embeddings) <= indices.numel():
+            return self.encode_embedding(self.embeddings)[indices]
+        return self.encode_embedding(self.embeddings[indices])
+
+    @auto_move_data
+    def generative(
+        self,
+        control_cells: Float[Tensor, "B S G"],
+        control_mask: Bool[Tensor, "B S"],
+        basal: Float[Tensor, "B S H"],
+        context: Float[Tensor, "B S H"],
+    ) -> dict[str, Tensor]:
+        """Return ``cells`` (B, S, G): each control cell plus the change that its context brings."""
+        return {"cells": control_cells + self.generator(basal, context, control_mask)}
+
+    def loss(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
+    ) -> LossOutput:
+        """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only)."""
+        control_mask = tensors["control_mask"]
+        distance = LOSSES[self.loss_name](
+            generative_outputs["cells"], tensors["target_cells"], control_mask, tensors["target_mask"]
+        ).mean()
+        metrics = {"set_loss": distance}
+        total = distance
+        if self.retrieval == "gumbel":
+            shown = control_mask[:, :, None] & inference_outputs["candidates"].present[:, None]
+            open_share = (inference_outputs["refined"].gates * shown).sum() / shown.sum().clamp(min=1)
+            total = distance + self.sparsity_weight * open_share
+            metrics["gate_open"] = open_share.detach()
+        return LossOutput(loss=total, n_obs_minibatch=len(control_mask), extra_metrics=metrics)

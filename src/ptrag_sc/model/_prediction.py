@@ -1,0 +1,141 @@
+"""How does a trained module answer a request for predicted cells, or for what was retrieved?"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from ptrag_sc._validation import unusable
+from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets
+from ptrag_sc.data._assembly import PredictedSets, assemble, find_cell_types, request_population
+from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.model._sets import gate_noise
+from ptrag_sc.model._tables import TrainingTables
+from ptrag_sc.retrieval import Queries, make_queries, resolve_vectors
+
+RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
+
+
+class ModulePredictor(Predictor):
+    """The predictor's side of :class:`ptrag_sc.PTRAG`."""
+
+    module: PTRAGModule
+    tables_: TrainingTables
+    init_params_: dict[str, Any]
+    split_: pd.DataFrame
+
+    def training_data(self) -> AnnData:
+        """Return the registered object.
+
+        Raises
+        ------
+        ValueError
+            If the model was loaded without one.
+        """
+        if self.adata is None:
+            raise ValueError(unusable("The model", "memory", "was loaded without data", "Pass adata=..."))
+        return self.adata
+
+    def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
+        """Return the embedding (Q, D) of each perturbation: model, then ``adata``, then ``gene_embedding``."""
+        key = self.keys_.embedding_key
+        return resolve_vectors(
+            labels, self.tables_.embedding, table=adata.uns.get(key), key=key, sep=self.keys_.sep, extra=gene_embedding
+        )
+
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
+        """Return the query table of a call; every neighbour is found here, once."""
+        if vectors is None:
+            vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
+        own = pd.Index(self.candidates_).get_indexer(list(labels))
+        table = self.module.embeddings
+        return make_queries(
+            torch.as_tensor(vectors, device=table.device),
+            table,
+            torch.as_tensor(own, device=table.device),
+            self.init_params_["n_candidates"],
+        )
+
+    def predict_batch(
+        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Queries, seed: int | None
+    ) -> PredictedSets:
+        """Return the predicted cells of one mini-batch of sets, and what they rest on."""
+        inferred = self._infer(batch, sets, labels, screen, state, seed)
+        with torch.no_grad():
+            inputs = self.module._get_generative_input(batch, inferred)
+            cells = self.module.generative(**inputs)["cells"]
+        return _as_arrays(cells, inferred)
+
+    def _infer(self, batch, sets, labels, screen, queries, seed) -> dict:
+        noise = None
+        if seed is not None and self.init_params_["retrieval"] == "gumbel":
+            noise = gate_noise(sets, labels, screen.index.cell_types, self.init_params_["n_candidates"], seed)
+        self.module.eval()
+        with torch.no_grad():
+            return self.module.inference(batch["control_cells"], batch["query"], queries, noise)
+
+    def get_retrieval(
+        self,
+        adata: AnnData | None = None,
+        *,
+        perturbations: str | Iterable[str] | None = None,
+        cell_types: str | Iterable[str] | None = None,
+        gene_embedding: object = None,
+    ) -> pd.DataFrame:
+        """Return what is retrieved for perturbations in cell types, without generating cells.
+
+        Parameters
+        ----------
+        adata
+            Object with control cells; None takes the training data.
+        perturbations
+            None takes all perturbations that the model was set up with.
+        cell_types
+            None takes all that have control cells.
+        gene_embedding
+            Table for genes that neither the model nor ``adata`` knows.
+
+        Returns
+        -------
+        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine), ``weight``
+        (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
+        """
+        adata = self.training_data() if adata is None else adata
+        screen = self.read(adata)
+        named = self.split_["perturbation"].unique() if perturbations is None else perturbations
+        labels, types = self.canonical_labels(named), find_cell_types(screen, cell_types)
+        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding))
+        dataset = CellSetDataset(screen.reader, with_target=False)
+
+        def without_cells(request):
+            for sets in SequentialSets(request.planned, batch_size=self._prediction_batch_size):
+                inferred = self._infer(dataset[sets], sets, labels, screen, state, None)
+                yield sets, _as_arrays(inferred["basal"][..., :0], inferred)
+
+        tables = []
+        for t in types:
+            n_cells = min(RETRIEVAL_CELLS, len(screen.index.controls(t)))
+            request = request_population(screen, labels, [t], n_cells=n_cells, set_size=self.set_size_, seed=None)
+            batches = without_cells(request)
+            named = {"candidates": self.candidates_, "cell_types": screen.index.cell_types}
+            tables.append(assemble(batches, request, n_genes=0, **named).retrieval)
+        return pd.concat(tables, ignore_index=True)
+
+
+def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
+    """Return the tensors of a mini-batch as arrays; without retrieval K is 0."""
+    candidates, refined = inferred["candidates"], inferred["refined"]
+    n_slots = refined.weights.shape[-1]
+    tensors = (
+        cells,
+        candidates.indices[:, :n_slots],
+        candidates.present[:, :n_slots],
+        candidates.similarity[:, :n_slots, 0],
+        refined.weights,
+        refined.gates,
+    )
+    return PredictedSets(*(t.detach().cpu().numpy() for t in tensors))

@@ -1,0 +1,282 @@
+"""What does a user call? ``PTRAG``: register, train, predict, save."""
+
+import logging
+import math
+from typing import Any, Literal
+
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scvi import settings
+from scvi.train import TrainRunner
+
+from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data import ScreenKeys
+from ptrag_sc.data._datamodule import CellSetDataModule
+from ptrag_sc.data._fields import setup
+from ptrag_sc.model._module import RETRIEVAL, PTRAGModule
+from ptrag_sc.model._prediction import ModulePredictor
+from ptrag_sc.model._saving import SavedModel
+from ptrag_sc.model._sets import training_sets
+from ptrag_sc.model._tables import TrainingTables, training_tables
+from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
+from ptrag_sc.nn import LOSSES
+
+logger = logging.getLogger(__name__)
+
+TRAINING_STEPS = 3000  # behind max_epochs=None
+STEPS_BETWEEN_CHECKS = 25
+PATIENCE = 20  # validation checks without improvement
+SET_SIZE = 64
+
+
+class PTRAG(SavedModel, ModulePredictor):
+    """Perturbation prediction from retrieved perturbations (PT-RAG, arXiv:2603.07233).
+
+    For a query perturbation the nearest training perturbations are retrieved by gene embedding, refined per cell by
+    hard gates, and a set transformer generates perturbed cells from control cells and what was kept. With nothing
+    retrieved, as for the control, every cell is returned as it is.
+
+    Parameters
+    ----------
+    adata
+        Object registered with :meth:`setup_anndata` or :meth:`setup_mudata`.
+    retrieval
+        ``"gumbel"``: candidates are selected per cell; ``"attention"``: all are kept, weighted by similarity;
+        ``"none"``: the query's own embedding takes their place.
+    n_candidates
+        Retrieved perturbations, K.
+    n_hidden, n_layers, n_heads
+        Size of the generator.
+    dropout_rate
+        Dropout of scorer and generator.
+    temperature
+        Of the Gumbel-Softmax gates in the backward pass.
+    sparsity_weight
+        Penalty on the share of open gates (gumbel only), in units of the loss.
+    loss
+        Name of the set loss.
+
+    Raises
+    ------
+    KeyError
+        If no gene embedding is registered or genes are missing from it.
+    ValueError
+        If an argument or the data cannot be used.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> ptrag_sc.PTRAG.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
+    ... )
+    >>> model = ptrag_sc.PTRAG(adata, n_candidates=4, n_hidden=16, n_layers=1)
+    >>> model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    >>> model.predict(perturbations=[str(model.candidates_[0])]).n_vars
+    60
+    """
+
+    _module_cls = PTRAGModule
+
+    def __init__(
+        self,
+        adata: AnnData | MuData,
+        *,
+        retrieval: Literal["gumbel", "attention", "none"] = "gumbel",
+        n_candidates: int = 32,
+        n_hidden: int = 128,
+        n_layers: int = 4,
+        n_heads: int = 4,
+        dropout_rate: float = 0.1,
+        temperature: float = 0.5,
+        sparsity_weight: float = 0.01,
+        loss: str = "energy_distance",
+    ):
+        params = {name: value for name, value in locals().items() if name not in {"self", "adata", "__class__"}}
+        super().__init__(adata)
+        keys = ScreenKeys.of(adata)
+        tables, _ = training_tables(adata, keys, seed=settings.seed or 0)
+        self._build(tables, keys, params)
+
+    def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
+        """Set the state that both the constructor and :meth:`load` need."""
+        _check_params(params, n_available=len(tables.candidates))
+        self.keys_, self.tables_, self.init_params_ = keys, tables, params
+        self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
+        self.set_size_ = SET_SIZE
+        vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
+        self.module = self._module_cls(
+            torch.as_tensor(vectors),
+            torch.as_tensor(tables.basis),
+            **{name: value for name, value in params.items() if name != "n_candidates"},
+        )
+        self._model_summary_string = (
+            f"PTRAG model: {len(tables.genes)} genes, {len(tables.candidates)} candidate perturbations, "
+            f"retrieval={params['retrieval']!r}, {params['n_candidates']} retrieved per query"
+        )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        perturbation_key: str,
+        control: str,
+        cell_type_key: str,
+        batch_key: str | None = None,
+        split_key: str | None = None,
+        embedding_key: str = "gene_embedding",
+        layer: str | None = None,
+        sep: str = "+",
+    ) -> None:
+        """Register the columns of a screen.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes; ``X`` is log1p of normalised counts unless ``layer`` says otherwise.
+        perturbation_key
+            ``obs`` column of the perturbed gene or combination of genes.
+        control
+            Its label of unperturbed cells.
+        cell_type_key
+            ``obs`` column of the cell type or cell line.
+        batch_key
+            ``obs`` column of the experimental batch: control cells are matched within it. No model input.
+        split_key
+            ``obs`` column of ``train``, ``val``, ``test``; None holds out a tenth of the conditions for validation.
+        embedding_key
+            Key of ``uns`` written by :func:`ptrag_sc.pp.gene_embedding`.
+        layer
+            Layer to use in place of ``X``; outputs are on its scale.
+        sep
+            Separator of combinations.
+
+        Raises
+        ------
+        KeyError
+            If a column or layer does not exist.
+        ValueError
+            If the control label does not occur, labels are missing, the split cuts a condition, or the expression
+            holds NaN, negative values or raw counts.
+        """
+        arguments = cls._get_setup_method_args(**locals())
+        setup(cls, adata, ScreenKeys(**arguments["setup_args"]), arguments)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        *,
+        perturbation_key: str,
+        control: str,
+        cell_type_key: str,
+        batch_key: str | None = None,
+        split_key: str | None = None,
+        embedding_key: str = "gene_embedding",
+        layer: str | None = None,
+        sep: str = "+",
+        modalities: dict[str, str],
+    ) -> None:
+        """Register the columns of a screen in a MuData.
+
+        Parameters
+        ----------
+        mdata
+            The object.
+        modalities
+            Modality of each argument, at least ``{"layer": <modality of the RNA>}``; columns that are not named are
+            looked up in ``mdata.obs``.
+
+        Notes
+        -----
+        The other parameters, and the errors, are those of :meth:`setup_anndata`.
+        """
+        arguments = cls._get_setup_method_args(**locals())
+        setup(cls, mdata, ScreenKeys(**arguments["setup_args"]), arguments)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        set_size: int = SET_SIZE,
+        batch_size: int = 16,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        strategy: str = "auto",
+        early_stopping: bool = True,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs,
+    ) -> None:
+        """Train on the conditions of the training split; the best weights on ``val`` conditions are kept.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training conditions; None means about 3,000 steps.
+        set_size
+            Cells in a set, S; predictions use the same.
+        batch_size
+            Sets in a step, B.
+        accelerator, devices, strategy
+            As in :class:`lightning.pytorch.Trainer`.
+        early_stopping
+            Stop when ``validation_loss`` no longer falls.
+        plan_kwargs
+            Of the training plan, for example ``{"lr": 1e-3}``.
+        **trainer_kwargs
+            Of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the registered object holds none of the training conditions.
+        """
+        screen = self.read(self.training_data())
+        labels, train, val = training_sets(
+            screen.index, self.split_, set_size=set_size, batch_size=batch_size, seed=settings.seed or 0
+        )
+        self.set_size_ = set_size
+        interval = max(1, round(STEPS_BETWEEN_CHECKS / len(train)))
+        defaults = {
+            "early_stopping": early_stopping and val is not None,
+            "early_stopping_monitor": "validation_loss",
+            "early_stopping_patience": PATIENCE,
+            "check_val_every_n_epoch": interval,
+            "gradient_clip_val": 10.0,
+            "use_distributed_sampler": False,
+            "callbacks": [],
+        }
+        arguments = {**defaults, **trainer_kwargs}
+        if val is None:
+            logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.")
+            arguments.pop("check_val_every_n_epoch")
+        else:
+            arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
+        self.module.train()
+        TrainRunner(
+            self,
+            PTRAGTrainingPlan(self.module, queries=self.prepare(labels, None), **(plan_kwargs or {})),
+            CellSetDataModule(screen.reader, train, val),
+            max_epochs=max_epochs or math.ceil(TRAINING_STEPS / len(train)),
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            **arguments,
+        )()
+
+
+def _check_params(params: dict[str, Any], *, n_available: int) -> None:
+    """Refuse constructor arguments that cannot work, before anything is built."""
+    for name, known in (("retrieval", RETRIEVAL), ("loss", tuple(LOSSES))):
+        if params[name] not in known:
+            raise ValueError(absent(f"{name}=", params[name], "the known values", known, f"Pass one of {known}."))
+    if not 1 <= params["n_candidates"] <= n_available:
+        problem = f"is not between 1 and the {n_available} training perturbations"
+        remedy = f"Pass n_candidates={max(1, n_available - 1)} or fewer."
+        raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
+    if params["n_hidden"] % params["n_heads"]:
+        what = f"n_hidden={params['n_hidden']}"
+        problem = f"is no multiple of n_heads={params['n_heads']}"
+        raise ValueError(unusable(what, "the constructor", problem, "Choose a multiple."))

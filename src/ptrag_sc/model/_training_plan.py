@@ -1,0 +1,96 @@
+"""What happens in a training step, in a validation step, and at the end?"""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from scvi.module.base import LossOutput
+from scvi.train import TrainingPlan
+
+from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.retrieval import Candidates, Queries
+
+
+class PTRAGTrainingPlan(TrainingPlan):
+    """Training plan of cell sets.
+
+    Parameters
+    ----------
+    module
+        The module.
+    queries
+        Query table of the training and validation conditions; neighbours are found once, here.
+    lr, weight_decay, eps, optimizer
+        Of the optimiser.
+    **plan_kwargs
+        Further arguments of :class:`scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: PTRAGModule,
+        *,
+        queries: Queries,
+        optimizer: str = "AdamW",
+        lr: float = 5e-4,
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+        **plan_kwargs,
+    ):
+        super().__init__(module, optimizer=optimizer, lr=lr, weight_decay=weight_decay, eps=eps, **plan_kwargs)
+        for name, tensor in {"vectors": queries.vectors, **queries.candidates._asdict()}.items():
+            self.register_buffer(f"query_{name}", tensor, persistent=False)
+
+    @property
+    def queries(self) -> Queries:
+        """Query table on the device of the plan."""
+        return Queries(self.query_vectors, Candidates(self.query_indices, self.query_present, self.query_similarity))
+
+    def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
+        """Run the module on one mini-batch of cell sets."""
+        return self.module(tensors, inference_kwargs={"queries": self.queries}, **kwargs)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``."""
+        _, _, output = self.forward(batch)
+        self.log(
+            "validation_loss",
+            output.extra_metrics["set_loss"],
+            on_epoch=True,
+            batch_size=output.n_obs_minibatch,
+            sync_dist=self.use_sync_dist,
+        )
+        self.compute_and_log_metrics(output, self.val_metrics, "validation")
+
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
+        """Log the parts of the loss once per epoch (no ELBO here)."""
+        for name, value in loss_output.extra_metrics.items():
+            self.log(
+                f"{name}_{mode}",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=loss_output.n_obs_minibatch,
+                sync_dist=self.use_sync_dist,
+            )
+
+
+class KeepBest(Callback):
+    """Keep the weights of the lowest ``validation_loss``, the untrained ones included, and restore them at the end."""
+
+    def __init__(self):
+        self.best_loss = float("inf")
+        self.best_state: dict[str, torch.Tensor] | None = None
+
+    def _offer(self, loss: float, plan: LightningModule) -> None:
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best_state = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
+
+    def on_validation_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Offer the weights that were just validated."""
+        if "validation_loss" in trainer.callback_metrics:
+            self._offer(float(trainer.callback_metrics["validation_loss"]), plan)
+
+    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Restore the best weights."""
+        if self.best_state is not None:
+            plan.module.load_state_dict(self.best_state)

@@ -1,0 +1,167 @@
+"""Which of the retrieved candidates matter for this cell state, and what do they say?
+
+Stage 2 of PT-RAG (arXiv:2603.07233): a scorer sees cell, query and candidate together, a hard straight-through gate
+(Jang et al. 2017; Maddison et al. 2017) keeps or drops the candidate, and the kept ones are averaged by similarity.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GATE_BIAS = 4.0  # every gate is open before training
+INITIAL_SHARPNESS = 10.0  # of the weights in the cosine similarity
+
+
+class Refined(NamedTuple):
+    """What stage 2 hands to the generator."""
+
+    context: Float[Tensor, "B S H"]
+    weights: Float[Tensor, "B S K"]  # sum to 1 over the open candidates, 0 where none is open
+    gates: Float[Tensor, "B S K"]  # 1 open, 0 closed or absent
+
+
+class FactoredScorer(nn.Module):
+    r"""Logit of every (cell, candidate) pair without the tensor of concatenated inputs.
+
+    Computes ``Linear(GELU(Linear(LayerNorm([c; p; k]))))`` for all pairs of S cells and K candidates. LayerNorm and
+    the first linear map are linear in each third given the mean and variance of the whole, which follow from those of
+    the thirds: with :math:`W' = W\,\mathrm{diag}(g) = [W_c|W_p|W_k]`, row sums :math:`t` and
+    :math:`b' = W\beta + b`, the hidden layer is :math:`r_{sj}(A_s + Q_j) + b'`.
+
+    Parameters
+    ----------
+    n_hidden
+        Width H of cell, query and candidate.
+    dropout
+        Dropout rate of the hidden layer.
+    """
+
+    def __init__(self, n_hidden: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(3 * n_hidden)
+        self.hidden = nn.Linear(3 * n_hidden, n_hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(n_hidden, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.constant_(self.out.bias, GATE_BIAS)
+
+    def forward(
+        self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B K H"]
+    ) -> Float[Tensor, "B S K"]:
+        """Return the logit that candidate k matters for cell s."""
+        weight = self.hidden.weight * self.norm.weight
+        w_cell, w_query, w_key = weight.chunk(3, dim=1)
+        row_sum = weight.sum(1)
+        bias = self.hidden.weight @ self.norm.bias + self.hidden.bias
+
+        mean_c, mean_p, mean_k = cells.mean(-1), query.mean(-1), keys.mean(-1)
+        cell_part = (
+            cells @ w_cell.T
+            + (query @ w_query.T)[:, None]
+            - ((mean_c + mean_p[:, None]) / 3)[..., None] * row_sum
+        )
+        key_part = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum
+        scale = self._inverse_std(cells, query, keys)
+        hidden = scale[..., None] * (cell_part[:, :, None] + key_part[:, None]) + bias
+        return self.out(self.dropout(F.gelu(hidden))).squeeze(-1)
+
+    def _inverse_std(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
+        """Return 1 / std of the concatenation [c; p; k] from the moments of its thirds."""
+        mean_c, mean_p, mean_k = cells.mean(-1)[:, :, None], query.mean(-1)[:, None, None], keys.mean(-1)[:, None]
+        var_c, var_p, var_k = (x.var(-1, unbiased=False) for x in (cells, query, keys))
+        mean = (mean_c + mean_p + mean_k) / 3
+        within = (var_c[:, :, None] + var_p[:, None, None] + var_k[:, None]) / 3
+        between = ((mean_c - mean) ** 2 + (mean_p - mean) ** 2 + (mean_k - mean) ** 2) / 3
+        return torch.rsqrt(within + between + self.norm.eps)
+
+
+def logistic_noise(shape: torch.Size, like: Tensor) -> Tensor:
+    """Return standard logistic noise: the difference of two Gumbel draws."""
+    u = torch.rand(shape, dtype=like.dtype, device=like.device).clamp(1e-6, 1 - 1e-6)
+    return torch.log(u) - torch.log1p(-u)
+
+
+def straight_through_gates(
+    logits: Float[Tensor, "B S K"], noise: Float[Tensor, "B S K"] | None, temperature: float
+) -> Float[Tensor, "B S K"]:
+    """Return gates that are exactly 0 or 1 forward and sigmoid((logit + noise) / temperature) backward."""
+    scores = logits if noise is None else logits + noise
+    soft = torch.sigmoid(scores / temperature)
+    return (scores > 0).to(soft.dtype) + (soft - soft.detach())
+
+
+def normalised_weights(
+    gates: Float[Tensor, "B S K"], score: Float[Tensor, "B K"], present: Bool[Tensor, "B K"]
+) -> Float[Tensor, "B S K"]:
+    """Return gates * exp(score), normalised over the open candidates of each cell.
+
+    Where no gate is open the denominator runs over all present candidates, so that the weights are 0 and the gradient
+    that could open a gate stays finite. Absent candidates never enter.
+    """
+    top = score.masked_fill(~present, -torch.inf).amax(-1, keepdim=True)
+    mass = torch.exp(score - top.clamp(min=torch.finfo(score.dtype).min)).masked_fill(~present, 0.0)[:, None]
+    kept = gates * mass
+    total = kept.sum(-1, keepdim=True)
+    total = torch.where(total > 0, total, mass.sum(-1, keepdim=True))
+    return kept / torch.where(total > 0, total, torch.ones_like(total))
+
+
+class Refiner(nn.Module):
+    """Gate the candidates per cell and average what they say.
+
+    Parameters
+    ----------
+    n_hidden
+        Hidden width, H.
+    gated
+        Whether candidates are selected per cell (gumbel) or all kept (attention).
+    temperature
+        Of the relaxed gates in the backward pass.
+    dropout
+        Of the scorer.
+    """
+
+    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float):
+        super().__init__()
+        self.temperature = temperature
+        self.scorer = FactoredScorer(n_hidden, dropout) if gated else None
+        self.value = nn.Linear(n_hidden, n_hidden, bias=False)
+        # softplus(x) = INITIAL_SHARPNESS
+        self.sharpness = nn.Parameter(torch.tensor([INITIAL_SHARPNESS]).expm1().log())
+
+    def forward(
+        self,
+        cells: Float[Tensor, "B S H"],
+        query: Float[Tensor, "B H"],
+        keys: Float[Tensor, "B K H"],
+        present: Bool[Tensor, "B K"],
+        similarity: Float[Tensor, "B K R"],
+        noise: Float[Tensor, "B S K"] | None = None,
+    ) -> Refined:
+        """Select candidates for every cell.
+
+        Parameters
+        ----------
+        cells, query, keys
+            Encoded control cells, query and candidates.
+        present
+            Slots that hold a candidate.
+        similarity
+            Stage 1 similarity in R spaces; NaN where a candidate was not observed in a space.
+        noise
+            Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
+        """
+        shown = present[:, None].expand(-1, cells.shape[1], -1)
+        if self.scorer is None:
+            gates = shown.to(cells.dtype)
+        else:
+            logits = self.scorer(cells, query, keys)
+            if noise is None and self.training:
+                noise = logistic_noise(logits.shape, logits)
+            gates = straight_through_gates(logits, noise, self.temperature) * shown
+        score = (similarity.nan_to_num() * F.softplus(self.sharpness)).sum(-1)
+        weights = normalised_weights(gates, score, present)
+        return Refined(weights @ self.value(keys), weights, gates)

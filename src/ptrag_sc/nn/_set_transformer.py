@@ -1,0 +1,99 @@
+"""How does a set of control cells become a set of perturbed cells?"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEED_FORWARD_FACTOR = 2  # width of the feed-forward layer over the hidden width
+
+
+class SetAttention(nn.Module):
+    """Multi-head self-attention over the cells of a set: no positions, no causal mask (Lee et al. 2019).
+
+    Parameters
+    ----------
+    n_hidden
+        Hidden width, H.
+    n_heads
+        Number of heads; divides H.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(n_hidden, 3 * n_hidden)
+        self.out = nn.Linear(n_hidden, n_hidden)
+
+    def forward(self, cells: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
+        """Return what each cell gathers from the real cells of its set."""
+        n_sets, n_cells, _ = cells.shape
+        q, k, v = self.qkv(cells).view(n_sets, n_cells, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        return self.out(mixed.transpose(1, 2).reshape(n_sets, n_cells, -1))
+
+
+class ContextGatedBlock(nn.Module):
+    """h + a(z) * attention(h) + b(z) * feed-forward(h), with gates a, b linear in the context and zero at first.
+
+    The gates have no bias: where the context is zero the block is the identity, exactly.
+
+    Parameters
+    ----------
+    n_hidden, n_heads
+        Hidden width and number of heads.
+    dropout
+        Of the feed-forward layer.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int, dropout: float):
+        super().__init__()
+        wide = FEED_FORWARD_FACTOR * n_hidden
+        self.norm_attention = nn.LayerNorm(n_hidden)
+        self.attention = SetAttention(n_hidden, n_heads)
+        self.norm_feed_forward = nn.LayerNorm(n_hidden)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(n_hidden, wide), nn.GELU(), nn.Dropout(dropout), nn.Linear(wide, n_hidden)
+        )
+        self.gates = nn.Linear(n_hidden, 2 * n_hidden, bias=False)
+        nn.init.zeros_(self.gates.weight)
+
+    def forward(
+        self, hidden: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S H"]:
+        """Return the updated cells."""
+        gate_attention, gate_feed_forward = self.gates(context).chunk(2, dim=-1)
+        hidden = hidden + gate_attention * self.attention(self.norm_attention(hidden), mask)
+        return hidden + gate_feed_forward * self.feed_forward(self.norm_feed_forward(hidden))
+
+
+class SetTransformer(nn.Module):
+    """Context-gated set transformer whose output is the change of each cell, in expression space.
+
+    Returns ``U (h_L - h_0) V``: V holds the leading directions of the training shifts, U is trained. A zero context
+    gives a zero change.
+
+    Parameters
+    ----------
+    n_hidden, n_layers, n_heads
+        Hidden width, number of blocks, heads of each.
+    basis
+        Directions of change (R, G).
+    dropout
+        Of the feed-forward layers.
+    """
+
+    def __init__(self, n_hidden: int, n_layers: int, n_heads: int, *, basis: Float[Tensor, "R G"], dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(ContextGatedBlock(n_hidden, n_heads, dropout) for _ in range(n_layers))
+        self.project = nn.Linear(n_hidden, basis.shape[0], bias=False)
+        self.register_buffer("basis", torch.as_tensor(basis))
+
+    def forward(
+        self, basal: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S G"]:
+        """Return the change of every cell."""
+        hidden = basal
+        for block in self.blocks:
+            hidden = block(hidden, context, mask)
+        return self.project(hidden - basal) @ self.basis

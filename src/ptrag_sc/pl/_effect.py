@@ -1,0 +1,128 @@
+"""Does the predicted shift of each gene agree with the observed one?"""
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._validation import absent, unknown, unusable
+from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, canvas, finish, result
+from ptrag_sc.pl._labels import Labels
+
+
+def effect(
+    adata: AnnData,
+    *,
+    perturbation: str,
+    cell_type: str,
+    n_top: int = 10,
+    key: str = DEFAULT_KEY,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure:
+    """Scatter plot of the predicted against the observed shift of every gene.
+
+    A shift is mean(perturbed cells) - mean(control cells) on the scale of the model's layer. On the dashed line the
+    prediction is exact; a slope below 1 is a prediction that is too weak. The Pearson correlation and the slope
+    through the origin, <predicted, observed> / <observed, observed>, are those that :func:`ptrag_sc.tl.effect` wrote.
+
+    Parameters
+    ----------
+    adata
+        AnnData after :func:`ptrag_sc.tl.effect`.
+    perturbation, cell_type
+        The condition; it must have observed cells.
+    n_top
+        Number of genes labelled: those furthest from the origin.
+    key
+        The ``key_added`` of :func:`ptrag_sc.tl.predict`.
+    ax
+        Axes to draw into. ``None``: a new figure.
+    show
+        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes, or the figure.
+
+    Raises
+    ------
+    KeyError
+        If ``adata`` holds no predictions or no effects.
+    ValueError
+        If the condition is not among the effects, or has no observed cells.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> ptrag_sc.pl.effect(adata, perturbation="STAT1", cell_type="THP-1")  # doctest: +SKIP
+    """
+    effects = result(adata, key, "effect", writer="effect")
+    condition = _row(effects["conditions"], perturbation, cell_type)
+    observed, predicted = (np.asarray(effects[name])[condition.name] for name in ("observed", "predicted"))
+    _check_shift(observed, "Observed shift", perturbation, cell_type)
+    _check_shift(predicted, "Predicted shift", perturbation, cell_type)
+    points = np.column_stack([observed, predicted]).astype(float)
+    top = np.argsort(-np.hypot(*points.T), kind="stable")[:n_top]
+
+    given = ax is not None
+    ax = canvas(ax, (5, 5))
+    _axes_lines(ax, points)
+    colours = np.full(len(points), CONTROL_COLOUR, dtype=object)
+    colours[top] = OBSERVED_COLOUR
+    order = np.argsort(np.isin(np.arange(len(points)), top), kind="stable")  # labelled genes are drawn last
+    ax.scatter(*points[order].T, s=16, c=list(colours[order]), linewidths=0, zorder=2)
+    ax.set_title(f"{perturbation} in {cell_type}", loc="left")
+    ax.set(xlabel="observed shift", ylabel="predicted shift")
+    numbers = _numbers(ax, condition)
+    names = [str(effects["genes"][i]) for i in top]
+    Labels(ax, points[top], names, avoid=numbers, cover=points)
+    return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _row(conditions: pd.DataFrame, perturbation: str, cell_type: str) -> pd.Series:
+    """The row of one condition; its name is its position in the arrays of shifts."""
+    conditions = conditions.reset_index(drop=True)
+    remedy = "Run ptrag_sc.tl.predict and ptrag_sc.tl.effect with its cells, or choose another condition."
+    known = conditions["perturbation"].astype(str).unique()
+    if perturbation not in known:
+        raise ValueError(unknown("Perturbation", [perturbation], "the effects", known, remedy))
+    rows = conditions[conditions["perturbation"].astype(str) == perturbation]
+    found = rows["cell_type"].astype(str)
+    if cell_type not in found.tolist():
+        raise ValueError(absent("Cell type", cell_type, f"the effects of {perturbation!r}", found, remedy))
+    return rows[found == cell_type].iloc[0]
+
+
+def _check_shift(shift: np.ndarray, what: str, perturbation: str, cell_type: str) -> None:
+    if np.isnan(shift).any():
+        place = f"adata.uns[...]['effect'] of {perturbation!r} in {cell_type!r}"
+        remedy = "Choose a condition with observed cells: n_observed > 0 in what ptrag_sc.tl.effect wrote."
+        raise ValueError(unusable(what, place, "is NaN: the condition has no such cells", remedy))
+
+
+def _axes_lines(ax: Axes, points: np.ndarray) -> None:
+    """Same limits on both axes, so that the identity line is the diagonal; zero lines behind."""
+    low, high = min(points.min(), 0), max(points.max(), 0)
+    margin = 0.12 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    ax.set(xlim=limits, ylim=limits)
+    ax.set_box_aspect(1)
+    ax.axhline(0, color=CONTROL_COLOUR, lw=0.6, zorder=0)
+    ax.axvline(0, color=CONTROL_COLOUR, lw=0.6, zorder=0)
+    ax.axline((0, 0), slope=1, color=LINE_COLOUR, lw=1, ls="--", zorder=1)
+
+
+def _numbers(ax: Axes, condition: pd.Series) -> Text:
+    """Print the agreement and the numbers of cells in the corner that the points leave free."""
+    r, slope = condition["pearson_delta"], condition["effect_slope"]
+    text = f"Pearson r = {r:.2f}\nslope = {slope:.2f}\n{condition['n_observed']:,.0f} observed cells"
+    text += f"\n{condition['n_predicted']:,.0f} predicted cells"
+    y, va = (0.98, "top") if r >= 0 else (0.02, "bottom")
+    return ax.text(0.02, y, text, transform=ax.transAxes, va=va, ha="left", fontsize=SMALL + 1)

@@ -1,0 +1,197 @@
+"""Do predicted cells lie where the observed perturbed cells lie?"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.sparse import issparse
+from scipy.sparse.linalg import svds
+
+from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX
+from ptrag_sc._validation import absent, unknown, unusable
+from ptrag_sc.pl._finish import (
+    CONTROL_COLOUR,
+    OBSERVED_COLOUR,
+    PREDICTED_COLOUR,
+    SMALL,
+    canvas,
+    finish,
+    result,
+)
+
+COLOURS = {"control": CONTROL_COLOUR, "observed": OBSERVED_COLOUR, "predicted": PREDICTED_COLOUR}
+RING = {"edgecolors": "black", "linewidths": 1.5}
+N_COMPONENTS = 30  # principal components that UMAP sees
+
+
+class Coordinates(NamedTuple):
+    """Where cells lie in the plane, and what its two axes are called."""
+
+    observed: np.ndarray  # (n, 2)
+    predicted: np.ndarray  # (m, 2)
+    axes: tuple[str, str]
+
+
+def embedding(
+    adata: AnnData,
+    *,
+    perturbation: str,
+    cell_type: str,
+    basis: Literal["pca", "umap"] = "pca",
+    layer: str | None = None,
+    n_max_cells: int = 2000,
+    seed: int = 0,
+    key: str = DEFAULT_KEY,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure:
+    """Control, observed and predicted cells of one condition in one plane.
+
+    The plane is fitted on the observed cells only (controls and perturbed cells of the cell type), and the predicted
+    cells are projected into it: they cannot bend it towards themselves. Ringed dots are the group means.
+
+    Parameters
+    ----------
+    adata
+        AnnData after :func:`ptrag_sc.tl.predict`.
+    perturbation, cell_type
+        The condition. Without observed cells (a virtual perturbation) the plane is that of the controls.
+    basis
+        ``"pca"``: the first two principal components. ``"umap"``: UMAP (McInnes et al. 2018) of the first 30.
+    layer
+        Layer with the observed expression. ``None``: the layer that the model was trained on, else ``adata.X``.
+    n_max_cells
+        Cells per group at most; more are sampled.
+    seed
+        Seed of the sampling and of UMAP.
+    key
+        The ``key_added`` of :func:`ptrag_sc.tl.predict`.
+    ax
+        Axes to draw into. ``None``: a new figure.
+    show
+        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes, or the figure.
+
+    Raises
+    ------
+    KeyError
+        If ``adata`` holds no predictions, or lacks the layer.
+    ValueError
+        If the basis is unknown, the condition was not predicted, or fewer than three cells were observed.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> ptrag_sc.pl.embedding(adata, perturbation="STAT1", cell_type="THP-1")  # doctest: +SKIP
+    """
+    if basis not in BASES:
+        raise ValueError(absent("Basis", basis, "the table of bases", BASES, "Pass one of these as basis=..."))
+    rows = _rows(adata, key, perturbation, cell_type)
+    rng = np.random.default_rng(seed)
+    drawn = {name: np.sort(rng.permutation(r)[:n_max_cells]) for name, r in rows.items()}
+    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), key, layer)
+    if min(observed.shape) < 3:
+        problem = f"has {len(observed)} observed cells x {observed.shape[1]} genes; a plane needs three of each"
+        remedy = "Choose a condition with more cells."
+        raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
+    predicted = np.asarray(adata.obsm[key])[drawn["predicted"]]
+    plane = BASES[basis](observed, predicted, seed)
+    n_control = len(drawn["control"])
+    groups = {"control": plane.observed[:n_control], "observed": plane.observed[n_control:]}
+
+    given = ax is not None
+    ax = canvas(ax, (5.4, 4.6))
+    _draw(ax, {**groups, "predicted": plane.predicted}, {name: len(r) for name, r in rows.items()})
+    ax.set(xlabel=plane.axes[0], ylabel=plane.axes[1], xticks=[], yticks=[])
+    ax.set_title(f"{perturbation} in {cell_type}", loc="left")
+    return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _rows(adata: AnnData, key: str, perturbation: str, cell_type: str) -> dict[str, np.ndarray]:
+    """Row numbers of the control, the observed and the predicted cells of one condition."""
+    params = result(adata, key, "params")
+    labels = adata.obs[params["perturbation_key"]].astype(str).to_numpy()
+    cell_types = adata.obs[params["cell_type_key"]].astype(str).to_numpy()
+    # tl.predict(perturbation=name) predicts control rows under that name; without it a row answers for its own label
+    one_for_all = params.get("perturbation")
+    asked = np.full(len(labels), one_for_all) if one_for_all else labels
+    predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool) & (asked == perturbation)
+    if perturbation == params["control"] or not predicted.any():
+        known = [name for name in np.unique(asked) if name != params["control"]]
+        remedy = "Run ptrag_sc.tl.predict for it first."
+        raise ValueError(unknown("Perturbation", [perturbation], f"the predictions of key {key!r}", known, remedy))
+    here = cell_types == cell_type
+    if not (predicted & here).any():
+        found = np.unique(cell_types[predicted])
+        place = f"the predictions of {perturbation!r}"
+        raise ValueError(absent("Cell type", cell_type, place, found, "Choose one of these as cell_type=..."))
+    masks = {"control": labels == params["control"], "observed": labels == perturbation, "predicted": predicted}
+    return {name: np.flatnonzero(mask & here) for name, mask in masks.items()}
+
+
+def _expression(adata: AnnData, rows: np.ndarray, key: str, layer: str | None) -> np.ndarray:
+    """(n, G) observed expression of the predicted genes, on the scale of the predictions."""
+    genes = [str(gene) for gene in result(adata, key, "genes")]
+    missing = [gene for gene in genes if gene not in adata.var_names]
+    if missing:
+        remedy = "Plot the AnnData that was predicted, before genes are removed."
+        raise ValueError(unknown("Gene", missing, "adata.var_names", adata.var_names, remedy))
+    layer = layer or result(adata, key, "params").get("layer")
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(absent("Layer", layer, "adata.layers", adata.layers, "Pass layer=..."))
+    cells = adata[rows, genes]
+    values = cells.X if layer is None else cells.layers[layer]
+    return np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
+
+
+def _pca(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
+    centre, axes = _principal_axes(observed, 2)
+    plane = (observed - centre) @ axes, (predicted - centre) @ axes
+    shares = plane[0].var(axis=0) / observed.var(axis=0).sum()
+    return Coordinates(*plane, tuple(f"PC{i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)))
+
+
+def _umap(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
+    from umap import UMAP  # compiles for seconds: only who asks for it pays
+
+    centre, axes = _principal_axes(observed, min(N_COMPONENTS, *(n - 1 for n in observed.shape)))
+    fitted = UMAP(n_neighbors=min(15, len(observed) - 1), random_state=seed, n_jobs=1).fit((observed - centre) @ axes)
+    return Coordinates(fitted.embedding_, fitted.transform((predicted - centre) @ axes), ("UMAP1", "UMAP2"))
+
+
+def _principal_axes(cells: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (G,) and first n principal axes (G, n) of cells; the largest loading of an axis is positive."""
+    centre = cells.mean(axis=0)
+    start = np.random.default_rng(0).normal(size=min(cells.shape))  # svds would draw one without a seed
+    _, values, axes = svds((cells - centre).astype(np.float64), k=n, v0=start)
+    axes = axes[np.argsort(-values)]
+    largest = np.abs(axes).argmax(axis=1)
+    return centre, (axes * np.sign(axes[np.arange(n), largest])[:, None]).T
+
+
+BASES: dict[str, Callable[[np.ndarray, np.ndarray, int], Coordinates]] = {"pca": _pca, "umap": _umap}
+
+
+def _draw(ax: Axes, groups: dict[str, np.ndarray], n_cells: dict[str, int]) -> None:
+    """Draw the groups back to front, their means on top of all, and the legend with the numbers of cells."""
+    for layer, (name, points) in enumerate(groups.items()):
+        if len(points) == 0:
+            continue
+        n = f"{len(points):,}" if len(points) == n_cells[name] else f"{len(points):,} of {n_cells[name]:,}"
+        label = f"{name} ({n})"
+        ax.scatter(*points.T, s=12, c=COLOURS[name], alpha=0.6, linewidths=0, zorder=layer + 1, label=label)
+        ax.scatter(*points.mean(0), s=80, c=COLOURS[name], **RING, zorder=layer + 5)
+    ax.scatter([], [], s=20, c="white", **RING, label="group means")
+    style = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False, "fontsize": SMALL + 1}
+    legend = ax.legend(title="cells", alignment="left", markerscale=2, **style)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)

@@ -1,0 +1,60 @@
+"""How does every plot begin (results, axes) and end (shown, returned)?"""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scanpy import settings
+
+from ptrag_sc._validation import absent
+
+# Okabe-Ito colours: they stay apart in every form of colour blindness and in grey print.
+CONTROL_COLOUR = "#A6A6A6"
+OBSERVED_COLOUR = "#0072B2"
+PREDICTED_COLOUR = "#D55E00"
+LINE_COLOUR = "#555555"
+SMALL = 9  # points: tick, legend and gene labels
+
+# plt.show() would warn with these: they draw into files only.
+FILE_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+
+
+def result(adata: AnnData, key: str, part: str, *, writer: str = "predict"):
+    """Return ``adata.uns[key][part]``, or say which ``tl`` function writes it."""
+    if key not in adata.uns:
+        remedy = "Run ptrag_sc.tl.predict first, or pass key=..."
+        raise KeyError(absent("Key", key, "adata.uns", adata.uns, remedy))
+    if part not in adata.uns[key]:
+        remedy = f"Run ptrag_sc.tl.{writer} first."
+        raise KeyError(absent("Key", part, f"adata.uns[{key!r}]", adata.uns[key], remedy))
+    return adata.uns[key][part]
+
+
+def canvas(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """Return the caller's axes, or those of a new figure of ``size`` (inches)."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.grid(False)
+    return ax
+
+
+def finish(ax: Axes, *, given: bool, show: bool | None, return_fig: bool) -> Axes | Figure:
+    """Show the figure where that is wanted and possible; return the axes, or their figure.
+
+    Parameters
+    ----------
+    ax
+        The main axes of the plot.
+    given
+        Whether the caller passed the axes: then the figure is unfinished, and is shown only on request.
+    show
+        ``None`` follows ``scanpy.settings.autoshow``. Backends that only write files never show.
+    return_fig
+        Whether to return the figure instead of the axes.
+    """
+    if show is None:
+        show = settings.autoshow and not given and not return_fig
+    if show and mpl.get_backend().lower() not in FILE_BACKENDS:
+        plt.show()
+    return ax.figure if return_fig else ax

@@ -1,0 +1,103 @@
+"""Did training converge, and where was it best?"""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ptrag_sc._validation import unusable
+from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, canvas, finish
+
+if TYPE_CHECKING:
+    from scvi.model.base import BaseModelClass
+
+LOSSES = {"train_loss": ("training", OBSERVED_COLOUR), "validation_loss": ("validation", PREDICTED_COLOUR)}
+GATES = {"gate_open_train": ("training", OBSERVED_COLOUR), "gate_open_validation": ("validation", PREDICTED_COLOUR)}
+
+
+def training(
+    model: "BaseModelClass", *, ax: Axes | None = None, show: bool | None = None, return_fig: bool = False
+) -> Axes | Figure:
+    """Training and validation loss per epoch, with the best epoch marked.
+
+    Validation conditions are not trained on: where their loss turns upwards, the model starts to memorise. If the
+    history has the share of open retrieval gates, it stands in a second panel below (not in axes outside a grid).
+
+    Parameters
+    ----------
+    model
+        A trained :class:`ptrag_sc.PTRAG`, or any model with an scvi-tools ``history``.
+    ax
+        Axes to draw into. ``None``: a new figure.
+    show
+        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes of the losses, or the figure.
+
+    Raises
+    ------
+    ValueError
+        If the model is not trained.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> ptrag_sc.pl.training(model)  # doctest: +SKIP
+    """
+    losses, gates = (_curves(model.history or {}, names) for names in (LOSSES, GATES))
+    if not losses:
+        raise ValueError(unusable("Loss", "model.history", "is empty: the model is not trained", "Run model.train()."))
+
+    given = ax is not None
+    ax = canvas(ax, (6, 5 if gates else 3.8))
+    _lines(ax, losses, LOSSES)
+    _mark_best(ax, losses)
+    ax.set_ylabel("loss")
+    ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL + 1)
+    lowest = _gate_panel(ax, gates) if gates and ax.get_subplotspec() is not None else ax
+    lowest.set_xlabel("epoch")
+    lowest.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _curves(history: dict[str, pd.DataFrame], names: dict) -> dict[str, pd.Series]:
+    """The named curves that the history has, without the epochs at which a value was not logged."""
+    curves = {name: history[name].iloc[:, 0].astype(float).dropna() for name in names if name in history}
+    return {name: curve for name, curve in curves.items() if len(curve)}
+
+
+def _lines(ax: Axes, curves: dict[str, pd.Series], styles: dict) -> None:
+    for name, curve in curves.items():
+        label, colour = styles[name]
+        ax.plot(curve.index, curve, color=colour, lw=1.8, marker="." if len(curve) < 20 else None, label=label)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def _mark_best(ax: Axes, losses: dict[str, pd.Series]) -> None:
+    """Mark the epoch of the lowest validation loss; without validation, of the lowest training loss."""
+    name = "validation_loss" if "validation_loss" in losses else "train_loss"
+    curve = losses[name]
+    best = curve.idxmin()
+    label = f"lowest {LOSSES[name][0]} loss: {curve[best]:.3g}, epoch {best}"
+    ax.axvline(best, color=LINE_COLOUR, lw=0.8, ls="--", zorder=0)
+    ax.plot([best], [curve[best]], "o", ms=8, mfc="white", mec=LOSSES[name][1], mew=2, ls="none", label=label)
+
+
+def _gate_panel(ax: Axes, gates: dict[str, pd.Series]) -> Axes:
+    """Give the lower third of the place of the axes in their grid to a panel with the share of open gates."""
+    upper, lower = ax.get_subplotspec().subgridspec(2, 1, height_ratios=(2, 1))
+    ax.set_subplotspec(upper)
+    panel = ax.figure.add_subplot(lower, sharex=ax)
+    panel.grid(False)
+    _lines(panel, gates, GATES)
+    panel.set(ylabel="open gates", ylim=(-0.03, 1.03))
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.tick_params(labelbottom=False)
+    return panel

@@ -1,0 +1,121 @@
+"""How does a screen get the vectors of its perturbed genes?"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+
+from ptrag_sc._constants import EMBEDDING_KEY
+from ptrag_sc._validation import absent, listed, unusable
+from ptrag_sc.data._conditions import components, read_perturbations
+from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
+from ptrag_sc.retrieval._sources import EmbeddingSource, read_embedding
+
+MISSING = ("error", "drop")
+
+logger = logging.getLogger(__name__)
+
+
+def gene_embedding(
+    adata: AnnData,
+    source: EmbeddingSource = "genept",
+    *,
+    perturbation_key: str,
+    control: str,
+    genes: Iterable[str] | None = None,
+    sep: str = "+",
+    aliases: Mapping[str, str] | None = None,
+    missing: Literal["error", "drop"] = "error",
+    key_added: str = EMBEDDING_KEY,
+) -> None:
+    """Write the vectors of the perturbed genes into ``adata.uns``.
+
+    Every gene of every perturbation label gets one unit vector; the genes of a combination get one each. Symbols must
+    agree with the source: nothing is guessed, and ``aliases`` says what differs.
+
+    Parameters
+    ----------
+    adata
+        Annotated data of a screen, or of control cells only if ``genes`` is given.
+    source
+        ``"genept"`` (downloaded once, see :func:`ptrag_sc.datasets.genept`), the path of a file (.npz with ``genes``
+        and ``vectors``, .parquet, .csv, .h5ad with genes as observations, GenePT's .pickle, which is read without
+        executing it), a DataFrame indexed by symbol, or a mapping of symbols to vectors.
+    perturbation_key
+        Column of ``adata.obs`` with the perturbation labels.
+    control
+        Label of the control cells; it has no vector.
+    genes
+        Further genes or combinations that are to be predicted, though no cell carries them.
+    sep
+        What joins the genes of a combination in a label.
+    aliases
+        Gene as the labels call it -> symbol in the source.
+    missing
+        For genes that the source lacks: ``"error"``, or ``"drop"`` to list them under ``excluded``. Their conditions
+        then take no part in training and prediction; no cell is deleted.
+    key_added
+        Key of ``adata.uns``; an existing entry is replaced.
+
+    Returns
+    -------
+    None. Writes ``adata.uns[key_added]``: ``genes`` (n,) sorted, ``vectors`` (n, D) float32 of unit norm, ``source``,
+    ``excluded`` (genes left out).
+
+    Raises
+    ------
+    KeyError
+        If the column does not exist, the kind of source is unknown, or genes have no vector (the message names the
+        closest symbols).
+    ValueError
+        If the control label is absent, labels are NaN, or the table cannot be used.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import ptrag_sc
+    >>> obs = pd.DataFrame({"perturbation": ["control", "STAT1", "JAK2+STAT1"]}, index=["c1", "c2", "c3"])
+    >>> adata = ad.AnnData(np.ones((3, 2), dtype=np.float32), obs=obs)
+    >>> table = pd.DataFrame(np.eye(3), index=["JAK2", "STAT1", "TP53"])
+    >>> ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="perturbation", control="control")
+    >>> adata.uns["gene_embedding"]["genes"].tolist()
+    ['JAK2', 'STAT1']
+    """
+    if missing not in MISSING:
+        raise ValueError(absent("Value", missing, "the choices of missing=", MISSING, "Pass one of them."))
+    labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
+    further = [genes] if isinstance(genes, str) else list(genes or ())
+    wanted = _genes_of([*np.unique(labels[labels != control].astype(str)), *further], sep)
+    if not wanted:
+        remedy = "Pass genes=[...] with what is to be predicted."
+        raise ValueError(unusable("Labels", f"adata.obs[{perturbation_key!r}]", "name the control only", remedy))
+    symbols = {gene: str((aliases or {}).get(gene, gene)) for gene in wanted}
+    table = read_embedding(source, genes=symbols.values(), missing=missing)
+    present = set(table.genes.tolist())
+    kept = [gene for gene, symbol in symbols.items() if symbol in present]
+    excluded = [gene for gene, symbol in symbols.items() if symbol not in present]
+    vectors = table.rows([symbols[gene] for gene in kept])
+    _log(kept, excluded, table.source, labels[labels != control], sep)
+    embedding = GeneEmbedding.from_table(kept, vectors, source=table.source, excluded=excluded)
+    adata.uns[key_added] = embedding.to_uns()
+
+
+def _genes_of(labels: Iterable[str], sep: str) -> list[str]:
+    return sorted({gene for label in labels for gene in components(label, sep)})
+
+
+def _log(kept: list[str], excluded: list[str], source: str, labels: np.ndarray, sep: str) -> None:
+    logger.info("%d genes have a vector in %r.", len(kept), source)
+    if not excluded:
+        return
+    found, n_cells = np.unique(labels.astype(str), return_counts=True)
+    affected = np.array([not set(excluded).isdisjoint(components(label, sep)) for label in found], dtype=bool)
+    logger.warning(
+        "%d genes have no vector in %r and are excluded: %s. "
+        "They occur in %d perturbations and %d cells; no cell was deleted.",
+        *(len(excluded), source, listed(excluded), affected.sum(), n_cells[affected].sum()),
+    )

@@ -1,0 +1,104 @@
+"""Which conditions are held out?"""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data import ConditionIndex, draw_split, read_labels, read_perturbations
+
+HOLDOUTS = ("pair", "perturbation", "cell_type")
+
+
+def split(
+    adata: AnnData,
+    *,
+    perturbation_key: str,
+    cell_type_key: str,
+    control: str,
+    holdout: Literal["pair", "perturbation", "cell_type"] = "pair",
+    test_cell_type: str | None = None,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    sep: str = "+",
+    key_added: str = "split",
+) -> None:
+    """Hold out conditions, never cells, for testing and validation.
+
+    Parameters
+    ----------
+    adata
+        The screen.
+    perturbation_key, cell_type_key
+        ``obs`` columns.
+    control
+        Label of control cells; they are inputs everywhere and are labelled ``train``.
+    holdout
+        What is unseen in the held-out conditions. ``"pair"``: the perturbation in this cell type; every perturbation
+        keeps at least one training pair. ``"perturbation"``: the gene in every cell type, and all combinations that
+        contain it. ``"cell_type"``: every perturbation of one cell type.
+    test_cell_type
+        ``"pair"``: hold out pairs of this cell type only. ``"cell_type"``: the cell type that becomes ``test``
+        (None draws one).
+    test_fraction, val_fraction
+        Shares of the pairs (of ``test_cell_type``, if given) or of the genes. With ``"cell_type"`` only
+        ``val_fraction`` is used: a share of the other cell types' pairs.
+    seed
+        Seed of the draw.
+    sep
+        Separator of combinations.
+    key_added
+        ``obs`` column that is written: ``train``, ``val`` or ``test`` for every cell.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    ValueError
+        If a label is missing or unknown, a fraction is out of range, or one cell type is to be split by cell type.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> ptrag_sc.pp.split(
+    ...     adata, perturbation_key="perturbation", cell_type_key="cell_type", control="non-targeting", test_fraction=0.3
+    ... )
+    >>> sorted(adata.obs["split"].unique())
+    ['test', 'train', 'val']
+    """
+    perturbation = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
+    cell_type = read_labels(adata.obs, cell_type_key)
+    index = ConditionIndex.from_labels(perturbation, cell_type, None, control=control)
+    _check(index.cell_types, holdout, test_cell_type, (test_fraction, val_fraction))
+    conditions = index.named(index.conditions)
+    labels = draw_split(
+        conditions,
+        holdout=holdout,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        seed=seed,
+        test_cell_type=test_cell_type,
+        sep=sep,
+    )
+    of_cell = np.full(index.n_obs, "train", dtype=object)
+    for p, t, label in zip(index.conditions["perturbation"], index.conditions["cell_type"], labels, strict=True):
+        of_cell[index.rows(p, t)] = label
+    adata.obs[key_added] = pd.Categorical(of_cell, categories=["train", "val", "test"])
+
+
+def _check(cell_types: np.ndarray, holdout: str, test_cell_type: str | None, fractions: tuple[float, float]) -> None:
+    if holdout not in HOLDOUTS:
+        raise ValueError(absent("holdout=", holdout, "the known values", HOLDOUTS, f"Pass one of {HOLDOUTS}."))
+    if len(cell_types) == 1 and holdout != "perturbation":
+        what, problem = f"holdout={holdout!r}", f"needs several cell types, there is only {str(cell_types[0])!r}"
+        raise ValueError(unusable(what, "the data", problem, "Use holdout='perturbation'."))
+    if test_cell_type is not None and test_cell_type not in cell_types:
+        remedy = "Correct test_cell_type=..."
+        raise ValueError(absent("Cell type", test_cell_type, "the cell types of this object", cell_types, remedy))
+    if min(fractions) < 0 or sum(fractions) >= 1:
+        what = f"test_fraction={fractions[0]} and val_fraction={fractions[1]}"
+        raise ValueError(unusable(what, "the request", "leave no training conditions", "Let both sum to less than 1."))

@@ -1,0 +1,17 @@
+"""Which training perturbations answer for a query, and in which space are they near?"""
+
+from ._candidates import Candidates, Queries, make_queries, nearest_candidates
+from ._gene_embeddings import GeneEmbedding
+from ._resolve import resolve_vectors
+from ._sources import SOURCES, read_embedding
+
+__all__ = [
+    "SOURCES",
+    "Candidates",
+    "GeneEmbedding",
+    "Queries",
+    "make_queries",
+    "nearest_candidates",
+    "read_embedding",
+    "resolve_vectors",
+]

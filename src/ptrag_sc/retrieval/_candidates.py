@@ -1,0 +1,74 @@
+"""Which training perturbations are nearest to a query? (Stage 1: exact, once per query, nothing learned.)"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+CHUNK = 4096  # queries whose similarities to all candidates are held at once
+
+
+class Candidates(NamedTuple):
+    """K retrieved rows of the candidate table for each of Q queries; K slots, fewer may be filled."""
+
+    indices: Int[Tensor, "Q K"]  # 0 where absent
+    present: Bool[Tensor, "Q K"]
+    similarity: Float[Tensor, "Q K R"]  # cosine in each space; 0 where absent
+
+    def take(self, query: Int[Tensor, " B"]) -> "Candidates":
+        """Return the rows of some queries."""
+        return Candidates(self.indices[query], self.present[query], self.similarity[query])
+
+
+class Queries(NamedTuple):
+    """The perturbations of one call; row 0 is the control: a zero vector with nothing retrieved."""
+
+    vectors: Float[Tensor, "Q D"]
+    candidates: Candidates
+
+    def to(self, device: torch.device) -> "Queries":
+        """Return the same table on another device."""
+        return Queries(self.vectors.to(device), Candidates(*(t.to(device) for t in self.candidates)))
+
+
+def nearest_candidates(
+    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_candidates: int
+) -> Candidates:
+    """Return the candidates of highest cosine, the query itself excluded by index.
+
+    Parameters
+    ----------
+    vectors
+        Unit rows of the queries; a zero row (the control) retrieves nothing.
+    table
+        Unit rows of the candidates.
+    own
+        Row of each query in ``table``, or -1.
+    n_candidates
+        Number of slots K, at most P.
+    """
+    parts = [
+        _nearest(vectors[i : i + CHUNK], table, own[i : i + CHUNK], n_candidates) for i in range(0, len(vectors), CHUNK)
+    ]
+    return Candidates(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _nearest(vectors: Tensor, table: Tensor, own: Tensor, n_candidates: int) -> Candidates:
+    cosine = vectors @ table.T
+    is_own = torch.arange(len(table), device=table.device) == own[:, None]
+    cosine = cosine.masked_fill(is_own | (vectors == 0).all(1)[:, None], -torch.inf)
+    similarity, indices = cosine.topk(n_candidates, dim=1)
+    present = torch.isfinite(similarity)
+    return Candidates(
+        indices.masked_fill(~present, 0), present, similarity.masked_fill(~present, 0.0)[..., None]
+    )
+
+
+def make_queries(
+    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_candidates: int
+) -> Queries:
+    """Return the query table of one call: the control in row 0, then the given queries with their candidates."""
+    vectors = torch.cat([torch.zeros_like(vectors[:1]) if len(vectors) else table.new_zeros(1, table.shape[1]), vectors])
+    own = torch.cat([own.new_full((1,), -1), own])
+    return Queries(vectors, nearest_candidates(vectors, table, own, n_candidates))

@@ -1,0 +1,242 @@
+"""What vector does a perturbation have?"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32, Shaped
+
+from ptrag_sc._validation import listed, unknown, unusable
+from ptrag_sc.data._conditions import components
+
+UNIT_TOLERANCE = 1e-6  # a norm this close to 1 is float32 rounding: the row is left as it is
+CANCELLED = 1e-5  # a sum of unit vectors this short is rounding, not a direction
+REMEDY = "Add them with ptrag_sc.pp.gene_embedding(adata, genes=[...]), or name their symbols with aliases=."
+
+
+@dataclass(frozen=True, eq=False)
+class GeneEmbedding:
+    """Unit vectors of genes, and of combinations of them.
+
+    Build it with :meth:`from_table` or :meth:`from_uns`, which check the values.
+
+    Parameters
+    ----------
+    genes
+        Symbols (n,).
+    vectors
+        Rows of unit norm (n, D).
+    source
+        Where the vectors come from.
+    excluded
+        Genes of the screen that have no vector and were left out on request.
+    """
+
+    genes: Shaped[np.ndarray, " n"]
+    vectors: Float32[np.ndarray, "n D"]
+    source: str
+    excluded: tuple[str, ...] = ()
+
+    @classmethod
+    def from_table(
+        cls, genes: Iterable[str], vectors: np.ndarray, *, source: str, excluded: Iterable[str] = ()
+    ) -> "GeneEmbedding":
+        """Check a table and scale its rows to unit norm; rows that have it to 1e-6 are left as they are.
+
+        Parameters
+        ----------
+        genes
+            Symbols (n,).
+        vectors
+            Numbers (n, D).
+        source
+            How messages and ``uns`` call the table.
+        excluded
+            See the class.
+
+        Raises
+        ------
+        ValueError
+            If the shapes differ, nothing is left, rows hold NaN, inf or zeros only, or names occur twice (all named).
+
+        Examples
+        --------
+        >>> GeneEmbedding.from_table(["AARS"], [[3.0, 4.0]], source="example").vectors.round(3).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+        """
+        names = np.array([str(gene) for gene in genes], dtype=str)
+        values = _numbers(vectors, source)
+        if values.ndim != 2 or len(values) != len(names) or values.size == 0:
+            problem = f"has {len(names)} names for vectors of shape {values.shape}"
+            raise ValueError(
+                unusable("Gene embedding", source, problem, "Give one vector for each of at least one gene.")
+            )
+        norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))
+        unique, counts = np.unique(names, return_counts=True)
+        _refuse(unique[counts > 1], "names more than once", "Keep one row for each gene.", source)
+        _refuse(names[~np.isfinite(norms)], "has NaN or infinite values for", "Remove or correct these genes.", source)
+        _refuse(names[norms == 0], "has a vector of zeros for", "A gene without information has no row.", source)
+        norms[np.abs(norms - 1) < UNIT_TOLERANCE] = 1
+        unit = np.divide(values, norms[:, None], out=np.empty(values.shape, np.float32), casting="same_kind")
+        return cls(names, unit, str(source), tuple(str(gene) for gene in excluded))
+
+    @classmethod
+    def from_uns(cls, value: object, key: str) -> "GeneEmbedding":
+        """Read ``adata.uns[key]``: what :func:`ptrag_sc.pp.gene_embedding` writes, or a DataFrame indexed by symbol.
+
+        Raises
+        ------
+        TypeError
+            If it is neither.
+        ValueError
+            If its values cannot be used (see :meth:`from_table`).
+
+        Examples
+        --------
+        >>> frame = pd.DataFrame([[0.0, 2.0]], index=["AARS"])
+        >>> GeneEmbedding.from_uns(frame, "gene_embedding").vectors.tolist()
+        [[0.0, 1.0]]
+        """
+        place = f"adata.uns[{key!r}]"
+        if isinstance(value, pd.DataFrame):
+            genes, vectors = frame_arrays(value, place)
+            return cls.from_table(genes, vectors, source=place)
+        if isinstance(value, Mapping) and {"genes", "vectors", "source"} <= set(value):
+            excluded = value.get("excluded", ())
+            return cls.from_table(value["genes"], value["vectors"], source=str(value["source"]), excluded=excluded)
+        found = f"is a {type(value).__name__}, not a table of genes, vectors and source"
+        remedy = f"Write it with ptrag_sc.pp.gene_embedding(adata, ..., key_added={key!r})."
+        raise TypeError(unusable("Gene embedding", place, found, remedy))
+
+    def to_uns(self) -> dict[str, object]:
+        """Return the table as arrays and a string, which h5ad and zarr keep.
+
+        Examples
+        --------
+        >>> sorted(GeneEmbedding.from_table(["AARS"], [[1.0]], source="example").to_uns())
+        ['excluded', 'genes', 'source', 'vectors']
+        """
+        excluded = np.array(self.excluded, dtype=str)
+        return {"genes": self.genes, "vectors": self.vectors, "source": self.source, "excluded": excluded}
+
+    def missing(self, labels: Iterable[str], sep: str) -> list[str]:
+        """Return the genes of some perturbation labels that have no vector, sorted.
+
+        Examples
+        --------
+        >>> GeneEmbedding.from_table(["AARS"], [[1.0]], source="example").missing(["AARS+STAT1", "JAK2"], "+")
+        ['JAK2', 'STAT1']
+        """
+        return sorted({gene for label in labels for gene in components(label, sep)} - set(self.genes.tolist()))
+
+    def rows(self, genes: Sequence[str]) -> Float32[np.ndarray, "m D"]:
+        """Return the vectors of single genes, one row each in the order given.
+
+        Raises
+        ------
+        KeyError
+            If a gene has no vector; the message names the closest symbols.
+
+        Examples
+        --------
+        >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").rows(["B", "B"]).tolist()
+        [[0.0, 1.0], [0.0, 1.0]]
+        """
+        position = {gene: i for i, gene in enumerate(self.genes.tolist())}
+        missing = sorted({str(gene) for gene in genes} - set(position))
+        if missing:
+            dropped = [gene for gene in missing if gene in self.excluded]
+            note = f"Left out by missing='drop': {listed(dropped)}. " if dropped else ""
+            raise KeyError(unknown("Gene", missing, f"the gene embedding {self.source!r}", position, note + REMEDY))
+        return self.vectors[[position[str(gene)] for gene in genes]]
+
+    def vectors_for(self, labels: Sequence[str], sep: str) -> Float32[np.ndarray, "m D"]:
+        """Return one unit vector for each perturbation label.
+
+        A single gene has its row; a combination has the sum of the rows of its genes, scaled to unit norm, so that its
+        order does not count.
+
+        Parameters
+        ----------
+        labels
+            Perturbation labels (m,), the control not among them.
+        sep
+            What joins the genes of a combination.
+
+        Raises
+        ------
+        KeyError
+            If a gene has no vector.
+        ValueError
+            If the vectors of a combination cancel.
+
+        Examples
+        --------
+        >>> table = GeneEmbedding.from_table(["A", "B"], [[1.0, 0.0], [0.0, 1.0]], source="example")
+        >>> table.vectors_for(["A", "B+A"], "+").round(2).tolist() == [[1.0, 0.0], [np.float32(0.71), np.float32(0.71)]]
+        True
+        """
+        parts = [components(label, sep) for label in labels]
+        rows = self.rows([gene for part in parts for gene in part])
+        if not parts:
+            return rows.reshape(0, self.vectors.shape[1])
+        lengths = np.array([len(part) for part in parts])
+        first = np.append(0, np.cumsum(lengths)[:-1])
+        sums = np.add.reduceat(rows, first, axis=0, dtype=np.float64)
+        norms = np.where(lengths == 1, 1.0, np.linalg.norm(sums, axis=1))
+        cancelled = [sep.join(part) for part, norm in zip(parts, norms, strict=True) if norm < CANCELLED]
+        _refuse(cancelled, "has vectors that cancel in", "Such a combination cannot be predicted.", self.source)
+        return (sums / norms[:, None]).astype(np.float32)
+
+    def subset(self, genes: Sequence[str]) -> "GeneEmbedding":
+        """Return the table of some genes, in the order given.
+
+        Raises
+        ------
+        KeyError
+            If a gene has no vector.
+
+        Examples
+        --------
+        >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").subset(["B"]).genes.tolist()
+        ['B']
+        """
+        return GeneEmbedding.from_table(genes, self.rows(genes), source=self.source, excluded=self.excluded)
+
+
+def frame_arrays(frame: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the names (n,) and numbers (n, D) of a DataFrame: its index, or its one column of text, names the rows.
+
+    Raises
+    ------
+    ValueError
+        If neither names the rows, or a column is not numeric.
+
+    Examples
+    --------
+    >>> genes, vectors = frame_arrays(pd.DataFrame({"gene": ["AARS"], "0": [0.5]}), "the example")
+    >>> genes.tolist(), vectors.tolist()
+    (['AARS'], [[0.5]])
+    """
+    text = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if pd.api.types.is_numeric_dtype(frame.index) and len(text) == 1:
+        frame, text = frame.set_index(text[0]), []
+    if pd.api.types.is_numeric_dtype(frame.index) or text:
+        problem = f"has columns that are not numbers: {listed(text)}" if text else "has numbers for names"
+        raise ValueError(unusable("Gene embedding", place, problem, "Give symbols as index, numbers in all columns."))
+    return frame.index.to_numpy(dtype=str), frame.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _numbers(vectors: object, source: str) -> np.ndarray:
+    try:
+        values = np.asarray(vectors)
+        return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        problem = f"is not a matrix of numbers ({error})"
+        raise ValueError(unusable("Gene embedding", source, problem, "Give vectors of one width.")) from error
+
+
+def _refuse(names: Sequence[str], problem: str, remedy: str, source: str) -> None:
+    if len(names):
+        raise ValueError(unusable("Gene embedding", repr(source), f"{problem} {listed(names)}", remedy))

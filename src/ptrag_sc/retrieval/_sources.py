@@ -1,0 +1,157 @@
+"""From what can a gene embedding be read?
+
+A source is one function (path -> names, vectors) and one row in ``SOURCES``.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.sparse import issparse
+
+from ptrag_sc._validation import listed, unknown, unusable
+from ptrag_sc.datasets._genept import genept
+from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
+from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding, frame_arrays
+
+EmbeddingSource = str | os.PathLike | pd.DataFrame | Mapping
+
+
+def read_embedding(
+    source: EmbeddingSource, *, genes: Iterable[str] | None = None, missing: Literal["error", "drop"] = "error"
+) -> GeneEmbedding:
+    """Read a gene embedding and check it.
+
+    Parameters
+    ----------
+    source
+        ``"genept"``; the path of a file whose suffix is in ``SOURCES``; a DataFrame indexed by symbol; a mapping of
+        symbols to vectors.
+    genes
+        Symbols to keep; only these are checked. None keeps all.
+    missing
+        For symbols in ``genes`` that the source lacks: ``"error"``, or ``"drop"`` to leave them out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    KeyError
+        If the kind of source is unknown, or genes are missing; the message names the closest.
+    ValueError
+        If the file or the table cannot be used.
+
+    Examples
+    --------
+    >>> read_embedding({"AARS": [0.0, 2.0], "STAT1": [1.0, 0.0]}, genes=["AARS"]).vectors.tolist()
+    [[0.0, 1.0]]
+    """
+    name, table = _read(source)
+    kept = np.arange(len(table.genes))
+    if genes is not None:
+        wanted = {str(gene) for gene in genes}
+        absent = sorted(wanted - set(table.genes.tolist()))
+        if absent and (missing == "error" or len(absent) == len(wanted)):
+            remedy = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
+            raise KeyError(unknown("Gene", absent, f"the gene embedding {name!r}", table.genes, remedy))
+        kept = np.flatnonzero(np.isin(table.genes, sorted(wanted)))
+    vectors = table.vectors if len(kept) == len(table.genes) else table.vectors[kept]
+    return GeneEmbedding.from_table(table.genes[kept], vectors, source=name)
+
+
+def _read(source: EmbeddingSource) -> tuple[str, GeneVectors]:
+    """Return the name of a source and its table as it stands there, unchecked."""
+    if isinstance(source, pd.DataFrame):
+        return "DataFrame", GeneVectors(*frame_arrays(source, "the DataFrame"))
+    if isinstance(source, Mapping):
+        return "mapping", _from_mapping(source)
+    if not isinstance(source, str | os.PathLike):
+        remedy = f"Pass a DataFrame, a mapping, or one of {listed(SOURCES, len(SOURCES))}."
+        raise TypeError(unusable("Gene embedding", "source", f"is a {type(source).__name__}", remedy))
+    path = Path(source)
+    kind = path.suffix.lower() or str(source).lower()
+    if kind not in SOURCES:
+        remedy = f"Pass one of {listed(SOURCES, len(SOURCES))} (a suffix stands for a file), a DataFrame or a mapping."
+        raise KeyError(unknown("Gene embedding source", [kind], "the table of sources", SOURCES, remedy))
+    if path.suffix and not path.is_file():
+        raise FileNotFoundError(unusable("Gene embedding", repr(str(path)), "does not exist", "Pass an existing file."))
+    return (path.name if path.suffix else kind), SOURCES[kind](path)
+
+
+def _from_mapping(table: Mapping) -> GeneVectors:
+    genes = np.array([str(gene) for gene in table], dtype=str)
+    vectors = [np.atleast_1d(np.asarray(vector)) for vector in table.values()]
+    widths = {vector.shape: gene for gene, vector in zip(genes.tolist(), vectors, strict=True)}
+    if len(widths) > 1:
+        problem = f"has vectors of shapes {listed(widths)}, for example of {listed(widths.values())}"
+        raise ValueError(unusable("Gene embedding", "the mapping", problem, "Give vectors of one width."))
+    return GeneVectors(genes, np.array(vectors))
+
+
+def _from_genept(_: Path) -> GeneVectors:
+    return genept()
+
+
+def _from_npz(path: Path) -> GeneVectors:
+    remedy = "Save arrays 'genes' (text, not objects) and 'vectors' (n x D)."
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = set(arrays.files)
+            name = next((key for key in ("vectors", "emb") if {"genes", key} <= found), None)
+            if name is not None:
+                return GeneVectors(arrays["genes"].astype(str), arrays[name])
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(unusable("Gene embedding", str(path), f"could not be read ({error})", remedy)) from error
+    raise ValueError(unusable("Gene embedding", str(path), f"holds the arrays {listed(sorted(found))}", remedy))
+
+
+def _from_parquet(path: Path) -> GeneVectors:
+    return GeneVectors(*frame_arrays(pd.read_parquet(path), str(path)))
+
+
+def _from_csv(path: Path) -> GeneVectors:
+    # The converter keeps symbols such as "NA" and "1" as text.
+    frame = pd.read_csv(path, converters={0: str})
+    frame = frame.set_index(frame.columns[0])
+    if len(frame.columns) and _is_fraction(frame.columns[0]):
+        problem = f"begins with a row of numbers ({str(frame.columns[0])!r}), not with a header"
+        raise ValueError(
+            unusable("Gene embedding", str(path), problem, "Add a header row, the first column being genes.")
+        )
+    return GeneVectors(*frame_arrays(frame, str(path)))
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return not float(text).is_integer()
+    except ValueError:
+        return False
+
+
+def _from_h5ad(path: Path) -> GeneVectors:
+    adata = ad.read_h5ad(path)
+    if adata.X is None:
+        remedy = "Put genes into obs_names and their vectors into X."
+        raise ValueError(unusable("Gene embedding", str(path), "has no X", remedy))
+    return GeneVectors(adata.obs_names.to_numpy(dtype=str), adata.X.toarray() if issparse(adata.X) else adata.X)
+
+
+def _from_pickle(path: Path) -> GeneVectors:
+    with path.open("rb") as file:
+        return read_pickled_vectors(file, place=str(path))
+
+
+SOURCES: dict[str, Callable[[Path], GeneVectors]] = {
+    "genept": _from_genept,
+    ".npz": _from_npz,
+    ".parquet": _from_parquet,
+    ".csv": _from_csv,
+    ".h5ad": _from_h5ad,
+    ".pickle": _from_pickle,
+    ".pkl": _from_pickle,
+}

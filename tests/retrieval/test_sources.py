@@ -1,0 +1,209 @@
+"""Is the same table read from every kind of source?"""
+
+import os
+import pickle
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from ptrag_sc.datasets._pickled_vectors import GeneVectors
+from ptrag_sc.retrieval import _sources
+from ptrag_sc.retrieval._sources import SOURCES, read_embedding
+
+GENES = ["NA", "AARS", "JAK2", "STAT1"]  # "NA" is a symbol, not a missing value
+VECTORS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+UNIT = VECTORS / np.linalg.norm(VECTORS.astype(np.float64), axis=1, keepdims=True)
+FRAME = pd.DataFrame(VECTORS, index=GENES, columns=["d0", "d1", "d2"])
+
+
+def write_npz(path):
+    np.savez(path, genes=np.array(GENES), vectors=VECTORS)
+
+
+def write_npz_emb(path):
+    np.savez(path, genes=np.array(GENES), emb=VECTORS)
+
+
+def write_h5ad(path):
+    ad.AnnData(VECTORS, obs=pd.DataFrame(index=GENES)).write_h5ad(path)
+
+
+def write_sparse_h5ad(path):
+    ad.AnnData(csr_matrix(VECTORS), obs=pd.DataFrame(index=GENES)).write_h5ad(path)
+
+
+def write_pickle(path):
+    path.write_bytes(pickle.dumps(dict(zip(GENES, VECTORS.tolist(), strict=True))))
+
+
+WRITERS = [
+    ("a.npz", write_npz),
+    ("emb.npz", write_npz_emb),
+    ("A.NPZ", write_npz),
+    ("a.parquet", FRAME.to_parquet),
+    ("column.parquet", lambda path: FRAME.rename_axis("gene").reset_index().to_parquet(path)),
+    ("a.csv", FRAME.to_csv),
+    ("numbered.csv", lambda path: FRAME.set_axis(range(3), axis=1).to_csv(path)),
+    ("a.h5ad", write_h5ad),
+    ("sparse.h5ad", write_sparse_h5ad),
+    ("a.pickle", write_pickle),
+    ("a.pkl", write_pickle),
+]
+
+
+def test_every_suffix_of_the_table_is_tested():
+    assert {Path(name).suffix.lower() for name, _ in WRITERS} | {"genept"} == set(SOURCES)
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS, ids=[name for name, _ in WRITERS])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_files(tmp_path, name, write, as_text):
+    path = tmp_path / name
+    with path.open("wb") if name == "A.NPZ" else _closed(path) as place:
+        write(place)
+    table = read_embedding(str(path) if as_text else path)
+    assert table.genes.tolist() == GENES
+    np.testing.assert_allclose(table.vectors, UNIT, rtol=1e-6)
+    assert table.vectors.dtype == np.float32
+    assert table.source == name
+
+
+class _closed:
+    """The path itself, where a writer opens the file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        return self.path
+
+    def __exit__(self, *_):
+        return False
+
+
+@pytest.mark.parametrize(
+    "source", [FRAME, dict(zip(GENES, VECTORS, strict=True)), FRAME.rename_axis("g").reset_index()]
+)
+def test_tables_in_memory(source):
+    table = read_embedding(source)
+    assert table.genes.tolist() == GENES
+    np.testing.assert_allclose(table.vectors, UNIT, rtol=1e-6)
+
+
+def test_genept_comes_from_the_datasets(monkeypatch):
+    monkeypatch.setattr(_sources, "genept", lambda: GeneVectors(np.array(GENES), VECTORS))
+    table = read_embedding("genept", genes=["STAT1"])
+    assert (table.genes.tolist(), table.source) == (["STAT1"], "genept")
+    np.testing.assert_allclose(table.vectors, UNIT[3:], rtol=1e-6)
+
+
+def test_only_the_genes_asked_for_are_checked():
+    frame = FRAME.copy()
+    frame.loc["NA"] = np.nan
+    frame.loc["JAK2"] = 0
+    frame = pd.concat([frame, frame.loc[["NA"]]])
+    assert read_embedding(frame, genes=["STAT1", "AARS"]).genes.tolist() == ["AARS", "STAT1"]
+    with pytest.raises(ValueError, match="zeros for 'JAK2'"):
+        read_embedding(frame, genes=["STAT1", "JAK2"])
+    with pytest.raises(ValueError, match="more than once 'NA'"):
+        read_embedding(frame)
+
+
+def test_missing_genes_are_named_or_left_out():
+    with pytest.raises(
+        KeyError, match=r"'STAT11' is not in the gene embedding 'DataFrame' \(closest: 'STAT1'\).*aliases="
+    ):
+        read_embedding(FRAME, genes=["AARS", "STAT11"])
+    assert read_embedding(FRAME, genes=["AARS", "STAT11"], missing="drop").genes.tolist() == ["AARS"]
+    with pytest.raises(KeyError, match="STAT11"):
+        read_embedding(FRAME, genes=["STAT11"], missing="drop")
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"), [("a.npy", "'.npz'"), ("genep", "'genept'"), ("table.csvs", "'.csv'"), ("a.tsv", "'.parquet'")]
+)
+def test_an_unknown_kind_names_the_closest(source, hint):
+    with pytest.raises(KeyError, match="Gene embedding source") as caught:
+        read_embedding(source)
+    assert hint in str(caught.value)
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match=r"is a ndarray.*'\.npz'"):
+        read_embedding(VECTORS)
+
+
+@pytest.mark.parametrize("suffix", [kind for kind in SOURCES if kind.startswith(".")])
+def test_a_file_that_does_not_exist_is_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_embedding(tmp_path / f"absent{suffix}")
+
+
+def test_npz_with_other_arrays_names_them(tmp_path):
+    np.savez(tmp_path / "a.npz", names=np.array(GENES), vectors=VECTORS)
+    with pytest.raises(ValueError, match=r"holds the arrays 'names', 'vectors'.*'genes'"):
+        read_embedding(tmp_path / "a.npz")
+
+
+def test_npz_with_objects_is_not_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", genes=np.array(GENES, dtype=object), vectors=VECTORS)
+    with pytest.raises(ValueError, match="could not be read.*text, not objects"):
+        read_embedding(tmp_path / "a.npz")
+
+
+def test_what_is_no_npz_is_said_to_be_unreadable(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(ValueError, match="could not be read"):
+        read_embedding(tmp_path / "a.npz")
+
+
+def test_csv_without_header_loses_no_gene(tmp_path):
+    FRAME.to_csv(tmp_path / "a.csv", header=False)
+    with pytest.raises(ValueError, match="begins with a row of numbers"):
+        read_embedding(tmp_path / "a.csv")
+
+
+def test_csv_with_a_gap_names_the_gene(tmp_path):
+    frame = FRAME.copy()
+    frame.loc["JAK2", "d1"] = np.nan
+    frame.to_csv(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="NaN or infinite values for 'JAK2'"):
+        read_embedding(tmp_path / "a.csv")
+
+
+def test_h5ad_without_x_is_refused(tmp_path):
+    ad.AnnData(obs=pd.DataFrame(index=GENES)).write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match="has no X"):
+        read_embedding(tmp_path / "a.h5ad")
+
+
+def test_mapping_of_unequal_widths_names_genes():
+    with pytest.raises(ValueError, match="one width"):
+        read_embedding({"AARS": [1.0, 2.0], "JAK2": [1.0]})
+
+
+def test_hostile_pickle_is_refused(tmp_path):
+    sentinel = tmp_path / "ran"
+    (tmp_path / "a.pickle").write_bytes(f"cos\nsystem\n(Vtouch {sentinel}\ntR.".encode())
+    with pytest.raises(ValueError, match=r"os\.system"):
+        read_embedding(tmp_path / "a.pickle")
+    assert not sentinel.exists()
+
+
+def test_a_real_table_is_read(tmp_path):
+    folder = os.environ.get("PTRAG_SC_TEST_DATA")
+    if not folder:
+        pytest.skip("PTRAG_SC_TEST_DATA is not set")
+    path = Path(folder) / "data" / "gene_emb_genept_ada002_adamson86.npz"
+    with np.load(path) as arrays:
+        genes, raw = arrays["genes"], arrays["emb"]
+    table = read_embedding(path)
+    assert table.genes.tolist() == genes.tolist()
+    np.testing.assert_allclose(table.vectors, raw, atol=1e-6)
+    as_pickle = tmp_path / "genept.pickle"
+    as_pickle.write_bytes(pickle.dumps(dict(zip(genes.tolist(), raw.astype(float).tolist(), strict=True))))
+    np.testing.assert_array_equal(read_embedding(as_pickle).vectors, table.vectors)
