@@ -61,6 +61,8 @@ bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = project
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["mathml.css"]
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False}
 
 # Notebooks live in tutorials/, beside the package; Sphinx reads only what stands below docs/.
@@ -72,7 +74,6 @@ for notebook in sorted((here.parent / "tutorials").glob("*.ipynb")):
 
 def mathml(latex: str, *, display: str) -> str:
     """``latex`` as MathML, which browsers draw themselves: no script and no font from another host."""
-    # <, > and & may stand in LaTeX as they are; the converter leaves them to its caller.
     markup = convert(latex.strip(), display=display)
     try:
         ElementTree.fromstring(markup)

@@ -1,4 +1,4 @@
-"""Does the package keep the house rules: size, names, documentation, layers?"""
+"""Does the package keep the house rules: size, forbidden calls, documentation of all that is public?"""
 
 import ast
 import importlib
@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,28 +18,185 @@ SUBPACKAGES = ("baselines", "benchmark", "datasets", "metrics", "pl", "pp", "tl"
 MAX_LINES, MAX_STATEMENTS, MAX_NESTING, MAX_PARAMETERS = 300, 40, 3, 8
 BLOCKS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FORBIDDEN = {"print", "kwargs.get", "np.random.seed", "torch.manual_seed", "seed_everything", "pickle.load", "pickle.loads"}
+TEXT_FOLDERS = ("src", "tests", "docs", "tutorials", "benchmarks")
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".ipynb", ".bib", ".yaml", ""}
+# In pieces, so that this file does not hold what it looks for.
+MACHINE_PATHS = re.compile("|".join(("/" + "work/", "/" + "tmp/", "/" + "home/", "/" + "root/", r"\.\./" + "shared")))
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+every_subpackage = pytest.mark.parametrize("subpackage", SUBPACKAGES)
 
 
-def parsed(path: Path) -> ast.Module:
+def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def functions(tree: ast.AST) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+def functions(path):
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, FUNCTIONS)]
 
 
-def n_statements(function: ast.FunctionDef) -> int:
-    return sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1
+def n_statements(function):
+    """Statements in a function, without its docstring."""
+    return sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1 - bool(ast.get_docstring(function))
 
 
-def nesting(node: ast.AST) -> int:
-    """Blocks inside blocks; ``elif`` continues its ``if``, a function starts anew."""
+def nesting(node):
+    """Depth of blocks in blocks; ``elif`` continues its ``if``; a function in a function is counted by itself."""
     deepest = 0
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, FUNCTIONS | (ast.Lambda,) if False else FUNCTIONS):
-            continue
-        continues = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
-        deepest = max(deepest, nesting(child) + (isinstance(child, BLOCKS) and not continues))
+        if not isinstance(child, FUNCTIONS):
+            is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+            deepest = max(deepest, nesting(child) + (isinstance(child, BLOCKS) and not is_elif))
     return deepest
+
+
+def n_parameters(function):
+    arguments = function.args
+    named = (a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))
+    return sum(name not in ("self", "cls") for name in named)
+
+
+def calls(tree):
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def public():
+    """``{qualified name: object}`` of all that a user can call: functions, classes, methods."""
+    found = {"PTRAG": importlib.import_module("ptrag_sc").PTRAG}
+    for subpackage in SUBPACKAGES:
+        module = importlib.import_module(f"ptrag_sc.{subpackage}")
+        found |= {f"{subpackage}.{name}": getattr(module, name) for name in module.__all__}
+    found = {name: thing for name, thing in found.items() if callable(thing)}
+    for owner, cls in [(name, thing) for name, thing in found.items() if inspect.isclass(thing)]:
+        names = [name for name in vars(cls) if not name.startswith("_") and inspect.isroutine(getattr(cls, name))]
+        found |= {f"{owner}.{name}": getattr(cls, name) for name in names}
+    return found
+
+
+def place(function):
+    """File and first line of a function, below its decorators."""
+    code = inspect.unwrap(getattr(function, "__func__", function)).__code__
+    return Path(code.co_filename), code.co_firstlineno
+
+
+def sections(text):
+    """``{title: body}`` of a numpydoc text."""
+    parts = re.split(r"^(\w[\w ]*)\n-+\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented(body):
+    """Names that a Parameters section explains."""
+    heads = re.findall(r"^\S.*$", body, flags=re.MULTILINE)
+    return {name.strip(" *`") for head in heads for name in head.partition(":")[0].split(",")}
+
+
+def undocumented(thing):
+    """Which sections, and which parameters, does the docstring of a public function or class lack?"""
+    text = sections(inspect.getdoc(thing) or "")
+    names = [name for name in inspect.signature(thing).parameters if name not in ("self", "cls")]
+    missing = [name for name in names if name not in documented(text.get("Parameters", ""))]
+    wanted = ["Examples"] if inspect.isclass(thing) else ["Returns", "Examples"]
+    missing += [title for title in wanted if title not in text]
+    return missing if ">>>" in text.get("Examples", "") else [*missing, ">>>"]
+
+
+def test_the_measures_measure():
+    code = """
+def f(self, a, *, b, **c):
+    "Summary."
+    for i in a:
+        if i:
+            while b:
+                x = 1
+        elif b:
+            with i:
+                y = 2
+    def g():
+        try:
+            pass
+        finally:
+            print(kwargs.get("a"))
+"""
+    outer, inner = (node for node in ast.walk(ast.parse(code)) if isinstance(node, FUNCTIONS))
+    assert (n_parameters(outer), nesting(outer), nesting(inner)) == (2, 3, 1)
+    assert (n_statements(outer), n_statements(inner)) == (11, 3)
+    assert {"print", "kwargs.get"} <= calls(ast.parse(code))
+    text = sections("S.\n\nParameters\n----------\na, b\n    Text.\n**c : int\n    Text.\n\nReturns\n-------\nd\n")
+    assert list(text) == ["Parameters", "Returns"]
+    assert documented(text["Parameters"]) == {"a", "b", "c"}
+
+
+@every_file
+def test_size(path):
+    long = {f.name: n_statements(f) for f in functions(path) if n_statements(f) > MAX_STATEMENTS}
+    deep = {f.name: nesting(f) for f in functions(path) if nesting(f) > MAX_NESTING}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    assert not long
+    assert not deep
+
+
+def test_only_entry_points_take_many_parameters():
+    exempt = {place(thing.__init__ if inspect.isclass(thing) else thing) for thing in public().values() if has_code(thing)}
+    many = {
+        (path, min([f.lineno, *(d.lineno for d in f.decorator_list)])): f.name
+        for path in FILES
+        for f in functions(path)
+        if n_parameters(f) > MAX_PARAMETERS
+    }
+    assert not {name for where, name in many.items() if where not in exempt}
+
+
+@every_file
+def test_a_file_answers_one_question(path):
+    assert "?" in (ast.get_docstring(parsed(path)) or "").partition("\n")[0]
+
+
+@every_file
+def test_forbidden_calls(path):
+    tree = parsed(path)
+    assert calls(tree) & FORBIDDEN <= ({"print"} if path.name == "_cli.py" else set())
+    weights_only = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "weights_only"]
+    assert all(ast.unparse(keyword.value) == "True" for keyword in weights_only)
+
+
+def test_no_machine_paths():
+    below = [path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*") if "_build" not in path.parts]
+    texts = [path for path in (*ROOT.glob("*"), *below) if path.is_file() and path.suffix in TEXT_SUFFIXES]
+    assert len(texts) > len(FILES)
+    assert not [path for path in texts if MACHINE_PATHS.search(path.read_text(encoding="utf-8"))]
+
+
+@every_subpackage
+def test_all_can_be_imported(subpackage):
+    module = importlib.import_module(f"ptrag_sc.{subpackage}")
+    assert module.__all__
+    assert not [name for name in module.__all__ if not hasattr(module, name)]
+
+
+def test_public_functions_are_documented():
+    gaps = {name: undocumented(thing) for name, thing in public().items() if name.count(".") < 2 and name[:6] != "PTRAG."}
+    assert not {name: gap for name, gap in gaps.items() if gap}
+
+
+def test_public_methods_explain_their_parameters():
+    gaps = {name: set(undocumented(thing)) - {"Returns", "Examples", ">>>"} for name, thing in public().items()}
+    assert not {name: gap for name, gap in gaps.items() if gap}
+
+
+def test_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert importlib.import_module("ptrag_sc").__version__ == project["version"]
+
+
+def test_import_leaves_pertpy_alone():
+    code = "import sys, ptrag_sc; sys.exit('pertpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_api_pages_list_what_is_public():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    listed = set(re.findall(r"^   ([\w.]+)$", pages, flags=re.MULTILINE))
+    exported = {f"{s}.{name}" for s in SUBPACKAGES for name in importlib.import_module(f"ptrag_sc.{s}").__all__}
+    assert listed == exported | {"PTRAG"}

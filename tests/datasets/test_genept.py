@@ -48,7 +48,7 @@ def served(tmp_path, monkeypatch):
     folder.mkdir()
     known_hash = write_archive(folder / "genept.zip")
     server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server, known_hash
     server.shutdown()
@@ -76,7 +76,7 @@ def test_genes_are_returned_in_the_order_asked_for(served, tmp_path):
     table = genept(cache_dir=tmp_path / "cache", url=server.url, known_hash=known_hash, genes=["GENE7", "GENE2"])
     assert table.genes.tolist() == ["GENE7", "GENE2"]
     np.testing.assert_array_equal(table.vectors, np.array([TABLE["GENE7"], TABLE["GENE2"]], np.float32))
-    with pytest.raises(KeyError, match="'GENE77' is not in GenePT .closest: 'GENE7'"):
+    with pytest.raises(KeyError, match=r"'GENE77' is not in GenePT \(closest: 'GENE7'"):
         genept(cache_dir=tmp_path / "cache", url=server.url, known_hash=known_hash, genes=["GENE77"])
 
 

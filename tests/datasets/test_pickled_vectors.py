@@ -160,7 +160,7 @@ def test_a_module_that_a_pickle_names_is_not_imported():
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({}, "an empty dict"),
+        ({}, "holds nothing"),
         ([1.0, 2.0], "not a dict of vectors"),
         ({"A": [1.0, 2.0], "ODD": [1.0]}, "gives 'ODD' 1 numbers, where 'A' has 2"),
         ({1.5: [1.0]}, "no name"),

@@ -1,8 +1,5 @@
 """Does a table of gene embeddings refuse bad values, and does it give combinations the right vector?"""
 
-import os
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -21,14 +18,6 @@ def vectors():
 @pytest.fixture
 def embedding(vectors):
     return GeneEmbedding.from_table(GENES, vectors, source="test")
-
-
-@pytest.fixture
-def data_folder():
-    folder = os.environ.get("PTRAG_SC_TEST_DATA")
-    if not folder:
-        pytest.skip("PTRAG_SC_TEST_DATA is not set")
-    return Path(folder) / "data"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
@@ -210,8 +199,8 @@ def test_a_frame_with_missing_values_names_the_gene():
         ("gene_emb_genept_ada002_adamson86.npz", (86, 1536), "GenePT"),
     ],
 )
-def test_real_tables_give_cosines_of_the_raw_rows(data_folder, file, shape, source):
-    with np.load(data_folder / file) as arrays:
+def test_real_tables_give_cosines_of_the_raw_rows(test_data, file, shape, source):
+    with np.load(test_data / "data" / file) as arrays:
         genes, raw = arrays["genes"], arrays["emb"].astype(np.float64)
     table = GeneEmbedding.from_table(genes, raw, source=source)
     assert table.vectors.shape == shape

@@ -1,6 +1,5 @@
 """Is the same table read from every kind of source?"""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -151,7 +150,7 @@ def test_npz_with_other_arrays_names_them(tmp_path):
 
 def test_npz_with_objects_is_not_unpickled(tmp_path):
     np.savez(tmp_path / "a.npz", genes=np.array(GENES, dtype=object), vectors=VECTORS)
-    with pytest.raises(ValueError, match="could not be read.*text, not objects"):
+    with pytest.raises(ValueError, match=r"could not be read.*text, not objects"):
         read_embedding(tmp_path / "a.npz")
 
 
@@ -165,6 +164,11 @@ def test_csv_without_header_loses_no_gene(tmp_path):
     FRAME.to_csv(tmp_path / "a.csv", header=False)
     with pytest.raises(ValueError, match="begins with a row of numbers"):
         read_embedding(tmp_path / "a.csv")
+
+
+def test_csv_names_are_text(tmp_path):
+    (tmp_path / "a.csv").write_text("gene,x,y\n1,0.5,2\nNA,1,1\nnan,3,4\n")
+    assert read_embedding(tmp_path / "a.csv").genes.tolist() == ["1", "NA", "nan"]
 
 
 def test_csv_with_a_gap_names_the_gene(tmp_path):
@@ -194,11 +198,8 @@ def test_hostile_pickle_is_refused(tmp_path):
     assert not sentinel.exists()
 
 
-def test_a_real_table_is_read(tmp_path):
-    folder = os.environ.get("PTRAG_SC_TEST_DATA")
-    if not folder:
-        pytest.skip("PTRAG_SC_TEST_DATA is not set")
-    path = Path(folder) / "data" / "gene_emb_genept_ada002_adamson86.npz"
+def test_a_real_table_is_read(test_data, tmp_path):
+    path = test_data / "data" / "gene_emb_genept_ada002_adamson86.npz"
     with np.load(path) as arrays:
         genes, raw = arrays["genes"], arrays["emb"]
     table = read_embedding(path)

@@ -36,12 +36,15 @@ class Predictor(ABC):
         Names of the training perturbations (C,) that can be retrieved.
     set_size_
         Largest number of cells in a prediction set.
+    excluded_
+        Genes that were excluded for want of an embedding; perturbations of them are not predicted by label.
     """
 
     keys_: ScreenKeys
     genes_: np.ndarray
     candidates_: np.ndarray
     set_size_: int
+    excluded_: tuple[str, ...] = ()
     _prediction_batch_size = 16
 
     @abstractmethod
@@ -141,12 +144,15 @@ class Predictor(ABC):
             If it was loaded without one.
         """
 
+    def params(self, **given) -> dict:
+        """Return what ``.uns[key]["params"]`` says: the model, the keys, and the arguments that were given."""
+        keys = {name: value for name, value in self.keys_.to_uns().items() if name != "modalities"}
+        return {"model": type(self).__name__, **keys, **{n: v for n, v in given.items() if v is not None}}
+
     def describe(self, prediction: Prediction, params: dict) -> dict:
         """Return what stands in ``.uns[key]`` beside a prediction."""
-        keys = {name: value for name, value in self.keys_.to_uns().items() if name != "modalities"}
-        given = {name: value for name, value in params.items() if value is not None}
         return {
-            "params": {"model": type(self).__name__, **keys, **given},
+            "params": self.params(**params),
             "genes": self.genes_.astype(object),
             "candidates": self.candidates_.astype(object),
             "retrieval": prediction.retrieval,

@@ -60,7 +60,7 @@ def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVect
     try:
         with np.errstate(over="ignore"):  # beyond float32 is inf, which the table's own check names
             return _stacked(_Machine(buffered).run())
-    except _PickleRefusedError as error:
+    except _RefusedError as error:
         raise ValueError(unusable("The pickle", place, str(error), REMEDY)) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         problem = f"is cut short or damaged ({error})"
@@ -69,7 +69,7 @@ def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVect
         buffered.detach()
 
 
-class _PickleRefusedError(Exception):
+class _RefusedError(Exception):
     """The pickle is not a plain table of vectors; the message is the problem."""
 
 
@@ -112,13 +112,13 @@ class _Machine:
         while (code := self.file.read(1)) != b".":
             info = pickletools.code2op.get(code.decode("latin-1"))
             if info is None:
-                raise _PickleRefusedError(
+                raise _RefusedError(
                     f"holds the unknown instruction {code!r}" if code else "ends before its last instruction"
                 )
             argument = info.arg.reader(self.file) if info.arg else None
             if info.name not in STEPS:
                 what = info.name if argument is None else f"{info.name} {argument!r}"
-                raise _PickleRefusedError(f"asks for {what}, which a table does not need; nothing was run")
+                raise _RefusedError(f"asks for {what}, which a table does not need; nothing was run")
             STEPS[info.name](self, argument)
         return self.stack[-1]
 
@@ -136,14 +136,14 @@ class _Machine:
 
 def _stacked(table: object) -> GeneVectors:
     if not isinstance(table, dict) or not table:
-        raise _PickleRefusedError(f"holds {'an empty dict' if table == {} else type(table).__name__}, not a dict of vectors")
+        raise _RefusedError(f"holds {'nothing' if table == {} else 'something else'}, not a dict of vectors")
     vectors = [value.joined() for value in table.values()]
     widths = np.array([len(vector) for vector in vectors])
     odd = np.flatnonzero(widths != widths[0])
     genes = np.array(list(table), dtype=str)
     if len(odd):
         name, width = str(genes[odd[0]]), widths[odd[0]]
-        raise _PickleRefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
+        raise _RefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
     return GeneVectors(genes, np.stack(vectors))
 
 
@@ -151,7 +151,7 @@ def _vector(items: Sequence) -> _Vector:
     """Read the items of a list or tuple as numbers."""
     strange = [type(item).__name__ for item in items if not isinstance(item, np.ndarray) and type(item) is not int]
     if strange:
-        raise _PickleRefusedError(f"holds a list that is not of numbers (found: {strange[0].strip('_').lower()})")
+        raise _RefusedError(f"holds a list that is not of numbers (found: {strange[0].strip('_').lower()})")
     return _Vector([np.atleast_1d(np.asarray(item, dtype=np.float32)) for item in items])
 
 
@@ -200,10 +200,10 @@ def _set_items(machine: _Machine, items: list) -> None:
         raise TypeError("a dict was expected")
     for name, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(name, str):
-            raise _PickleRefusedError(f"holds the key {name!r}, which is no name")
+            raise _RefusedError(f"holds the key {name!r}, which is no name")
         value = _vector(value) if isinstance(value, tuple) else value
         if not isinstance(value, _Vector):
-            raise _PickleRefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
+            raise _RefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
         value.joined()
         table[name] = value
 
@@ -216,7 +216,7 @@ def _push_dict(machine: _Machine, _: None) -> None:
 
 def _push_callable(machine: _Machine, name: str) -> None:
     if name not in CALLS and name not in ARGUMENTS:
-        raise _PickleRefusedError(f"asks for the callable {name.replace(' ', '.')!r}, which is refused; nothing was run")
+        raise _RefusedError(f"asks for the callable {name.replace(' ', '.')!r}, which is refused; nothing was run")
     machine.stack.append(_Callable(name))
 
 
@@ -224,7 +224,7 @@ def _call(machine: _Machine, _: None) -> None:
     function, arguments = machine.take(2)
     if not isinstance(function, _Callable) or function.name not in CALLS or not isinstance(arguments, tuple):
         name = function.name.replace(" ", ".") if isinstance(function, _Callable) else type(function).__name__
-        raise _PickleRefusedError(f"asks to call {name!r}, which is refused; nothing was run")
+        raise _RefusedError(f"asks to call {name!r}, which is refused; nothing was run")
     machine.stack.append(CALLS[function.name](*arguments))
 
 
@@ -236,20 +236,20 @@ def _build(machine: _Machine, _: None) -> None:
         _, shape, dtype, _, data = state
         target.chunks = _array(data, dtype, shape).chunks
     else:
-        raise _PickleRefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
+        raise _RefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
     machine.stack.append(target)
 
 
 def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str = "C") -> _Vector:
     values = np.frombuffer(data, np.dtype(dtype.order + dtype.code))
     if shape != values.shape:
-        raise _PickleRefusedError(f"holds an array of shape {shape}, where one vector was expected")
+        raise _RefusedError(f"holds an array of shape {shape}, where one vector was expected")
     return _Vector([values.astype(np.float32)])
 
 
 def _dtype(code: str, *_: bool) -> _Dtype:
     if code not in ("f2", "f4", "f8"):
-        raise _PickleRefusedError(f"holds an array of dtype {code!r}, not of floats")
+        raise _RefusedError(f"holds an array of dtype {code!r}, not of floats")
     return _Dtype(code)
 
 

@@ -104,7 +104,7 @@ class PTRAG(SavedModel, ModulePredictor):
         _check_params(params, n_available=len(tables.candidates))
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
-        self.set_size_ = SET_SIZE
+        self.set_size_, self.excluded_ = SET_SIZE, tables.embedding.excluded
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         self.module = self._module_cls(
             torch.as_tensor(vectors),

@@ -14,9 +14,8 @@ GAPS = (4, 9, 16, 25, 36, 50, 66)  # points between a point and its label
 ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 RADIUS = 2.2  # of a point
 
-# Prices of a place. Covering an ordinary point costs 1.
+# Prices of a place; covering a point costs 1.
 FORBIDDEN = 1e4  # covering a label or leaving the axes
-LABELLED = 100.0  # covering a labelled point
 DISTANCE = 0.2  # distance from the point, per typographic point
 
 
@@ -60,8 +59,7 @@ class Labels(Artist):
             size = np.array([box.width, box.height])
             offsets = _offsets(size / scale)
             boxes = [Bbox.from_bounds(*(pixel + offset * scale - size / 2), *size) for offset in offsets]
-            wide = [box.padded(RADIUS * scale) for box in boxes]
-            covered = [_n_covered(box, crowd) + LABELLED * _n_covered(box, pixels) for box in wide]
+            covered = [_n_covered(box.padded(RADIUS * scale), crowd) for box in boxes]
             fouls = [box.count_overlaps(taken) + (not _holds(frame, box)) for box in boxes]
             best = np.argmin(covered + FORBIDDEN * np.array(fouls) + DISTANCE * np.hypot(*offsets.T))
             note.set_position(offsets[best])

@@ -1,11 +1,12 @@
 """What vector does a perturbation have?"""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Shaped
+from numpy.typing import ArrayLike
 
 from ptrag_sc._validation import listed, unknown, unusable
 from ptrag_sc.data._conditions import components
@@ -40,7 +41,7 @@ class GeneEmbedding:
 
     @classmethod
     def from_table(
-        cls, genes: Iterable[str], vectors: np.ndarray, *, source: str, excluded: Iterable[str] = ()
+        cls, genes: Iterable[str], vectors: ArrayLike, *, source: str, excluded: Iterable[str] = ()
     ) -> "GeneEmbedding":
         """Check a table and scale its rows to unit norm; rows that have it to 1e-6 are left as they are.
 
@@ -130,7 +131,7 @@ class GeneEmbedding:
         """
         return sorted({gene for label in labels for gene in components(label, sep)} - set(self.genes.tolist()))
 
-    def rows(self, genes: Sequence[str]) -> Float32[np.ndarray, "m D"]:
+    def rows(self, genes: Iterable[str]) -> Float32[np.ndarray, "m D"]:
         """Return the vectors of single genes, one row each in the order given.
 
         Raises
@@ -143,15 +144,16 @@ class GeneEmbedding:
         >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").rows(["B", "B"]).tolist()
         [[0.0, 1.0], [0.0, 1.0]]
         """
+        genes = [str(gene) for gene in genes]
         position = {gene: i for i, gene in enumerate(self.genes.tolist())}
-        missing = sorted({str(gene) for gene in genes} - set(position))
+        missing = sorted(set(genes) - set(position))
         if missing:
             dropped = [gene for gene in missing if gene in self.excluded]
             note = f"Left out by missing='drop': {listed(dropped)}. " if dropped else ""
             raise KeyError(unknown("Gene", missing, f"the gene embedding {self.source!r}", position, note + REMEDY))
-        return self.vectors[[position[str(gene)] for gene in genes]]
+        return self.vectors[[position[gene] for gene in genes]]
 
-    def vectors_for(self, labels: Sequence[str], sep: str) -> Float32[np.ndarray, "m D"]:
+    def vectors_for(self, labels: Iterable[str], sep: str) -> Float32[np.ndarray, "m D"]:
         """Return one unit vector for each perturbation label.
 
         A single gene has its row; a combination has the sum of the rows of its genes, scaled to unit norm, so that its
@@ -189,7 +191,7 @@ class GeneEmbedding:
         _refuse(cancelled, "has vectors that cancel in", "Such a combination cannot be predicted.", self.source)
         return (sums / norms[:, None]).astype(np.float32)
 
-    def subset(self, genes: Sequence[str]) -> "GeneEmbedding":
+    def subset(self, genes: Iterable[str]) -> "GeneEmbedding":
         """Return the table of some genes, in the order given.
 
         Raises
@@ -202,6 +204,7 @@ class GeneEmbedding:
         >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").subset(["B"]).genes.tolist()
         ['B']
         """
+        genes = list(genes)
         return GeneEmbedding.from_table(genes, self.rows(genes), source=self.source, excluded=self.excluded)
 
 
@@ -225,7 +228,7 @@ def frame_arrays(frame: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarra
     if pd.api.types.is_numeric_dtype(frame.index) or text:
         problem = f"has columns that are not numbers: {listed(text)}" if text else "has numbers for names"
         raise ValueError(unusable("Gene embedding", place, problem, "Give symbols as index, numbers in all columns."))
-    return frame.index.to_numpy(dtype=str), frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.array(frame.index.tolist(), dtype=str), frame.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _numbers(vectors: object, source: str) -> np.ndarray:
@@ -237,6 +240,7 @@ def _numbers(vectors: object, source: str) -> np.ndarray:
         raise ValueError(unusable("Gene embedding", source, problem, "Give vectors of one width.")) from error
 
 
-def _refuse(names: Sequence[str], problem: str, remedy: str, source: str) -> None:
-    if len(names):
+def _refuse(names: Iterable[str], problem: str, remedy: str, source: str) -> None:
+    names = list(names)
+    if names:
         raise ValueError(unusable("Gene embedding", repr(source), f"{problem} {listed(names)}", remedy))

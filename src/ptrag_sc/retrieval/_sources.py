@@ -20,10 +20,11 @@ from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding, frame_arrays
 
 EmbeddingSource = str | os.PathLike | pd.DataFrame | Mapping
+GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
 
 
 def read_embedding(
-    source: EmbeddingSource, *, genes: Iterable[str] | None = None, missing: Literal["error", "drop"] = "error"
+    source: object, *, genes: Iterable[str] | None = None, missing: Literal["error", "drop"] = "error"
 ) -> GeneEmbedding:
     """Read a gene embedding and check it.
 
@@ -64,7 +65,7 @@ def read_embedding(
     return GeneEmbedding.from_table(table.genes[kept], vectors, source=name)
 
 
-def _read(source: EmbeddingSource) -> tuple[str, GeneVectors]:
+def _read(source: object) -> tuple[str, GeneVectors]:
     """Return the name of a source and its table as it stands there, unchecked."""
     if isinstance(source, pd.DataFrame):
         return "DataFrame", GeneVectors(*frame_arrays(source, "the DataFrame"))
@@ -115,14 +116,15 @@ def _from_parquet(path: Path) -> GeneVectors:
 
 
 def _from_csv(path: Path) -> GeneVectors:
-    # The converter keeps symbols such as "NA" and "1" as text.
-    frame = pd.read_csv(path, converters={0: str})
-    frame = frame.set_index(frame.columns[0])
-    if len(frame.columns) and _is_fraction(frame.columns[0]):
-        problem = f"begins with a row of numbers ({str(frame.columns[0])!r}), not with a header"
+    names, *columns = pd.read_csv(path, nrows=0).columns
+    if columns and _is_fraction(columns[0]):
+        problem = f"begins with a row of numbers ({columns[0]!r}), not with a header"
         raise ValueError(
             unusable("Gene embedding", str(path), problem, "Add a header row, the first column being genes.")
         )
+    # "NA" is a gap among numbers and a symbol among names; "1" is a name too.
+    gaps = dict.fromkeys(columns, GAPS)
+    frame = pd.read_csv(path, converters={names: str}, keep_default_na=False, na_values=gaps).set_index(names)
     return GeneVectors(*frame_arrays(frame, str(path)))
 
 
@@ -138,7 +140,8 @@ def _from_h5ad(path: Path) -> GeneVectors:
     if adata.X is None:
         remedy = "Put genes into obs_names and their vectors into X."
         raise ValueError(unusable("Gene embedding", str(path), "has no X", remedy))
-    return GeneVectors(adata.obs_names.to_numpy(dtype=str), adata.X.toarray() if issparse(adata.X) else adata.X)
+    vectors = adata.X.toarray() if issparse(adata.X) else adata.X
+    return GeneVectors(np.array(adata.obs_names.tolist(), dtype=str), vectors)
 
 
 def _from_pickle(path: Path) -> GeneVectors:

@@ -1,0 +1,8 @@
+"""What does a trained model say about an AnnData?"""
+
+from ._effect import effect
+from ._perturb import perturb
+from ._predict import predict
+from ._retrieval import retrieval
+
+__all__ = ["effect", "perturb", "predict", "retrieval"]

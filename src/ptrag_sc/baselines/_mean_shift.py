@@ -1,0 +1,40 @@
+"""What if every perturbation did what perturbations do on average?"""
+
+import numpy as np
+import pandas as pd
+
+from ptrag_sc.baselines._base import Baseline
+
+
+def mean_by_cell_type(conditions: pd.DataFrame, shifts: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the mean shift (G,) of each cell type, and of all conditions for cell types without training data."""
+    of_type = {t: shifts[rows].mean(0) for t, rows in conditions.groupby("cell_type").indices.items()}
+    return of_type, shifts.mean(0)
+
+
+class MeanShift(Baseline):
+    """Control cells plus the mean training shift of the cell type; no perturbation is told from another.
+
+    Parameters
+    ----------
+    adata
+        Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> ptrag_sc.PTRAG.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
+    ... )
+    >>> name = str(adata.uns["gene_embedding"]["genes"][0])
+    >>> MeanShift(adata).fit().predict(perturbations=name).n_vars
+    60
+    """
+
+    def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
+        self.of_type_, self.overall_ = mean_by_cell_type(conditions, shifts)
+
+    def _shift(self, query, cell_type, state):
+        nothing = np.zeros(0)
+        return self.of_type_.get(cell_type, self.overall_), nothing, nothing, nothing

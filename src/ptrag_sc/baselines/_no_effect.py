@@ -1,0 +1,35 @@
+"""What if nothing happened?"""
+
+import numpy as np
+import pandas as pd
+
+from ptrag_sc.baselines._base import Baseline
+
+
+class NoEffect(Baseline):
+    """Control cells as they are: the floor of every distance.
+
+    Parameters
+    ----------
+    adata
+        Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> ptrag_sc.PTRAG.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
+    ... )
+    >>> name = str(adata.uns["gene_embedding"]["genes"][0])
+    >>> predicted = NoEffect(adata).fit().predict(perturbations=name)
+    >>> bool((predicted.X == adata[predicted.obs["ptrag_source"]].X).all())
+    True
+    """
+
+    def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
+        pass
+
+    def _shift(self, query, cell_type, state):
+        nothing = np.zeros(0)
+        return np.zeros(1), nothing, nothing, nothing

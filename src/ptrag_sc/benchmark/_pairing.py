@@ -1,0 +1,79 @@
+"""Which real and predicted cells belong together?"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ptrag_sc._validation import listed, unusable
+from ptrag_sc.data import CellReader, canonical, read_labels
+from ptrag_sc.data._dataset import as_row_matrix
+from ptrag_sc.metrics import Reference
+
+
+class Cells(NamedTuple):
+    """Cells of one side of a comparison."""
+
+    reader: CellReader
+    labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch where registered; one row per cell
+
+    def batches(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the batch names of some cells, or None without batches."""
+        return self.labels["batch"].to_numpy()[rows] if "batch" in self.labels else None
+
+
+class Pair(NamedTuple):
+    """One condition on both sides."""
+
+    perturbation: str
+    cell_type: str
+    real: np.ndarray  # rows
+    predicted: np.ndarray  # rows
+
+
+def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
+    """Return expression, in the gene order of the reference, and labels of one object.
+
+    Raises
+    ------
+    KeyError
+        If genes or columns are missing.
+    ValueError
+        If the expression holds NaN or infinite values.
+    """
+    keys = reference.keys
+    lacking = np.setdiff1d(reference.genes, adata.var_names)
+    if len(lacking):
+        problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
+        raise KeyError(unusable("The gene set", f"{place}.var_names", problem, "Compare objects with the same genes."))
+    matrix = adata.layers[keys.layer] if keys.layer in adata.layers else adata.X
+    columns = adata.var_names.get_indexer(reference.genes)
+    in_order = np.array_equal(columns, np.arange(adata.n_vars))
+    reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
+    n_bad = sum(int(values.size - np.isfinite(values).sum()) for values in reader.values())
+    if n_bad:
+        raise ValueError(unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out."))
+    labels = {"perturbation": read_labels(adata.obs, keys.perturbation_key), "cell_type": read_labels(adata.obs, keys.cell_type_key)}
+    names = {p: p if p == keys.control else canonical(p, keys.sep) for p in np.unique(labels["perturbation"].astype(str))}
+    labels["perturbation"] = [names[p] for p in labels["perturbation"]]
+    if keys.batch_key is not None and keys.batch_key in adata.obs:
+        labels["batch"] = read_labels(adata.obs, keys.batch_key)
+    return Cells(reader, pd.DataFrame(labels))
+
+
+def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair]:
+    """Return the conditions, control left out, that both sides hold, in sorted order.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    rows = [cells.labels.groupby(["perturbation", "cell_type"]).indices for cells in (real, predicted)]
+    shared = sorted(c for c in rows[1] if c in rows[0] and c[0] != control)
+    if not shared:
+        found = [listed(sorted({c[0] for c in r})) for r in rows]
+        problem = f"share no perturbed condition (real: {found[0]}; predicted: {found[1]})"
+        raise ValueError(unusable("The objects", "evaluate", problem, "Label both with the same names."))
+    return [Pair(*c, rows[0][c], rows[1][c]) for c in shared]

@@ -1,0 +1,164 @@
+"""What do metrics refer to? Controls, centre and principal components, fixed once, from training cells."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data import (
+    CellReader,
+    ScreenKeys,
+    condition_split,
+    control_means,
+    mean_shifts,
+    read_labels,
+    read_screen,
+    read_split,
+)
+
+N_COMPONENTS = 50
+MAX_CELLS = 20_000  # for the principal components
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What predictions are compared against.
+
+    Parameters
+    ----------
+    keys
+        Where things stand in the AnnData objects that are compared.
+    genes
+        Genes (G,).
+    cell_types
+        Names (T,).
+    control
+        Mean control expression of every cell type (T, G).
+    control_of_batch
+        Mean control expression of every (cell type, batch) by name; empty without batches.
+    centre
+        Mean of the training perturbations' centroids of every cell type (T, G): control mean plus mean training
+        shift; the control mean where a cell type has no training perturbation.
+    pca_mean, pca_axes
+        Principal components (G,), (d, G) of training cells and controls.
+    """
+
+    keys: ScreenKeys
+    genes: np.ndarray
+    cell_types: np.ndarray
+    control: np.ndarray
+    control_of_batch: dict[tuple[str, str], np.ndarray]
+    centre: np.ndarray
+    pca_mean: np.ndarray
+    pca_axes: np.ndarray
+
+    @classmethod
+    def from_adata(cls, adata: AnnData, *, n_components: int = N_COMPONENTS, seed: int = 0) -> "Reference":
+        """Build the reference from the training cells and controls of an object set up for ptrag_sc.
+
+        Parameters
+        ----------
+        adata
+            Object registered with ``setup_anndata``. Without ``split_key`` every condition counts as training.
+        n_components
+            Principal components, at most 50 by default.
+        seed
+            Of the cells (at most 20,000) that the components are fitted on.
+
+        Examples
+        --------
+        >>> import ptrag_sc
+        >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+        >>> ptrag_sc.PTRAG.setup_anndata(
+        ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
+        ... )
+        >>> Reference.from_adata(adata).centre.shape
+        (2, 60)
+        """
+        keys = ScreenKeys.of(adata)
+        screen = read_screen(adata, keys)
+        index, split = screen.index, read_split(adata, keys)
+        train = index.conditions
+        if split is not None:
+            table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
+            train = table[table["split"] == "train"]
+        controls = control_means(screen.reader, index)
+        shifts = mean_shifts(screen.reader, index, train, controls).shift
+        centre = controls.cell_type.copy()
+        for t in train["cell_type"].unique():
+            centre[t] += shifts[(train["cell_type"] == t).to_numpy()].mean(0)
+        rows = [index.rows(p, t) for p, t in zip(train["perturbation"], train["cell_type"], strict=True)]
+        rows = np.sort(np.concatenate([np.flatnonzero(index.is_control), *rows]))
+        mean, axes = _principal_components(screen.reader, rows, n_components, seed)
+        return cls(
+            keys=keys,
+            genes=screen.genes,
+            cell_types=index.cell_types,
+            control=controls.cell_type,
+            control_of_batch=_named_batches(adata, keys, index.batch, controls.batch),
+            centre=centre,
+            pca_mean=mean,
+            pca_axes=axes,
+        )
+
+    def cell_type_row(self, name: str) -> int:
+        """Return the row of a cell type.
+
+        Raises
+        ------
+        KeyError
+            If the reference does not know it.
+        """
+        row = np.flatnonzero(self.cell_types == name)
+        if not len(row):
+            raise KeyError(absent("Cell type", name, "the reference", self.cell_types, "Build it from data with it."))
+        return int(row[0])
+
+    def matched_control(self, cell_type: str, batches: np.ndarray | None) -> np.ndarray:
+        """Return the mean control (G,) at the batch composition of some cells; without batches the cell type's."""
+        fallback = self.control[self.cell_type_row(cell_type)]
+        if batches is None or not self.control_of_batch:
+            return fallback
+        names, count = np.unique(batches, return_counts=True)
+        means = [self.control_of_batch.get((cell_type, name), fallback) for name in names]
+        return (count / count.sum()) @ np.stack(means)
+
+    def project(self, cells: np.ndarray) -> np.ndarray:
+        """Return principal components (n, d) of cells (n, G)."""
+        return (cells - self.pca_mean) @ self.pca_axes.T
+
+
+def _named_batches(
+    adata: AnnData, keys: ScreenKeys, batch: np.ndarray, means: np.ndarray
+) -> dict[tuple[str, str], np.ndarray]:
+    if keys.batch_key is None:
+        return {}
+    labels = pd.DataFrame(
+        {
+            "cell_type": read_labels(keys.container(adata, "cell_type_key").obs, keys.cell_type_key),
+            "batch": read_labels(keys.container(adata, "batch_key").obs, keys.batch_key),
+            "code": batch,
+        }
+    ).drop_duplicates()
+    return {(t, b): means[code] for t, b, code in labels.itertuples(index=False)}
+
+
+def _principal_components(
+    reader: CellReader, rows: np.ndarray, n_components: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if len(rows) > MAX_CELLS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
+    n_components = min(n_components, reader.n_genes, len(rows) - 1)
+    if n_components < 1:
+        raise ValueError(unusable("The training data", "the reference", "hold fewer than two cells", "Add cells."))
+    mean, covariance = np.zeros(reader.n_genes), np.zeros((reader.n_genes, reader.n_genes))
+    for _, cells in reader.chunks(rows):
+        cells = cells.astype(np.float64)
+        mean += cells.sum(0)
+        covariance += cells.T @ cells
+    mean /= len(rows)
+    covariance = covariance / len(rows) - np.outer(mean, mean)
+    _, vectors = np.linalg.eigh(covariance)
+    return mean, np.ascontiguousarray(vectors[:, ::-1][:, :n_components].T)
