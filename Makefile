@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 .PHONY: demo test docs lint format clean
 
 demo: $(VENV)/.package
-	$(BIN)/ptrag-sc demo --out demo_output
+	$(BIN)/ptrag-sc demo --out demo_output --overwrite
 
 test: $(VENV)/.group-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

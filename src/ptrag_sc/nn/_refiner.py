@@ -101,8 +101,9 @@ def normalised_weights(
     Where no gate is open the denominator runs over all present candidates, so that the weights are 0 and the gradient
     that could open a gate stays finite. Absent candidates never enter.
     """
-    top = score.masked_fill(~present, -torch.inf).amax(-1, keepdim=True)
-    mass = torch.exp(score - top.clamp(min=torch.finfo(score.dtype).min)).masked_fill(~present, 0.0)[:, None]
+    top = score.detach().masked_fill(~present, -torch.inf).amax(-1, keepdim=True)
+    # What is absent becomes 0 before any arithmetic, so that no infinity meets a gradient.
+    mass = (torch.exp((score - top).masked_fill(~present, 0.0)) * present)[:, None]
     kept = gates * mass
     total = kept.sum(-1, keepdim=True)
     total = torch.where(total > 0, total, mass.sum(-1, keepdim=True))

@@ -177,7 +177,7 @@ def retrieval_matrix(
     ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel="candidate", ylabel="perturbation")
     ax.set_title(title, loc="left")
-    ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=25, label=VALUES[value])
+    ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=25, label=VALUES[value]).ax.grid(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
@@ -238,6 +238,7 @@ def _keys_of(ax: Axes, dots: PathCollection) -> None:
     rates = np.array([0, 0.25, 0.5, 1])
     handles = [ax.scatter([], [], s=s, facecolor="white", edgecolor=LINE_COLOUR, linewidth=0.7) for s in _area(rates)]
     style = {"fontsize": SMALL, "title_fontsize": SMALL, "frameon": False, "loc": "upper left", "alignment": "left"}
+    style |= {"handlelength": 1.6, "handletextpad": 0.8}  # scanpy.set_figure_params makes them too narrow for dots
     texts = [f"{rate:.0%}" for rate in rates]
     ax.legend(handles, texts, title="selected by\n(share of cells)", bbox_to_anchor=(1, 1), labelspacing=0.7, **style)
     if np.ma.count(dots.get_array()) == 0:
@@ -246,6 +247,7 @@ def _keys_of(ax: Axes, dots: PathCollection) -> None:
     strip = ax.inset_axes((0.2, 0.02, 0.14, 0.38), transform=blended_transform_factory(inches, ax.transAxes))
     bar = ax.figure.colorbar(dots, cax=strip)
     bar.ax.tick_params(labelsize=SMALL)
+    bar.ax.grid(False)
     bar.ax.set_title("similarity", fontsize=SMALL, loc="left")
 
 

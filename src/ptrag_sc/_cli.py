@@ -1,0 +1,258 @@
+"""What does ``ptrag-sc`` do on the command line? The main job, end to end, on the simulated or the user's screen."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
+
+import ptrag_sc
+from ptrag_sc import PTRAG, baselines
+from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data import Predictor, ScreenKeys
+from ptrag_sc.model._io import write_beside
+
+logger = logging.getLogger("ptrag_sc")
+
+RESULT, SCORES = "predicted.h5ad", "scores.csv"
+PICTURES = ("training", "effect", "embedding", "retrieval", "retrieval_matrix")
+MAX_GENES, N_VARIABLE_GENES = 5000, 2000
+CELLS_PER_POPULATION = 2000  # control cells behind each held-out population: fewer add sampling noise to its shift
+DEFAULT_CANDIDATES = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for noisy in ("lightning.pytorch", "fontTools", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        demo(options)
+    except (ValueError, KeyError, OSError) as error:
+        sys.stderr.write(f"ptrag-sc: {error.args[0] if isinstance(error, KeyError) else error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ptrag-sc", description="Single-cell perturbation prediction.")
+    parser.add_argument("--version", action="version", version=ptrag_sc.__version__)
+    commands = parser.add_subparsers(required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="hold out conditions, train, predict, score beside baselines, draw",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
+    demo.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    demo.add_argument("--adata", type=Path, help="h5ad with counts (or log1p of normalised counts) in X; none: simulated")
+    demo.add_argument("--perturbation-key", default="perturbation", help="obs column")
+    demo.add_argument("--control", default="non-targeting", help="label of control cells")
+    demo.add_argument("--cell-type-key", default="cell_type", help="obs column")
+    demo.add_argument("--batch-key", help="obs column")
+    demo.add_argument("--sep", default="+", help="separator of combinations")
+    demo.add_argument("--gene-embedding", help="table file or 'genept'; none: uns['gene_embedding'] of the file")
+    demo.add_argument("--size-factors", help="obs column to normalise by; none: row sums")
+    demo.add_argument("--holdout", choices=("pair", "perturbation", "cell_type"), help="none: pair, or perturbation")
+    demo.add_argument("--test-cell-type", help="cell type that conditions are held out of")
+    demo.add_argument("--test-fraction", type=float, default=0.3, help="share of held-out test conditions")
+    demo.add_argument("--val-fraction", type=float, default=0.1, help="share of validation conditions")
+    demo.add_argument("--retrieval", choices=("gumbel", "attention", "none"), default="gumbel", help="stage 2")
+    demo.add_argument("--n-candidates", type=int, default=DEFAULT_CANDIDATES, help="retrieved perturbations")
+    demo.add_argument("--max-epochs", type=int, help="none: about 3,000 steps")
+    demo.add_argument("--seed", type=int, default=0, help="of the split, the initialisation and the draws")
+    demo.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return parser
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Run the main job and write its results into ``options.out``."""
+    _check_output(options)
+    adata = ptrag_sc.datasets.simulated(seed=options.seed) if options.adata is None else read_counts(options)
+    batch_key = options.batch_key if options.adata is not None else "batch"
+    keys = {"perturbation_key": options.perturbation_key, "control": options.control, "sep": options.sep}
+    embed(adata, options, keys)
+    hold_out(adata, options, keys)
+    adata = select_genes(adata, options)
+    columns = {"cell_type_key": options.cell_type_key, "batch_key": batch_key, "split_key": "split"}
+    PTRAG.setup_anndata(adata, **keys, **columns)
+    model = fit(adata, options)
+    table = score(adata, {"PTRAG": model, **fitted_baselines(adata)})
+    sys.stdout.write(f"\nHeld-out test conditions, mean per cell type:\n{_summary(table)}\n\n")
+    write_results(adata, model, table, options)
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    there = [name for name in (RESULT, SCORES, *(f"{p}.png" for p in PICTURES)) if (options.out / name).exists()]
+    if there and not options.overwrite:
+        what, remedy = f"{there[0]!r}", "Pass --overwrite or another --out."
+        raise FileExistsError(unusable(what, str(options.out), "exists", remedy))
+
+
+def read_counts(options: argparse.Namespace) -> AnnData:
+    """Return the user's screen as log1p of normalised counts, the counts in a layer; the file is not changed."""
+    if not options.adata.is_file():
+        raise FileNotFoundError(unusable("--adata", str(options.adata), "was not found", "Pass an existing h5ad file."))
+    adata = anndata.read_h5ad(options.adata)
+    values = adata.X.data if sp.issparse(adata.X) else adata.X
+    if not (values == np.rint(values)).all():
+        logger.info("X does not hold counts: taken as log1p of normalised counts.")
+        return adata
+    adata.layers["counts"] = adata.X.copy()
+    if options.size_factors is None:
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        logger.info("Counts are in layers['counts']; X is log1p of counts per 10,000 of each cell's row sum.")
+    else:
+        if options.size_factors not in adata.obs:
+            raise KeyError(absent("Column", options.size_factors, "adata.obs", adata.obs, "Correct --size-factors."))
+        factor = 1e4 / adata.obs[options.size_factors].to_numpy(dtype=float)
+        if not (np.isfinite(factor) & (factor > 0)).all():
+            what = f"Size factors obs[{options.size_factors!r}]"
+            raise ValueError(unusable(what, str(options.adata), "are not all positive", "Correct --size-factors."))
+        adata.X = sp.csr_matrix(sp.diags(factor) @ sp.csr_matrix(adata.X), dtype=np.float32)
+        logger.info("Counts are in layers['counts']; X is log1p of 1e4 * counts / obs['%s'].", options.size_factors)
+    sc.pp.log1p(adata)
+    return adata
+
+
+def embed(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
+    """Write the gene embedding of the perturbed genes; genes without one are left out, with a count."""
+    source = options.gene_embedding
+    if source is None:
+        if "gene_embedding" not in adata.uns:
+            remedy = "Pass --gene-embedding FILE (or genept)."
+            raise KeyError(absent("Gene embedding", "gene_embedding", "adata.uns", adata.uns, remedy))
+        source = adata.uns["gene_embedding"]
+        if not isinstance(source, pd.DataFrame):
+            source = pd.DataFrame(source["vectors"], index=source["genes"])
+    ptrag_sc.pp.gene_embedding(adata, source, **keys, missing="drop")
+
+
+def hold_out(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
+    """Split by condition and say how many cells each part has."""
+    columns = {**keys, "cell_type_key": options.cell_type_key}
+    single = options.cell_type_key in adata.obs and adata.obs[options.cell_type_key].nunique() == 1
+    holdout = options.holdout or ("perturbation" if single else "pair")
+    ptrag_sc.pp.split(
+        adata,
+        **columns,
+        holdout=holdout,
+        test_cell_type=options.test_cell_type,
+        test_fraction=options.test_fraction,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+    perturbed = adata.obs[adata.obs[options.perturbation_key].astype(str) != options.control]
+    conditions = perturbed.drop_duplicates([options.perturbation_key, options.cell_type_key])["split"].value_counts()
+    counts = ", ".join(f"{conditions[name]} {name}" for name in ("train", "val", "test"))
+    logger.info("Held out by %s: %s conditions of %d cells.", holdout, counts, adata.n_obs)
+
+
+def select_genes(adata: AnnData, options: argparse.Namespace) -> AnnData:
+    """Keep 2,000 highly variable genes of training cells and controls where there are more than 5,000."""
+    if adata.n_vars <= MAX_GENES:
+        return adata
+    is_control = adata.obs[options.perturbation_key].astype(str) == options.control
+    seen = adata[(is_control | (adata.obs["split"] == "train")).to_numpy()]
+    variable = sc.pp.highly_variable_genes(seen, n_top_genes=N_VARIABLE_GENES, inplace=False)
+    logger.info("%d of %d genes kept: highly variable in training cells and controls.", N_VARIABLE_GENES, adata.n_vars)
+    return adata[:, variable["highly_variable"].to_numpy()].copy()
+
+
+def fit(adata: AnnData, options: argparse.Namespace) -> PTRAG:
+    """Train a model; more candidates than there are training perturbations are clipped."""
+    import scvi
+
+    scvi.settings.seed = options.seed
+    is_control = adata.obs[options.perturbation_key].astype(str) == options.control
+    n_available = adata.obs.loc[(adata.obs["split"] == "train") & ~is_control, options.perturbation_key].nunique()
+    n_candidates = min(options.n_candidates, max(1, n_available - 1))
+    if n_candidates < options.n_candidates:
+        logger.info("%d candidates in place of %d: there are no more.", n_candidates, options.n_candidates)
+    model = PTRAG(adata, retrieval=options.retrieval, n_candidates=n_candidates)
+    model.train(options.max_epochs, enable_progress_bar=not options.no_progress)
+    loss = model.history["train_loss"]
+    logger.info("Trained for %d epochs.", len(loss))
+    return model
+
+
+def fitted_baselines(adata: AnnData) -> dict[str, Predictor]:
+    """Return the baselines that every table shows."""
+    return {
+        "NoEffect": baselines.NoEffect(adata).fit(),
+        "MeanShift": baselines.MeanShift(adata).fit(),
+        "NearestPerturbations": baselines.NearestPerturbations(adata).fit(),
+    }
+
+
+def held_out(adata: AnnData) -> pd.DataFrame:
+    """Return the test conditions: columns ``perturbation`` and ``cell_type``, in sorted order."""
+    keys = ScreenKeys.of(adata)
+    excluded = set(adata.uns[keys.embedding_key]["excluded"])
+    columns = [keys.perturbation_key, keys.cell_type_key]
+    rows = adata.obs.loc[adata.obs["split"] == "test", columns].astype(str).drop_duplicates().sort_values(columns)
+    rows = rows.set_axis(["perturbation", "cell_type"], axis=1)
+    usable = [p != keys.control and excluded.isdisjoint(p.split(keys.sep)) for p in rows["perturbation"]]
+    return rows[usable].reset_index(drop=True)
+
+
+def score(adata: AnnData, predictors: dict[str, Predictor]) -> pd.DataFrame:
+    """Return the scores of every predictor on the held-out test conditions, with a column ``method``."""
+    reference = ptrag_sc.metrics.Reference.from_adata(adata)
+    conditions, control = held_out(adata), ScreenKeys.of(adata).control
+    parts = []
+    for name, predictor in predictors.items():
+        for cell_type, rows in conditions.groupby("cell_type"):
+            labels = adata.obs[ScreenKeys.of(adata).cell_type_key].astype(str) == cell_type
+            n_controls = int((labels & (adata.obs[ScreenKeys.of(adata).perturbation_key].astype(str) == control)).sum())
+            predicted = predictor.predict(
+                adata,
+                perturbations=rows["perturbation"],
+                cell_types=cell_type,
+                n_cells=min(CELLS_PER_POPULATION, n_controls),
+            )
+            real = adata[(labels & (adata.obs["split"] == "test")).to_numpy()]
+            parts.append(ptrag_sc.benchmark.evaluate(real, predicted, reference=reference).assign(method=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _summary(table: pd.DataFrame) -> str:
+    wide = table.pivot_table(index=["cell_type", "method"], columns="metric", values="value", sort=False)
+    return wide.round(3).to_string()
+
+
+def write_results(adata: AnnData, model: PTRAG, table: pd.DataFrame, options: argparse.Namespace) -> None:
+    """Predict every cell, and write the annotated AnnData, the scores and the pictures."""
+    ptrag_sc.tl.predict(adata, model)
+    ptrag_sc.tl.effect(adata)
+    write_beside(options.out / SCORES, lambda path: table.to_csv(path, index=False))
+    write_beside(options.out / RESULT, adata.write_h5ad)
+    for name, draw in _pictures(adata, model).items():
+        figure = draw()
+        write_beside(options.out / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=150, bbox_inches="tight"))
+    logger.info("Written to %s: %s, %s and %s.", options.out, RESULT, SCORES, ", ".join(f"{p}.png" for p in PICTURES))
+
+
+def _pictures(adata: AnnData, model: PTRAG) -> dict[str, Callable]:
+    """Return what draws each picture, of the held-out condition with the largest observed shift."""
+    effect = adata.uns["ptrag"]["effect"]
+    tested = effect["conditions"].merge(held_out(adata).assign(tested=True), how="left")["tested"].notna().to_numpy()
+    largest = int(np.argmax(np.where(tested, np.linalg.norm(np.nan_to_num(effect["observed"]), axis=1), -1)))
+    perturbation, cell_type = effect["conditions"].loc[largest, ["perturbation", "cell_type"]]
+    one, pl = {"perturbation": perturbation, "cell_type": cell_type}, ptrag_sc.pl
+    return {
+        "training": lambda: pl.training(model, show=False, return_fig=True),
+        "effect": lambda: pl.effect(adata, **one, show=False, return_fig=True),
+        "embedding": lambda: pl.embedding(adata, **one, show=False, return_fig=True),
+        "retrieval": lambda: pl.retrieval(adata, perturbation=perturbation, show=False, return_fig=True),
+        "retrieval_matrix": lambda: pl.retrieval_matrix(adata, cell_type=cell_type, show=False, return_fig=True),
+    }

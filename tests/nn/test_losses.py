@@ -1,0 +1,79 @@
+"""Is the energy distance the unbiased, masked, differentiable quantity that it claims to be?"""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from ptrag_sc.nn import LOSSES, energy_distance
+
+
+def slow_energy_distance(x, y):
+    def off_diagonal_mean(z):
+        d = cdist(z, z)
+        return d[~np.eye(len(z), dtype=bool)].mean()
+
+    return 2 * cdist(x, y).mean() - off_diagonal_mean(x) - off_diagonal_mean(y)
+
+
+def sets(seed, n=(5, 3), m=(4, 6), size=7, genes=11):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(2, len(n), size, genes))
+    masks = [torch.as_tensor(np.arange(size) < np.array(k)[:, None]) for k in (n, m)]
+    return torch.as_tensor(x + 0.5), torch.as_tensor(y), *masks
+
+
+def test_equals_slow_version_on_the_real_cells_only():
+    x, y, x_mask, y_mask = sets(0)
+    expected = [slow_energy_distance(x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()) for b in range(2)]
+    np.testing.assert_allclose(energy_distance(x, y, x_mask, y_mask), expected, rtol=1e-10)
+
+
+def test_padding_is_never_read_and_gets_no_gradient():
+    x, y, x_mask, y_mask = sets(1)
+    noisy = x.clone()
+    noisy[~x_mask] = 1e3
+    noisy.requires_grad_()
+    value = energy_distance(noisy, y, x_mask, y_mask)
+    torch.testing.assert_close(value, energy_distance(x, y, x_mask, y_mask))
+    value.sum().backward()
+    assert torch.isfinite(noisy.grad).all()
+    assert (noisy.grad[~x_mask] == 0).all()
+    assert (noisy.grad[x_mask] != 0).any()
+
+
+def test_gradient_equals_finite_differences():
+    x, y, x_mask, y_mask = sets(2, genes=3)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: energy_distance(z, y, x_mask, y_mask), x, eps=1e-6, atol=1e-6)
+
+
+def test_expectation_is_zero_for_two_samples_of_one_population_at_any_size():
+    rng = np.random.default_rng(3)
+    for n, m in ((3, 8), (8, 8)):
+        x, y = rng.normal(size=(4000, n, 4)), rng.normal(size=(4000, m, 4))
+        full = [torch.ones(4000, k, dtype=torch.bool) for k in (n, m)]
+        values = energy_distance(torch.as_tensor(x), torch.as_tensor(y), *full)
+        standard_error = values.std() / 4000**0.5
+        assert abs(values.mean()) < 4 * standard_error
+
+
+def test_float32_is_precise_far_from_the_origin():
+    x, y, x_mask, y_mask = sets(4, n=(32,), m=(32,), size=32)
+    exact = energy_distance(x, y, x_mask, y_mask)
+    moved = energy_distance((x + 100).float(), (y + 100).float(), x_mask, y_mask)
+    np.testing.assert_allclose(moved.numpy(), exact.numpy(), rtol=1e-3)
+
+
+def test_coincident_cells_give_a_finite_gradient():
+    x = torch.zeros(1, 3, 2, requires_grad=True)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    energy_distance(x, torch.ones(1, 3, 2), mask, mask).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_lower_for_the_right_population(name):
+    x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
+    near, far = (LOSSES[name](y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
+    assert near < far

@@ -1,0 +1,48 @@
+"""Are the nearest candidates the nearest, and never the query itself?"""
+
+import numpy as np
+import torch
+
+from ptrag_sc.retrieval import make_queries, nearest_candidates
+from ptrag_sc.retrieval import _candidates as module
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape)
+    return torch.as_tensor(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def test_equals_a_sort_and_excludes_the_query_by_index(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 7)  # several chunks
+    rng = np.random.default_rng(0)
+    table = unit(rng, 12, 5)
+    table[3] = table[2]  # a twin under another name is a candidate
+    own = torch.as_tensor([*range(12), -1, -1])
+    queries = torch.cat([table, unit(rng, 2, 5)])
+    found = nearest_candidates(queries, table, own, 4)
+    for q, (row, o) in enumerate(zip(queries.numpy(), own.tolist(), strict=True)):
+        cosine = table.numpy() @ row
+        allowed = [i for i in np.argsort(-cosine, kind="stable") if i != o][:4]
+        np.testing.assert_allclose(found.similarity[q, :, 0], cosine[allowed])
+        assert o not in found.indices[q].tolist()
+    assert found.present.all()
+    assert 3 in found.indices[2].tolist()
+
+
+def test_slots_that_cannot_be_filled_are_absent():
+    rng = np.random.default_rng(1)
+    table = unit(rng, 3, 4)
+    found = nearest_candidates(table, table, torch.arange(3), 3)
+    assert found.present.tolist() == [[True, True, False]] * 3
+    assert (found.similarity[:, 2] == 0).all()
+
+
+def test_the_control_is_a_zero_vector_that_retrieves_nothing():
+    rng = np.random.default_rng(2)
+    table = unit(rng, 6, 4)
+    queries = make_queries(table[:2], table, torch.tensor([0, 1]), 3)
+    assert (queries.vectors[0] == 0).all()
+    assert not queries.candidates.present[0].any()
+    assert queries.candidates.present[1:].all()
+    only_control = make_queries(table[:0], table, torch.zeros(0, dtype=torch.long), 3)
+    assert only_control.vectors.shape == (1, 4)
