@@ -24,6 +24,8 @@ class CellSetDataModule(LightningDataModule):
         self.train_sets, self.val_sets = train, val
 
     def _loader(self, sets: RandomSets) -> DataLoader:
+        if self.trainer is not None:
+            sets = sets.for_rank(self.trainer.global_rank, self.trainer.world_size)
         # In memory, no workers is the fastest: a set is one vectorised gather.
         return DataLoader(self.dataset, sampler=sets, batch_size=None)
 

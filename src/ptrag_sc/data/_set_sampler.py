@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -85,8 +86,6 @@ class RandomSets(Sampler[CellSets]):
         Seed of the draw.
     fresh
         Whether every epoch draws anew (training) or repeats the first draw in order (validation).
-    rank, world_size
-        Share of a distributed run.
     """
 
     def __init__(
@@ -99,12 +98,10 @@ class RandomSets(Sampler[CellSets]):
         batch_size: int,
         seed: int,
         fresh: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
     ):
         self.index, self.query = index, np.asarray(query, dtype=np.int64)
         self.set_size, self.batch_size, self.seed, self.fresh = set_size, batch_size, seed, fresh
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size = 0, 1
         self.epoch = 0
         self.cell_type = conditions["cell_type"].to_numpy(dtype=np.int64)
         perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)
@@ -115,6 +112,12 @@ class RandomSets(Sampler[CellSets]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose draw comes next (Lightning calls this)."""
         self.epoch = epoch
+
+    def for_rank(self, rank: int, world_size: int) -> "RandomSets":
+        """Return the sampler of one process of a distributed run."""
+        share = copy(self)
+        share.rank, share.world_size = rank, world_size
+        return share
 
     def __len__(self) -> int:
         """Return the number of mini-batches of one rank."""
