@@ -5,6 +5,10 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from anndata import AnnData
+from screens import KEYS, make_screen, train_small
+
+import ptrag_sc
 
 matplotlib.use("Agg")
 
@@ -16,3 +20,19 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("PTRAG_SC_TEST_DATA is unset: it names the folder that holds data/ and golden/")
     return Path(folder)
+
+
+@pytest.fixture
+def screen() -> AnnData:
+    """A fresh screen that is set up, without a split."""
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
+    return adata
+
+
+@pytest.fixture(scope="session")
+def trained() -> ptrag_sc.PTRAG:
+    """A small trained model with its data; do not change either."""
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
+    return train_small(adata)

@@ -29,6 +29,19 @@ def test_equals_a_sort_and_excludes_the_query_by_index(monkeypatch):
     assert 3 in found.indices[2].tolist()
 
 
+def test_ties_do_not_depend_on_what_else_is_asked():
+    rng = np.random.default_rng(3)
+    table = unit(rng, 40, 64).float()
+    pairs = torch.nn.functional.normalize(table[0::2] + table[1::2], dim=1)  # each as near to one part as to the other
+    none = torch.full((20,), -1)
+    together = nearest_candidates(pairs, table, none, 5)
+    for q in range(20):
+        alone = nearest_candidates(pairs[q : q + 1], table, none[:1], 5)
+        assert alone.indices[0].tolist() == together.indices[q].tolist()
+        ranks = together.indices[q].tolist()
+        assert ranks.index(2 * q) < ranks.index(2 * q + 1)
+
+
 def test_slots_that_cannot_be_filled_are_absent():
     rng = np.random.default_rng(1)
     table = unit(rng, 3, 4)

@@ -238,7 +238,8 @@ class PTRAG(SavedModel, ModulePredictor):
             screen.index, self.split_, set_size=set_size, batch_size=batch_size, seed=settings.seed or 0
         )
         self.set_size_ = set_size
-        interval = max(1, round(STEPS_BETWEEN_CHECKS / len(train)))
+        max_epochs = max_epochs or math.ceil(TRAINING_STEPS / len(train))
+        interval = min(max_epochs, max(1, round(STEPS_BETWEEN_CHECKS / len(train))))
         defaults = {
             "early_stopping": early_stopping and val is not None,
             "early_stopping_monitor": "validation_loss",
@@ -259,7 +260,7 @@ class PTRAG(SavedModel, ModulePredictor):
             self,
             PTRAGTrainingPlan(self.module, queries=self.prepare(labels, None), **(plan_kwargs or {})),
             CellSetDataModule(screen.reader, train, val),
-            max_epochs=max_epochs or math.ceil(TRAINING_STEPS / len(train)),
+            max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,

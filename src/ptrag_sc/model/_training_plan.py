@@ -85,6 +85,18 @@ class KeepBest(Callback):
             self.best_loss = loss
             self.best_state = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
 
+    def on_train_start(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Offer the weights as they are before the first step."""
+        plan.module.eval()
+        total, n_sets = torch.zeros((), device=plan.device), 0
+        with torch.no_grad():
+            for batch in trainer.datamodule.val_dataloader():
+                output = plan.forward({name: tensor.to(plan.device) for name, tensor in batch.items()})[2]
+                total += output.extra_metrics["set_loss"] * output.n_obs_minibatch
+                n_sets += output.n_obs_minibatch
+        plan.module.train()
+        self._offer(float(trainer.strategy.reduce(total / n_sets, reduce_op="mean")), plan)
+
     def on_validation_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Offer the weights that were just validated."""
         if "validation_loss" in trainer.callback_metrics:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK = 4096  # queries whose similarities to all candidates are held at once
+CHUNK = 512  # queries whose similarities to all candidates are held at once
+MARGIN = 8  # candidates beyond K that are ranked exactly
 
 
 class Candidates(NamedTuple):
@@ -56,13 +57,18 @@ def nearest_candidates(
 
 def _nearest(vectors: Tensor, table: Tensor, own: Tensor, n_candidates: int) -> Candidates:
     cosine = vectors @ table.T
-    is_own = torch.arange(len(table), device=table.device) == own[:, None]
-    cosine = cosine.masked_fill(is_own | (vectors == 0).all(1)[:, None], -torch.inf)
-    similarity, indices = cosine.topk(n_candidates, dim=1)
+    hidden = (torch.arange(len(table), device=table.device) == own[:, None]) | (vectors == 0).all(1)[:, None]
+    short_list = cosine.masked_fill(hidden, -torch.inf).topk(min(len(table), n_candidates + MARGIN), dim=1).indices
+    # Ties are common (A and B are equally near to A+B) and float32 breaks them by rounding, differently in every
+    # call: the short list is ranked in float64, and of equals the one that stands first in the table comes first.
+    short_list = short_list.sort(dim=1).values
+    exact = (table[short_list].double() @ vectors.double()[..., None]).squeeze(-1)
+    exact = exact.masked_fill(hidden.gather(1, short_list), -torch.inf).round(decimals=9)
+    similarity, order = exact.sort(dim=1, descending=True, stable=True)
+    similarity, indices = similarity[:, :n_candidates], short_list.gather(1, order[:, :n_candidates])
     present = torch.isfinite(similarity)
-    return Candidates(
-        indices.masked_fill(~present, 0), present, similarity.masked_fill(~present, 0.0)[..., None]
-    )
+    similarity = similarity.masked_fill(~present, 0.0).to(table.dtype)
+    return Candidates(indices.masked_fill(~present, 0), present, similarity[..., None])
 
 
 def make_queries(

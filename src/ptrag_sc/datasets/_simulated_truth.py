@@ -1,0 +1,85 @@
+"""Which effects does the model of a simulated screen imply, and which neighbours are relevant for which query?"""
+
+import numpy as np
+import pandas as pd
+
+from ptrag_sc.datasets._simulated_network import (
+    COUNTS_PER_GENE,
+    DISPERSION,
+    LIBRARY_SD,
+    N_BATCHES,
+    RESPONSE,
+    TARGET_SUM,
+    Network,
+    Screen,
+)
+
+
+def _expected_log(n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+    r"""Grid of log shares :math:`\log q`, and E log1p(s y) there, with y ~ NB(library q) and s = TARGET_SUM / library.
+
+    :math:`\log(1 + z) = \int_0^\infty (1 - e^{-uz}) e^{-u} / u \, du`, and the expectation of :math:`e^{-usy}` has a
+    closed form: :math:`(1 + \ell q (1 - e^{-us}) / \theta)^{-\theta}`. Integrated over log u and over library sizes.
+    """
+    grid, step = np.arange(-18, 0.01, 0.05), 0.1
+    u = np.exp(np.arange(-24, 4, step))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
+    library = COUNTS_PER_GENE * n_genes * np.exp(LIBRARY_SD * nodes)[:, None]
+    mean = np.exp(grid)[:, None, None] * library
+    integrand = 1 - (1 + mean * (1 - np.exp(-u * TARGET_SUM / library)) / DISPERSION) ** -DISPERSION
+    return grid, (integrand @ np.exp(-u) * step) @ weights / weights.sum()
+
+
+def expected_effects(screen: Screen) -> np.ndarray:
+    """Expected shift (P, T, G) of log-normalised expression against the control, by Gauss quadrature over cells."""
+    grid, table = _expected_log(len(screen.state))
+    state, state_weights = np.polynomial.hermite_e.hermegauss(3)
+    strength, strength_weights = np.polynomial.legendre.leggauss(3)
+    strength = np.mean(RESPONSE) + strength * np.ptp(RESPONSE) / 2
+    weights = np.outer(strength_weights / 2, state_weights / state_weights.sum()) / N_BATCHES
+    n_cell_types, n_rows, n_genes = screen.response.shape
+    expected = np.empty((n_rows, n_cell_types, n_genes))
+    for t, baseline in enumerate(screen.baseline):
+        unperturbed = baseline[:, None] + state[:, None] * screen.state  # (B, 3, G)
+        for p, response in enumerate(screen.response[t]):
+            log_share = unperturbed + strength[:, None, None, None] * response
+            log_share -= np.log(np.exp(log_share).sum(axis=-1, keepdims=True))
+            expected[p, t] = np.einsum("rbsg,rs->g", np.interp(log_share, grid, table), weights)
+    return expected[:-1] - expected[-1]
+
+
+def truth(
+    network: Network, effects: np.ndarray, pairs: np.ndarray, perturbations: np.ndarray, cell_types: np.ndarray
+) -> dict[str, np.ndarray | pd.DataFrame]:
+    """Arrays and long tables only: they survive h5ad and zarr."""
+    n_singles, n_genes = network.direct.shape
+    interaction = np.zeros_like(effects)
+    interaction[n_singles:] = effects[n_singles:] - effects[pairs].sum(axis=1)
+    members = np.concatenate([network.members, network.members[pairs].any(axis=1)])
+    acting = (members & network.active[:, None]).astype(np.float32)  # (T, P, M)
+    shared = acting @ acting.transpose(0, 2, 1) > 0
+    shared[:, np.arange(len(members)), np.arange(len(members))] = False
+    query, cell_type, candidate = np.nonzero(shared.transpose(1, 0, 2))
+    modules = np.array([f"module_{m}" for m in range(members.shape[1])])
+    member, module = np.nonzero(members)
+    condition, condition_type = np.indices(effects.shape[:2]).reshape(2, -1)
+    return {
+        "conditions": _table(perturbation=perturbations[condition], cell_type=cell_types[condition_type]),
+        "effects": effects.reshape(-1, n_genes).astype(np.float32),
+        "interaction": interaction.reshape(-1, n_genes).astype(np.float32),
+        "relevant": _table(
+            perturbation=perturbations[query], cell_type=cell_types[cell_type], candidate=perturbations[candidate]
+        ),
+        "perturbation_module": _table(perturbation=perturbations[member], module=modules[module]),
+        "active": network.active,
+        "regulation": network.regulation.astype(np.float32),
+        "loadings": network.loadings.astype(np.float32),
+        "cell_types": cell_types,
+        "modules": modules,
+    }
+
+
+def _table(**columns: np.ndarray) -> pd.DataFrame:
+    frame = pd.DataFrame(columns)
+    frame.index = frame.index.astype(str)  # h5ad and zarr want string indices
+    return frame

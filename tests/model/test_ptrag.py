@@ -1,0 +1,250 @@
+"""Does the model keep its promises: null at the control, deterministic, invariant, honest about its split?"""
+
+import logging
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from screens import KEYS, SMALL, TRAIN, make_screen, train_small
+
+import ptrag_sc
+from ptrag_sc.data import RandomSets
+
+
+def predictions(model, adata, **options):
+    result = model.predict(adata, perturbations=["G0", "G1+G2"], **options)
+    return result.to_df().sort_index()
+
+
+def test_training_lowers_the_loss_and_beats_no_effect(trained):
+    loss = trained.history["train_loss"].to_numpy(dtype=float).ravel()
+    assert loss[-3:].mean() < 0.7 * loss[:2].mean()
+    assert set(trained.history) >= {"train_loss", "validation_loss", "gate_open_train"}
+
+
+def test_every_parameter_is_trained(screen):
+    scvi.settings.seed = 0
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    before = {name: p.clone() for name, p in model.module.named_parameters()}
+    callback = _Snapshot()
+    model.train(4, **TRAIN, callbacks=[callback])
+    unmoved = [name for name, p in before.items() if torch.equal(p, callback.last[name])]
+    assert unmoved == []
+
+
+class _Snapshot(Callback):
+    """Remember the last weights that were trained, before the best ones are restored."""
+
+    def on_train_epoch_end(self, trainer, plan):
+        self.last = {name: p.detach().clone() for name, p in plan.module.named_parameters()}
+
+
+def test_two_runs_with_one_seed_are_bitwise_equal():
+    runs = []
+    for _ in range(2):
+        adata = make_screen()
+        ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
+        model = train_small(adata, max_epochs=3, seed=5)
+        runs.append((model.history["train_loss"].to_numpy(), predictions(model, adata).to_numpy()))
+    assert (runs[0][0] == runs[1][0]).all()
+    assert (runs[0][1] == runs[1][1]).all()
+
+
+@pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
+def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, screen):
+    model = train_small(screen, retrieval=retrieval)
+    ptrag_sc.tl.predict(screen, model)
+    control = (screen.obs["gene"] == "ctl").to_numpy()
+    observed = screen.X.toarray()
+    assert np.array_equal(screen.obsm["ptrag"][control], observed[control])
+    assert np.abs(screen.obsm["ptrag"][~control] - observed[screen.obs_names.get_indexer(screen.obs["ptrag_source"])][~control]).max() > 0.1
+    table = screen.uns["ptrag"]["retrieval"]
+    assert (len(table) == 0) == (retrieval == "none")
+
+
+def test_nothing_in_the_call_changes_a_prediction(trained):
+    adata = make_screen()
+    base = predictions(trained, adata)
+    rng = np.random.default_rng(0)
+    permuted = adata[rng.permutation(adata.n_obs)].copy()
+    np.testing.assert_allclose(predictions(trained, permuted), base, atol=1e-5)
+    more = trained.predict(adata, perturbations=["G5", "G0", "G3", "G1+G2"]).to_df()
+    np.testing.assert_allclose(more.loc[base.index], base, atol=1e-5)
+    one = trained.predict(adata, perturbations="G0", cell_types="RPE1").to_df()
+    np.testing.assert_allclose(one, base.loc[one.index], atol=1e-5)
+    controls = adata[adata.obs["gene"] == "ctl"]
+    np.testing.assert_allclose(predictions(trained, controls), base, atol=1e-5)
+
+
+def test_the_batch_size_of_prediction_changes_nothing(trained, monkeypatch):
+    adata = make_screen()
+    base = predictions(trained, adata)
+    for size in (1, 3, 100):
+        monkeypatch.setattr(type(trained), "_prediction_batch_size", size)
+        np.testing.assert_allclose(predictions(trained, adata), base, atol=1e-5)
+
+
+def test_annotated_predictions_do_not_depend_on_row_order(trained):
+    adata = make_screen()
+    permuted = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
+    for seed in (None, 4):
+        for each in (adata, permuted):
+            ptrag_sc.tl.predict(each, trained, seed=seed)
+        np.testing.assert_allclose(permuted[adata.obs_names].obsm["ptrag"], adata.obsm["ptrag"], atol=1e-5)
+        assert (permuted[adata.obs_names].obs["ptrag_source"].astype(str) == adata.obs["ptrag_source"].astype(str)).all()
+
+
+def test_seeds_sample_gates_and_none_is_deterministic(screen):
+    model = train_small(screen)
+    torch.nn.init.constant_(model.module.refiner.scorer.out.bias, 0.0)  # gates that noise decides
+    fixed = [predictions(model, screen) for _ in range(2)]
+    assert np.array_equal(*fixed)
+    sampled = [predictions(model, screen, seed=seed) for seed in (1, 1, 2)]
+    assert np.array_equal(sampled[0], sampled[1])
+    assert not np.allclose(sampled[0], sampled[2])
+    subset = model.predict(screen, perturbations="G1+G2", seed=1).to_df()
+    np.testing.assert_allclose(subset, sampled[0].loc[subset.index], atol=1e-5)
+
+
+def test_candidates_are_training_perturbations_and_never_the_query(screen):
+    screen.obs["split"] = "train"
+    screen.obs.loc[(screen.obs["gene"] == "G7"), "split"] = "test"
+    screen.obs.loc[(screen.obs["gene"] == "G6"), "split"] = "val"
+    screen.obs.loc[(screen.obs["gene"] == "G5") & (screen.obs["line"] == "RPE1"), "split"] = "test"
+    ptrag_sc.PTRAG.setup_anndata(screen, **KEYS, split_key="split")
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    assert set(model.candidates_) == {f"G{i}" for i in range(6)} | {"G0+G1", "G2+G3"}
+    table = model.get_retrieval(perturbations=[*model.candidates_, "G7", "G6"])
+    assert (table["perturbation"] != table["candidate"]).all()
+    assert table.groupby(["perturbation", "cell_type"]).size().eq(4).all()
+    assert set(table["candidate"]) <= set(model.candidates_)
+    assert "G0" in set(table.loc[table["perturbation"] == "G0+G1", "candidate"])  # a component may answer
+
+
+def test_held_out_cells_reach_nothing_that_is_learned(screen):
+    rows = ((screen.obs["gene"] == "G7") | ((screen.obs["gene"] == "G5") & (screen.obs["line"] == "RPE1"))).to_numpy()
+    screen.obs["split"] = np.where(rows, "test", np.where(screen.obs["gene"] == "G6", "val", "train"))
+    results = []
+    for noise in (False, True):
+        adata = screen.copy()
+        if noise:
+            dense = adata.X.toarray()
+            dense[rows] = np.random.default_rng(0).exponential(size=dense[rows].shape) + 0.01
+            adata.X = dense
+        ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
+        model = train_small(adata, max_epochs=3)
+        results.append(model.predict(adata, perturbations=["G7", "G5"]).X)
+    assert np.array_equal(*results)
+
+
+def test_the_own_validation_split_holds_out_conditions(screen):
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    assert model.split_["split"].value_counts().to_dict() == {"train": 18, "val": 2}
+    assert not model.split_.duplicated(["perturbation", "cell_type"]).any()
+
+
+def test_the_best_weights_are_kept_the_untrained_among_them(screen):
+    model = train_small(screen, max_epochs=6)
+    # A step far too long spoils the model; what is kept is never worse on the validation conditions than before.
+    scvi.settings.seed = 0
+    spoiled = ptrag_sc.PTRAG(screen, **SMALL)
+    before = predictions(spoiled, screen)
+    spoiled.train(2, **TRAIN, plan_kwargs={"lr": 50.0})
+    assert spoiled.history["validation_loss"].to_numpy(dtype=float).min() > 1
+    np.testing.assert_array_equal(predictions(spoiled, screen), before)
+    assert not np.allclose(predictions(model, screen), before)
+
+
+def test_training_continues_and_resumes_from_a_checkpoint(screen, tmp_path, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "logging_dir", tmp_path)
+    model = train_small(screen, max_epochs=2)
+    assert not model.module.training
+    model.train(3, **TRAIN)
+    assert list(model.history["train_loss"].index) == [0, 1, 2, 3, 4]
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True, filename="first")
+    model.train(2, **TRAIN, callbacks=[saver], enable_checkpointing=True)
+    seen = []
+
+    class Count(Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            seen.append(trainer.current_epoch)
+
+    model.train(4, **TRAIN, ckpt_path=str(tmp_path / "last.ckpt"), callbacks=[Count()])
+    assert seen == [2, 3]
+
+
+def test_an_epoch_draws_fresh_sets(screen, monkeypatch):
+    drawn = []
+    original = RandomSets._draw
+
+    def spy(self, condition, epoch):
+        if self.fresh:
+            drawn.append(epoch)
+        return original(self, condition, epoch)
+
+    monkeypatch.setattr(RandomSets, "_draw", spy)
+    train_small(screen, max_epochs=3)
+    assert sorted(set(drawn)) == [0, 1, 2]
+
+
+def test_small_conditions_and_few_controls_are_named(caplog):
+    adata = make_screen()
+    rows = np.flatnonzero((adata.obs["gene"] == "G3") & (adata.obs["line"] == "K562"))[1:]
+    adata = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    with caplog.at_level(logging.WARNING):
+        model = ptrag_sc.PTRAG(adata, **SMALL)
+        assert "G3 in K562" in caplog.text
+        model.train(1, **{**TRAIN, "set_size": 500})
+    assert "Fewer control cells than set_size=500 in 'K562', 'RPE1'" in caplog.text
+    assert not ((model.split_["perturbation"] == "G3") & (model.split_["cell_type"] == "K562")).any()
+    assert model.predict(perturbations="G3", cell_types="K562").n_obs > 0
+
+
+def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained):
+    adata = make_screen(seed=9)
+    adata.obs["line"] = adata.obs["line"].replace({"RPE1": "HepG2"})
+    adata.obs["gem"] = "new"
+    result = trained.predict(adata, perturbations=["G4+G6", "G0"])
+    assert set(result.obs["line"]) == {"K562", "HepG2"}
+    assert np.isfinite(result.X).all()
+    with pytest.raises(KeyError, match=r"Gene 'G77' is not in the model's gene embedding \(closest: 'G7'"):
+        trained.predict(adata, perturbations="G77")
+    rng = np.random.default_rng(0)
+    given = trained.predict(adata, perturbations="G77", gene_embedding={"G77": rng.normal(size=30)})
+    assert np.isfinite(given.X).all()
+    with pytest.raises(ValueError, match="has width 3, the model's has 30"):
+        trained.predict(adata, perturbations="G77", gene_embedding={"G77": np.ones(3)})
+
+
+def test_constructor_arguments_that_cannot_work(screen):
+    for options, message in (
+        ({"n_candidates": 99}, "n_candidates=99 .* is not between 1 and the 10 training perturbations"),
+        ({"retrieval": "vanilla"}, "retrieval= 'vanilla' does not occur"),
+        ({"loss": "mse"}, "loss= 'mse' does not occur"),
+        ({"n_heads": 3}, "is no multiple of n_heads=3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ptrag_sc.PTRAG(screen, **{**SMALL, **options})
+
+
+def test_missing_embeddings_are_an_error_or_excluded_by_name(caplog):
+    adata = make_screen()
+    del adata.uns["gene_embedding"]
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    with pytest.raises(KeyError, match="Run ptrag_sc.pp.gene_embedding first"):
+        ptrag_sc.PTRAG(adata, **SMALL)
+    table = {f"G{i}": np.eye(8)[i] for i in range(1, 8)}
+    with caplog.at_level(logging.WARNING):
+        ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl", missing="drop")
+        model = train_small(adata, max_epochs=1)
+    assert "Left out 4 conditions without gene embedding" in caplog.text
+    assert not model.split_["perturbation"].str.contains("G0").any()
+    ptrag_sc.tl.predict(adata, model)
+    without = adata.obs["gene"].str.contains("G0").to_numpy(dtype=bool)
+    assert np.isnan(adata.obsm["ptrag"][without]).all()
+    assert not adata.obs.loc[without, "ptrag_predicted"].any()
+    assert adata.obs.loc[~without, "ptrag_predicted"].all()

@@ -1,0 +1,49 @@
+"""Which small screen, with known effects, do the tests share?"""
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import scvi
+from anndata import AnnData
+
+import ptrag_sc
+
+
+KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line"}
+
+
+def make_screen(*, n_obs: int = 480, n_genes: int = 30, seed: int = 0, combinations: bool = True) -> AnnData:
+    """Return a small hand-made screen: 8 genes and 2 combinations in 2 cell types and 2 batches, log scale."""
+    rng = np.random.default_rng(seed)
+    names = [f"G{i}" for i in range(8)] + (["G0+G1", "G2+G3"] if combinations else [])
+    perturbation = rng.choice(["ctl", *names], n_obs, p=[0.3, *np.full(len(names), 0.7 / len(names))])
+    line, batch = rng.choice(["K562", "RPE1"], n_obs), rng.choice(["b1", "b2"], n_obs)
+    effects = {g: rng.normal(size=n_genes) * 0.6 for g in names[:8]} | {"ctl": np.zeros(n_genes)}
+    shift = np.stack([sum(effects[g] for g in p.split("+")) for p in perturbation])
+    rate = np.exp(1 + (line == "RPE1")[:, None] * 0.5 + (batch == "b2")[:, None] * 0.3 + shift)
+    counts = rng.poisson(rate).astype(np.float32)
+    adata = AnnData(
+        sp.csr_matrix(np.log1p(counts)),
+        obs=pd.DataFrame(
+            {"gene": pd.Categorical(perturbation), "line": line, "gem": batch}, index=[f"cell{i}" for i in range(n_obs)]
+        ),
+        var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]),
+    )
+    vectors = np.stack([effects[g] for g in names[:8]]) + rng.normal(size=(8, n_genes)) * 0.3
+    table = pd.DataFrame(vectors, index=names[:8])
+    ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl")
+    return adata
+
+
+SMALL = {"n_candidates": 4, "n_hidden": 16, "n_layers": 2, "n_heads": 2}
+
+
+TRAIN = {"set_size": 12, "batch_size": 4, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def train_small(adata: AnnData, *, max_epochs: int = 8, seed: int = 0, **options) -> ptrag_sc.PTRAG:
+    """Return a small trained model of an object that is set up."""
+    scvi.settings.seed = seed
+    model = ptrag_sc.PTRAG(adata, **{**SMALL, **options})
+    model.train(max_epochs, **TRAIN, plan_kwargs={"lr": 1e-2})
+    return model
