@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
     demo.add_argument("--overwrite", action="store_true", help="replace results that are there")
-    demo.add_argument("--adata", type=Path, help="h5ad with counts (or log1p of normalised counts) in X; none: simulated")
+    demo.add_argument(
+        "--adata", type=Path, help="h5ad with counts (or log1p of normalised counts) in X; none: simulated"
+    )
     demo.add_argument("--perturbation-key", default="perturbation", help="obs column")
     demo.add_argument("--control", default="non-targeting", help="label of control cells")
     demo.add_argument("--cell-type-key", default="cell_type", help="obs column")

@@ -37,7 +37,9 @@ def test_index_equals_a_search_over_labels():
     assert set(zip(table["perturbation"], table["cell_type"], strict=True)) == set(
         obs[obs["perturbation"] != "ctl"][["perturbation", "cell_type"]].itertuples(index=False, name=None)
     )
-    np.testing.assert_array_equal(index.controls(1), np.flatnonzero((obs["perturbation"] == "ctl") & (obs["cell_type"] == "y")))
+    np.testing.assert_array_equal(
+        index.controls(1), np.flatnonzero((obs["perturbation"] == "ctl") & (obs["cell_type"] == "y"))
+    )
     assert len(index.rows(len(index.perturbations), 0)) == 0
 
 
@@ -52,7 +54,9 @@ def test_labels_that_cannot_be_used():
     obs = pd.DataFrame({"p": ["ctl", "A", None]}, index=["c0", "c1", "c2"])
     with pytest.raises(ValueError, match=r"missing \(NaN\) for 1 cells, the first being 'c2'"):
         read_perturbations(obs, "p", control="ctl", sep="+")
-    with pytest.raises(ValueError, match=r"Control label 'nt' does not occur in adata.obs\['p'\] \(found: 'A', 'ctl'\)"):
+    with pytest.raises(
+        ValueError, match=r"Control label 'nt' does not occur in adata.obs\['p'\] \(found: 'A', 'ctl'\)"
+    ):
         read_perturbations(obs.iloc[:2], "p", control="nt", sep="+")
     with pytest.raises(KeyError, match="Column 'q' does not occur"):
         read_perturbations(obs, "q", control="ctl", sep="+")
@@ -99,7 +103,12 @@ def test_held_out_genes_are_out_everywhere_combinations_included():
             for gene in components(p, "+"):
                 of.setdefault(gene, set()).add(label)
         tested = {p for p, label in zip(table["perturbation"], labels, strict=True) if label == "test" and "+" not in p}
-        trained = {g for p, label in zip(table["perturbation"], labels, strict=True) if label == "train" for g in components(p, "+")}
+        trained = {
+            g
+            for p, label in zip(table["perturbation"], labels, strict=True)
+            if label == "train"
+            for g in components(p, "+")
+        }
         assert len(tested) == 9
         assert tested.isdisjoint(trained)
 

@@ -22,7 +22,11 @@ def make_sets(index, **options):
 
 
 def collect(sampler):
-    return [(q, t[tm], c[cm]) for s in sampler for q, t, tm, c, cm in zip(s.query, s.target, s.target_mask, s.control, s.control_mask, strict=True)]
+    return [
+        (q, t[tm], c[cm])
+        for s in sampler
+        for q, t, tm, c, cm in zip(s.query, s.target, s.target_mask, s.control, s.control_mask, strict=True)
+    ]
 
 
 def test_every_condition_once_with_distinct_cells_of_its_own():
@@ -41,7 +45,7 @@ def test_every_condition_once_with_distinct_cells_of_its_own():
 
 def test_small_conditions_and_few_controls_are_masked_never_repeated():
     index = ConditionIndex.from_labels(["ctl"] * 3 + ["A"] * 2, ["x"] * 5, None, control="ctl")
-    (_, target, control), = collect(make_sets(index))
+    ((_, target, control),) = collect(make_sets(index))
     assert sorted(target) == [3, 4]
     assert sorted(control) == [0, 1, 2]
 
@@ -106,7 +110,9 @@ def test_a_batch_that_runs_out_is_filled_from_the_cell_type():
     assert len(set(drawn)) == 8
 
 
-@pytest.mark.parametrize(("n", "m", "size"), [(200, 500, 64), (64, 64, 64), (130, 20, 64), (7, 3, 64), (1, 1, 4), (100, 90, 8)])
+@pytest.mark.parametrize(
+    ("n", "m", "size"), [(200, 500, 64), (64, 64, 64), (130, 20, 64), (7, 3, 64), (1, 1, 4), (100, 90, 8)]
+)
 def test_dealt_sets_are_balanced_distinct_and_matched(n, m, size):
     rng = np.random.default_rng(n)
     batch, control_batch = rng.integers(0, 3, n), np.arange(m) % min(3, m)
@@ -130,7 +136,11 @@ def test_dealt_sets_do_not_depend_on_row_order_and_split_each_batch_evenly():
 
     def deal(rows, control_rows):
         sets = deal_sets(
-            batch[rows], name_hash(names[rows], 0), control_batch[control_rows], name_hash(controls[control_rows], 0), 40
+            batch[rows],
+            name_hash(names[rows], 0),
+            control_batch[control_rows],
+            name_hash(controls[control_rows], 0),
+            40,
         )
         return {frozenset(zip(names[rows][c], controls[control_rows][s], strict=True)) for c, s in sets}, sets
 

@@ -60,7 +60,13 @@ def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, sc
     control = (screen.obs["gene"] == "ctl").to_numpy()
     observed = screen.X.toarray()
     assert np.array_equal(screen.obsm["ptrag"][control], observed[control])
-    assert np.abs(screen.obsm["ptrag"][~control] - observed[screen.obs_names.get_indexer(screen.obs["ptrag_source"])][~control]).max() > 0.1
+    assert (
+        np.abs(
+            screen.obsm["ptrag"][~control]
+            - observed[screen.obs_names.get_indexer(screen.obs["ptrag_source"])][~control]
+        ).max()
+        > 0.1
+    )
     table = screen.uns["ptrag"]["retrieval"]
     assert (len(table) == 0) == (retrieval == "none")
 
@@ -94,7 +100,9 @@ def test_annotated_predictions_do_not_depend_on_row_order(trained):
         for each in (adata, permuted):
             ptrag_sc.tl.predict(each, trained, seed=seed)
         np.testing.assert_allclose(permuted[adata.obs_names].obsm["ptrag"], adata.obsm["ptrag"], atol=1e-5)
-        assert (permuted[adata.obs_names].obs["ptrag_source"].astype(str) == adata.obs["ptrag_source"].astype(str)).all()
+        assert (
+            permuted[adata.obs_names].obs["ptrag_source"].astype(str) == adata.obs["ptrag_source"].astype(str)
+        ).all()
 
 
 def test_seeds_sample_gates_and_none_is_deterministic(screen):

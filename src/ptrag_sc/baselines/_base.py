@@ -49,7 +49,9 @@ class Baseline(Predictor):
             table = condition_split(screen.index, split, place=f"adata.obs[{self.keys_.split_key!r}]")
             train = table[table["split"] == "train"].reset_index(drop=True)
         if train.empty:
-            raise ValueError(unusable("The split", "the data", "has no training condition", "Label conditions 'train'."))
+            raise ValueError(
+                unusable("The split", "the data", "has no training condition", "Label conditions 'train'.")
+            )
         controls = control_means(screen.reader, screen.index)
         shifts = mean_shifts(screen.reader, screen.index, train, controls).shift
         self._learn(screen.index.named(train), shifts)
@@ -61,7 +63,9 @@ class Baseline(Predictor):
         """Learn from training conditions (names) and their batch-matched mean shifts (C, G)."""
 
     @abstractmethod
-    def _shift(self, query: int, cell_type: str, state: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _shift(
+        self, query: int, cell_type: str, state: object
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the shift (G,) of a query > 0, and candidates (K,), similarity (K,) and weights (K,) behind it."""
 
     def training_data(self) -> AnnData:
@@ -90,7 +94,9 @@ class Baseline(Predictor):
         """Return control cells plus the shift of each set's condition; the control itself is not shifted."""
         nothing = np.zeros(0)
         answers = [
-            self._shift(q, str(screen.index.cell_types[t]), state) if q > 0 else (np.zeros(1), nothing, nothing, nothing)
+            self._shift(q, str(screen.index.cell_types[t]), state)
+            if q > 0
+            else (np.zeros(1), nothing, nothing, nothing)
             for q, t in zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)
         ]
         n_slots = max(len(indices) for _, indices, _, _ in answers)
@@ -98,7 +104,10 @@ class Baseline(Predictor):
         present = np.zeros((len(answers), n_slots), dtype=bool)
         for b, (_, *fields) in enumerate(answers):
             padded[:, b, : len(fields[0])], present[b, : len(fields[0])] = fields, True
-        cells = batch["control_cells"].numpy() + np.stack([np.broadcast_to(s, len(self.genes_)) for s, *_ in answers])[:, None]
+        cells = (
+            batch["control_cells"].numpy()
+            + np.stack([np.broadcast_to(s, len(self.genes_)) for s, *_ in answers])[:, None]
+        )
         shape = (*sets.target.shape, n_slots)
         weights = np.broadcast_to(padded[2][:, None], shape)
         gates = np.broadcast_to(present[:, None].astype(float), shape)

@@ -32,7 +32,9 @@ class NearestPerturbations(Baseline):
     ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
     ... )
     >>> baseline = NearestPerturbations(adata, n_neighbors=3).fit()
-    >>> baseline.predict(perturbations=str(baseline.candidates_[0])).uns["ptrag"]["retrieval"].groupby("cell_type").size().max()
+    >>> baseline.predict(perturbations=str(baseline.candidates_[0])).uns["ptrag"]["retrieval"].groupby(
+    ...     "cell_type"
+    ... ).size().max()
     3
     """
 
@@ -42,7 +44,9 @@ class NearestPerturbations(Baseline):
             raise ValueError(unusable(f"n_neighbors={n_neighbors}", "the constructor", "is below 1", "Pass 1 or more."))
         key = self.keys_.embedding_key
         if key not in adata.uns:
-            raise KeyError(absent("Gene embedding", key, "adata.uns", adata.uns, "Run ptrag_sc.pp.gene_embedding first."))
+            raise KeyError(
+                absent("Gene embedding", key, "adata.uns", adata.uns, "Run ptrag_sc.pp.gene_embedding first.")
+            )
         self.n_neighbors, self.embedding_ = n_neighbors, GeneEmbedding.from_uns(adata.uns[key], key)
         self.excluded_ = self.embedding_.excluded
 
@@ -52,9 +56,7 @@ class NearestPerturbations(Baseline):
         self.candidates_ = np.unique(conditions["perturbation"].to_numpy(dtype=str))
         self.vectors_ = self.embedding_.vectors_for(tuple(self.candidates_), self.keys_.sep)
         row = np.searchsorted(self.candidates_, conditions["perturbation"].to_numpy(dtype=str))
-        self.measured_ = {
-            t: (row[rows], shifts[rows]) for t, rows in conditions.groupby("cell_type").indices.items()
-        }
+        self.measured_ = {t: (row[rows], shifts[rows]) for t, rows in conditions.groupby("cell_type").indices.items()}
         averaged, _ = mean_by_cell_type(conditions.assign(cell_type=conditions["perturbation"]), shifts)
         self.anywhere_ = np.arange(len(self.candidates_)), np.stack([averaged[p] for p in self.candidates_])
 

@@ -53,9 +53,16 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
     n_bad = sum(int(values.size - np.isfinite(values).sum()) for values in reader.values())
     if n_bad:
-        raise ValueError(unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out."))
-    labels = {"perturbation": read_labels(adata.obs, keys.perturbation_key), "cell_type": read_labels(adata.obs, keys.cell_type_key)}
-    names = {p: p if p == keys.control else canonical(p, keys.sep) for p in np.unique(labels["perturbation"].astype(str))}
+        raise ValueError(
+            unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out.")
+        )
+    labels = {
+        "perturbation": read_labels(adata.obs, keys.perturbation_key),
+        "cell_type": read_labels(adata.obs, keys.cell_type_key),
+    }
+    names = {
+        p: p if p == keys.control else canonical(p, keys.sep) for p in np.unique(labels["perturbation"].astype(str))
+    }
     labels["perturbation"] = [names[p] for p in labels["perturbation"]]
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)

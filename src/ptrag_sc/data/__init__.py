@@ -2,6 +2,7 @@
 
 from ._conditions import (
     ConditionIndex,
+    as_names,
     canonical,
     components,
     condition_split,
@@ -27,6 +28,7 @@ __all__ = [
     "ScreenKeys",
     "SequentialSets",
     "Shifts",
+    "as_names",
     "canonical",
     "components",
     "condition_split",

@@ -54,7 +54,7 @@ def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
     """
     rows = screen.index.controls(cell_type)
     if not len(rows):
-        name = screen.index.cell_types[cell_type]
+        name = str(screen.index.cell_types[cell_type])
         remedy = "Predictions start from control cells: add controls of this cell type, or leave it out."
         raise ValueError(unusable(f"Cell type {name!r}", "this object", "has no control cells", remedy))
     return rows
@@ -144,7 +144,9 @@ def _first_controls(screen: Screen, cell_type: int, order: np.ndarray, n_cells: 
         return controls
     if not 0 < n_cells <= len(controls):
         what = f"n_cells={n_cells}"
-        problem = f"cannot be drawn from the {len(controls)} control cells of {screen.index.cell_types[cell_type]!r}"
+        problem = (
+            f"cannot be drawn from the {len(controls)} control cells of {str(screen.index.cell_types[cell_type])!r}"
+        )
         remedy = "Leave n_cells=None to use every control cell once, or ask for fewer."
         raise ValueError(unusable(what, "the request", problem, remedy))
     return np.sort(controls[np.argsort(order[controls], kind="stable")[:n_cells]])
@@ -196,7 +198,9 @@ def assemble(
     return Prediction(cells, weights, _retrieval_table(tally, request.labels, candidates, cell_types))
 
 
-def _retrieval_table(tally: dict, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray) -> pd.DataFrame:
+def _retrieval_table(
+    tally: dict, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray
+) -> pd.DataFrame:
     tables = [
         pd.DataFrame(
             {
@@ -213,7 +217,9 @@ def _retrieval_table(tally: dict, labels: tuple[str, ...], candidates: np.ndarra
         if q > 0 and len(columns)
     ]
     if not tables:
-        return pd.DataFrame({c: pd.Series(dtype=object if c in RETRIEVAL_COLUMNS[:3] else float) for c in RETRIEVAL_COLUMNS})
+        return pd.DataFrame(
+            {c: pd.Series(dtype=object if c in RETRIEVAL_COLUMNS[:3] else float) for c in RETRIEVAL_COLUMNS}
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -227,7 +233,9 @@ def source_obs(adata, keys: ScreenKeys, rows: np.ndarray) -> pd.DataFrame:
     return obs.drop(columns=[c for c in obs if c.startswith("_scvi_")])
 
 
-def population_anndata(adata, keys: ScreenKeys, request: Request, prediction: Prediction, *, genes: np.ndarray, key: str) -> AnnData:
+def population_anndata(
+    adata, keys: ScreenKeys, request: Request, prediction: Prediction, *, genes: np.ndarray, key: str
+) -> AnnData:
     """Return predicted cells as an AnnData with the genes of the model and the obs columns of the source cells."""
     holder = keys.expression_holder(adata)
     obs = source_obs(adata, keys, request.source)

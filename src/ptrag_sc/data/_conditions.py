@@ -4,7 +4,7 @@ A *condition* is (perturbation, cell type). Everything above this file works wit
 :class:`ConditionIndex`; names become integers here and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,7 +28,8 @@ def components(label: str, sep: str) -> tuple[str, ...]:
     >>> components("B+A", "+")
     ('A', 'B')
     """
-    parts = sorted(part.strip() for part in str(label).split(sep))
+    label = str(label)  # numpy's strings show their type in messages
+    parts = sorted(part.strip() for part in label.split(sep))
     if not all(parts):
         raise ValueError(unusable(f"Label {label!r}", "the perturbations", "has an empty component", f"sep={sep!r}?"))
     if len(set(parts)) < len(parts):
@@ -46,6 +47,11 @@ def canonical(label: str, sep: str) -> str:
     'A+B'
     """
     return sep.join(components(label, sep))
+
+
+def as_names(values: Iterable[object]) -> np.ndarray:
+    """Return names as a numpy array of str, whatever they are stored as (pandas 3 and zarr have string types of their own)."""
+    return np.array([str(value) for value in values], dtype=str)
 
 
 def read_labels(obs: pd.DataFrame, key: str) -> np.ndarray:
@@ -189,7 +195,9 @@ def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> 
         if len(found) > 1:
             name = f"{index.perturbations[p]} in {index.cell_types[t]}"
             raise ValueError(
-                unusable(f"Condition {name!r}", place, f"is split between {listed(found)}", "Splits hold out conditions.")
+                unusable(
+                    f"Condition {name!r}", place, f"is split between {listed(found)}", "Splits hold out conditions."
+                )
             )
         labels.append(str(found[0]))
     return table.assign(split=labels)
@@ -235,7 +243,9 @@ def _allot(n_open: int, n: int, fractions: tuple[float, float], rng: np.random.G
     counts = [max(1, round(f * n)) if f > 0 and n_open > 1 else 0 for f in fractions]
     n_test = min(counts[0], n_open)
     n_val = min(counts[1], n_open - n_test)
-    return rng.permutation(np.repeat(np.array(["test", "val", "train"], dtype=object), [n_test, n_val, n_open - n_test - n_val]))
+    return rng.permutation(
+        np.repeat(np.array(["test", "val", "train"], dtype=object), [n_test, n_val, n_open - n_test - n_val])
+    )
 
 
 def _draw_pairs(conditions, rng, fractions, test_cell_type, sep):

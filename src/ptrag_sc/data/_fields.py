@@ -16,7 +16,7 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, LayerField, 
 
 from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
-from ptrag_sc.data._conditions import ConditionIndex, condition_split, read_labels, read_perturbations
+from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
 from ptrag_sc.data._dataset import CellReader, as_row_matrix
 
 
@@ -48,7 +48,9 @@ class ScreenKeys:
             If it was not set up.
         """
         if SETUP_KEY not in adata.uns:
-            remedy = "Call ptrag_sc.PTRAG.setup_anndata(adata, perturbation_key=..., control=..., cell_type_key=...) first."
+            remedy = (
+                "Call ptrag_sc.PTRAG.setup_anndata(adata, perturbation_key=..., control=..., cell_type_key=...) first."
+            )
             raise ValueError(unusable("This object", "memory", "was not set up for ptrag_sc", remedy))
         return cls(**adata.uns[SETUP_KEY])
 
@@ -66,7 +68,9 @@ class ScreenKeys:
         holder = self.container(adata, "layer")
         if not isinstance(holder, AnnData):
             raise ValueError(
-                unusable("Expression", "the MuData", "is not located", "Pass modalities={'layer': <modality of the RNA>}.")
+                unusable(
+                    "Expression", "the MuData", "is not located", "Pass modalities={'layer': <modality of the RNA>}."
+                )
             )
         if holder.n_obs != adata.n_obs or not (holder.obs_names == adata.obs_names).all():
             problem = "does not hold the same cells in the same order as the MuData"
@@ -171,9 +175,7 @@ def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray 
     return Screen(reader, index, genes, holder.obs_names.to_numpy(dtype=object))
 
 
-def _read_expression(
-    holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None
-) -> tuple[CellReader, np.ndarray]:
+def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None) -> tuple[CellReader, np.ndarray]:
     if not holder.var_names.is_unique:
         twice = holder.var_names[holder.var_names.duplicated()].unique()
         problem = f"are not unique ({listed(twice)})"
@@ -181,7 +183,7 @@ def _read_expression(
     if keys.layer is not None and keys.layer not in holder.layers:
         raise KeyError(absent("Layer", keys.layer, "adata.layers", holder.layers, "Pass layer=<an existing layer>."))
     matrix = holder.X if keys.layer is None else holder.layers[keys.layer]
-    own = holder.var_names.to_numpy(dtype=str)
+    own = as_names(holder.var_names)
     reader = CellReader(as_row_matrix(matrix))
     check_expression(reader, place=keys.expression_place, declared=keys.layer is not None)
     if genes is None or np.array_equal(own, genes):
@@ -210,7 +212,9 @@ def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
     for values in reader.values():
         n_bad = int(values.size - np.isfinite(values).sum())
         if n_bad:
-            raise ValueError(unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Remove or impute them."))
+            raise ValueError(
+                unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Remove or impute them.")
+            )
         if not declared and values.size and values.min() < 0:
             problem = f"holds negative values (smallest {values.min():.3g})"
             remedy = "Use log1p of normalised counts, or register scaled data as a layer with layer=..."

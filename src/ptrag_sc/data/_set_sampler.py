@@ -36,9 +36,7 @@ def pad(rows: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     return padded, mask
 
 
-def match_composition(
-    pools: list[np.ndarray], share: np.ndarray, size: int, rng: np.random.Generator
-) -> np.ndarray:
+def match_composition(pools: list[np.ndarray], share: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw up to ``size`` distinct controls whose batches follow ``share``.
 
     Quotas come from systematic sampling (one uniform offset), so each batch's expected count is exactly
@@ -107,7 +105,9 @@ class RandomSets(Sampler[CellSets]):
         perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)
         self._rows = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
         self._pools = {t: _batch_pools(index, t) for t in np.unique(self.cell_type)}
-        self._share = [_batch_share(index.batch[r], self._pools[t][0]) for r, t in zip(self._rows, self.cell_type, strict=True)]
+        self._share = [
+            _batch_share(index.batch[r], self._pools[t][0]) for r, t in zip(self._rows, self.cell_type, strict=True)
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose draw comes next (Lightning calls this)."""

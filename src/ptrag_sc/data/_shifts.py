@@ -23,7 +23,9 @@ class Shifts(NamedTuple):
     n_cells: np.ndarray  # (C,)
 
 
-def group_means(reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+def group_means(
+    reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return mean rows (n_groups, G) float64 and sizes (n_groups,), in one pass over ``rows``.
 
     A group without rows has mean 0.

@@ -51,7 +51,9 @@ def read_model(path: Path) -> ModelFile:
         If the file is something else or of a later format.
     """
     if not path.is_file():
-        raise FileNotFoundError(unusable("A saved model", str(path), "was not found", "Pass the folder given to save()."))
+        raise FileNotFoundError(
+            unusable("A saved model", str(path), "was not found", "Pass the folder given to save().")
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         tensors, meta = content["tensors"], json.loads(content["json"])

@@ -28,7 +28,12 @@ BASIS = MODULE + "generator.basis"
 
 
 def pack(
-    tables: TrainingTables, keys: ScreenKeys, module: torch.nn.Module, *, init_params: dict[str, Any], state: dict[str, Any]
+    tables: TrainingTables,
+    keys: ScreenKeys,
+    module: torch.nn.Module,
+    *,
+    init_params: dict[str, Any],
+    state: dict[str, Any],
 ) -> ModelFile:
     """Return everything that prediction needs, and the history, as tensors and JSON-able values."""
     tensors = {MODULE + name: tensor for name, tensor in module.state_dict().items()}

@@ -74,7 +74,9 @@ def gate_noise(
 
     Batch mates, row order and other conditions in the call change nothing.
     """
-    names = np.array([f"{q and labels[q - 1]}\t{cell_types[t]}" for q, t in zip(sets.query, sets.cell_type, strict=True)])
+    names = np.array(
+        [f"{q and labels[q - 1]}\t{cell_types[t]}" for q, t in zip(sets.query, sets.cell_type, strict=True)]
+    )
     shape = (sets.target.shape[1], n_slots)
     noise = np.zeros((len(names), *shape), dtype=np.float32)
     for b, key in enumerate(name_hash(names, seed)):

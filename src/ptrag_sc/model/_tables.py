@@ -114,7 +114,9 @@ def usable_conditions(
     names = index.perturbations[table["perturbation"]]
     excluded = np.array([not set(components(p, keys.sep)).isdisjoint(embedding.excluded) for p in names], dtype=bool)
     if excluded.any():
-        logger.warning("Left out %d conditions without gene embedding: %s.", excluded.sum(), listed(np.unique(names[excluded])))
+        logger.warning(
+            "Left out %d conditions without gene embedding: %s.", excluded.sum(), listed(np.unique(names[excluded]))
+        )
     embedding.vectors_for(np.unique(names[~excluded]), keys.sep)  # raises for genes that nobody excluded
     if split is None:
         table = table.assign(split=_own_split(index.named(table), seed, keys.sep))

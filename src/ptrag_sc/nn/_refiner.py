@@ -59,9 +59,7 @@ class FactoredScorer(nn.Module):
 
         mean_c, mean_p, mean_k = cells.mean(-1), query.mean(-1), keys.mean(-1)
         cell_part = (
-            cells @ w_cell.T
-            + (query @ w_query.T)[:, None]
-            - ((mean_c + mean_p[:, None]) / 3)[..., None] * row_sum
+            cells @ w_cell.T + (query @ w_query.T)[:, None] - ((mean_c + mean_p[:, None]) / 3)[..., None] * row_sum
         )
         key_part = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum
         scale = self._inverse_std(cells, query, keys)

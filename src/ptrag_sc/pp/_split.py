@@ -65,7 +65,11 @@ def split(
     >>> import ptrag_sc
     >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
     >>> ptrag_sc.pp.split(
-    ...     adata, perturbation_key="perturbation", cell_type_key="cell_type", control="non-targeting", test_fraction=0.3
+    ...     adata,
+    ...     perturbation_key="perturbation",
+    ...     cell_type_key="cell_type",
+    ...     control="non-targeting",
+    ...     test_fraction=0.3,
     ... )
     >>> sorted(adata.obs["split"].unique())
     ['test', 'train', 'val']

@@ -60,7 +60,7 @@ def _nearest(vectors: Tensor, table: Tensor, own: Tensor, n_candidates: int) -> 
     hidden = (torch.arange(len(table), device=table.device) == own[:, None]) | (vectors == 0).all(1)[:, None]
     short_list = cosine.masked_fill(hidden, -torch.inf).topk(min(len(table), n_candidates + MARGIN), dim=1).indices
     # Ties are common (A and B are equally near to A+B) and float32 breaks them by rounding, differently in every
-    # call: the short list is ranked in float64, and of equals the one that stands first in the table comes first.
+    # call: the short list is ranked in float64, and of exact equals the one that stands first in the table comes first.
     short_list = short_list.sort(dim=1).values
     exact = (table[short_list].double() @ vectors.double()[..., None]).squeeze(-1)
     exact = exact.masked_fill(hidden.gather(1, short_list), -torch.inf).round(decimals=9)
@@ -75,6 +75,8 @@ def make_queries(
     vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_candidates: int
 ) -> Queries:
     """Return the query table of one call: the control in row 0, then the given queries with their candidates."""
-    vectors = torch.cat([torch.zeros_like(vectors[:1]) if len(vectors) else table.new_zeros(1, table.shape[1]), vectors])
+    vectors = torch.cat(
+        [torch.zeros_like(vectors[:1]) if len(vectors) else table.new_zeros(1, table.shape[1]), vectors]
+    )
     own = torch.cat([own.new_full((1,), -1), own])
     return Queries(vectors, nearest_candidates(vectors, table, own, n_candidates))

@@ -7,7 +7,7 @@ from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.data import CellReader, Screen, ScreenKeys, canonical, mean_shifts, read_labels, read_screen
+from ptrag_sc.data import CellReader, Screen, ScreenKeys, as_names, canonical, mean_shifts, read_labels, read_screen
 from ptrag_sc.data._shifts import group_means
 from ptrag_sc.metrics import effect_slope, pearson_delta
 
@@ -54,7 +54,7 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     if key not in holder.uns or "genes" not in holder.uns[key]:
         remedy = "Run ptrag_sc.tl.predict first, or pass predicted=<result of ptrag_sc.tl.perturb>."
         raise KeyError(absent("Prediction", key, ".uns", holder.uns, remedy))
-    params, genes = dict(holder.uns[key]["params"]), np.asarray(holder.uns[key]["genes"], dtype=str)
+    params, genes = dict(holder.uns[key]["params"]), as_names(holder.uns[key]["genes"])
     keys = ScreenKeys(**{name: params[name] for name in ScreenKeys.__dataclass_fields__ if name in params})
     screen = read_screen(adata, keys, genes=genes)
     table, shifts = _predicted_shifts(holder, adata, screen, keys, key, None if predicted is None else predicted.X)
@@ -76,7 +76,9 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     sc.logging.info(f"added .uns[{key!r}]['effect'] ({len(table)} conditions)")
 
 
-def _predicted_shifts(holder, adata, screen: Screen, keys: ScreenKeys, key: str, matrix) -> tuple[pd.DataFrame, np.ndarray]:
+def _predicted_shifts(
+    holder, adata, screen: Screen, keys: ScreenKeys, key: str, matrix
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Return conditions and their mean predicted shift (C, G): predicted minus source cells."""
     params = holder.uns[key]["params"]
     labels = read_labels(holder.obs, keys.perturbation_key)
@@ -92,9 +94,7 @@ def _predicted_shifts(holder, adata, screen: Screen, keys: ScreenKeys, key: str,
     if (sources < 0).any():
         problem = f"lacks {int((sources < 0).sum())} of the control cells that predictions were generated from"
         raise KeyError(unusable("The object", "adata.obs_names", problem, "Pass the object given to tl.perturb."))
-    table = pd.DataFrame(
-        {"perturbation": labels[rows], "cell_type": read_labels(holder.obs, keys.cell_type_key)[rows]}
-    )
+    table = pd.DataFrame({"perturbation": labels[rows], "cell_type": read_labels(holder.obs, keys.cell_type_key)[rows]})
     group = table.groupby(["perturbation", "cell_type"]).ngroup().to_numpy()
     conditions = table.drop_duplicates().sort_values(["perturbation", "cell_type"], ignore_index=True)
     predicted, n = group_means(CellReader(np.asarray(matrix)), rows, group, len(conditions))

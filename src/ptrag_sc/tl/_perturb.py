@@ -75,5 +75,7 @@ def perturb(
         seed=seed,
         nonnegative=nonnegative,
     )
-    sc.logging.info(f"generated {result.n_obs} cells of {result.obs[model.keys_.perturbation_key].nunique()} perturbations")
+    sc.logging.info(
+        f"generated {result.n_obs} cells of {result.obs[model.keys_.perturbation_key].nunique()} perturbations"
+    )
     return result

@@ -93,7 +93,9 @@ def predict(
     adata.obs[key_added + PREDICTED_SUFFIX] = done
     params = {"perturbation": perturbation, "seed": seed, "nonnegative": nonnegative}
     adata.uns[key_added] = model.describe(prediction, params)
-    sc.logging.info(f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]")
+    sc.logging.info(
+        f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]"
+    )
     return adata if copy else None
 
 
@@ -104,11 +106,15 @@ def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple
         return model.canonical_labels(perturbation), np.where(index.is_control, 1, -1)
     excluded = set(model.excluded_)
     known = [
-        p for p in index.perturbations if p != model.keys_.control and excluded.isdisjoint(components(p, model.keys_.sep))
+        p
+        for p in index.perturbations
+        if p != model.keys_.control and excluded.isdisjoint(components(p, model.keys_.sep))
     ]
     query = {name: q for q, name in enumerate(known, start=1)} | {model.keys_.control: 0}
     of_code = np.array([query.get(name, -1) for name in index.perturbations])
     n_left_out = int((of_code < 0).sum())
     if n_left_out:
-        sc.logging.warning(f"{n_left_out} perturbations were excluded for want of a gene embedding: their rows stay NaN")
+        sc.logging.warning(
+            f"{n_left_out} perturbations were excluded for want of a gene embedding: their rows stay NaN"
+        )
     return tuple(str(name) for name in known), of_code[index.perturbation]

@@ -1,0 +1,223 @@
+"""Do results stand in the AnnData as documented, mean what they say, and survive writing?"""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from screens import KEYS, make_screen, train_small
+
+import ptrag_sc
+
+
+@pytest.fixture
+def predicted(trained):
+    adata = make_screen()
+    ptrag_sc.tl.predict(adata, trained)
+    return adata
+
+
+def test_every_documented_place_is_filled(trained, predicted):
+    n_genes, n_candidates = 30, len(trained.candidates_)
+    assert predicted.obsm["ptrag"].shape == (predicted.n_obs, n_genes)
+    assert predicted.obsm["ptrag"].dtype == np.float32
+    assert np.isfinite(predicted.obsm["ptrag"]).all()
+    weights = predicted.obsm["ptrag_retrieval"]
+    assert sp.issparse(weights)
+    assert weights.format == "csr"
+    assert weights.shape == (predicted.n_obs, n_candidates)
+    assert set(predicted.uns["ptrag"]) == {"params", "genes", "candidates", "retrieval"}
+    assert list(predicted.uns["ptrag"]["genes"]) == list(predicted.var_names)
+    assert predicted.uns["ptrag"]["params"]["control"] == "ctl"
+    assert predicted.obs["ptrag_predicted"].all()
+
+
+def test_sources_are_controls_of_the_same_cell_type_and_batch(predicted):
+    source = predicted.obs.loc[predicted.obs["ptrag_source"].astype(str)]
+    assert (source["gene"] == "ctl").all()
+    assert (source["line"].to_numpy() == predicted.obs["line"].to_numpy()).all()
+    assert (source["gem"].to_numpy() == predicted.obs["gem"].to_numpy()).all()
+    control = (predicted.obs["gene"] == "ctl").to_numpy()
+    assert (source.index.to_numpy()[control] == predicted.obs_names.to_numpy()[control]).all()
+
+
+def test_a_batch_without_controls_draws_on_the_cell_type(trained):
+    adata = make_screen()
+    adata = adata[~((adata.obs["gene"] == "ctl") & (adata.obs["gem"] == "b2")).to_numpy()].copy()
+    ptrag_sc.tl.predict(adata, trained)
+    source = adata.obs.loc[adata.obs["ptrag_source"].astype(str)]
+    assert (source["line"].to_numpy() == adata.obs["line"].to_numpy()).all()
+    assert np.isfinite(adata.obsm["ptrag"]).all()
+
+
+def test_the_table_sums_up_the_weights_of_the_cells(trained, predicted):
+    table = predicted.uns["ptrag"]["retrieval"]
+    weights = pd.DataFrame(predicted.obsm["ptrag_retrieval"].toarray(), columns=trained.candidates_)
+    group = [predicted.obs["gene"].astype(str).to_numpy(), predicted.obs["line"].to_numpy()]
+    mean = weights.groupby(group).mean()
+    for row in table.itertuples():
+        assert mean.loc[(row.perturbation, row.cell_type), row.candidate] == pytest.approx(row.weight, abs=1e-5)
+    assert (weights[(predicted.obs["gene"] == "ctl").to_numpy()].to_numpy() == 0).all()
+    assert table["selected"].between(0, 1).all()
+    assert (table["rank"] == table.groupby(["perturbation", "cell_type"]).cumcount()).all()
+    assert (table.groupby(["perturbation", "cell_type"])["similarity"].diff().dropna() <= 1e-9).all()
+
+
+def test_a_name_predicts_the_controls_under_it(trained):
+    adata = make_screen()
+    ptrag_sc.tl.predict(adata, trained, perturbation="G2+G1", key_added="double")
+    control = (adata.obs["gene"] == "ctl").to_numpy()
+    assert (adata.obs["double_predicted"] == control).all()
+    assert np.isnan(adata.obsm["double"][~control]).all()
+    virtual = trained.predict(adata, perturbations="G1+G2").to_df()
+    expected = virtual.loc[[f"{name}-G1+G2" for name in adata.obs_names[control]]]
+    np.testing.assert_allclose(adata.obsm["double"][control], expected, atol=1e-5)
+    with pytest.raises(TypeError, match="tl.perturb"):
+        ptrag_sc.tl.predict(adata, trained, perturbation=["G1", "G2"])
+
+
+def test_replaces_its_key_and_copies_on_request(trained, predicted):
+    before = predicted.obsm["ptrag"].copy()
+    copy = ptrag_sc.tl.predict(predicted, trained, seed=3, copy=True)
+    np.testing.assert_array_equal(predicted.obsm["ptrag"], before)
+    assert copy.uns["ptrag"]["params"]["seed"] == 3
+    assert ptrag_sc.tl.predict(predicted, trained, seed=3) is None
+    np.testing.assert_array_equal(predicted.obsm["ptrag"], copy.obsm["ptrag"])
+
+
+def test_nonnegative_clips_and_says_so(trained):
+    adata = make_screen()
+    plain = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"])
+    clipped = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"], nonnegative=True)
+    assert plain.X.min() < 0
+    np.testing.assert_array_equal(clipped.X, np.maximum(plain.X, 0))
+    assert clipped.uns["ptrag"]["params"]["nonnegative"]
+    assert not plain.uns["ptrag"]["params"]["nonnegative"]
+
+
+def test_virtual_cells_keep_the_users_columns(trained):
+    adata = make_screen()
+    adata.obs["donor"] = np.arange(adata.n_obs)
+    adata.var["chromosome"] = "1"
+    virtual = ptrag_sc.tl.perturb(adata, trained, ["G0", "G2+G1"], cell_types="K562")
+    controls = adata[(adata.obs["gene"] == "ctl") & (adata.obs["line"] == "K562")]
+    assert virtual.n_obs == 2 * controls.n_obs
+    assert virtual.obs_names.is_unique
+    assert set(virtual.obs["gene"]) == {"G0", "G1+G2"}
+    assert list(virtual.var["chromosome"]) == ["1"] * 30
+    source = adata.obs.loc[virtual.obs["ptrag_source"]]
+    for column in ("donor", "line", "gem"):
+        assert (virtual.obs[column].to_numpy() == source[column].to_numpy()).all()
+    assert not [c for c in virtual.obs if c.startswith("_scvi")]
+    few = ptrag_sc.tl.perturb(adata, trained, "G0", n_cells=5)
+    assert few.obs.groupby("line").size().to_dict() == {"K562": 5, "RPE1": 5}
+    assert set(few.obs["ptrag_source"]) != set(
+        ptrag_sc.tl.perturb(adata, trained, "G0", n_cells=5, seed=1).obs["ptrag_source"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (["ctl"], {}, ValueError, "hold the control 'ctl'"),
+        ([], {}, ValueError, "are empty"),
+        (["G1+G1"], {}, ValueError, "names a gene twice"),
+        (["G0"], {"cell_types": "HeLa"}, KeyError, r"Cell type 'HeLa' does not occur .* \(found: 'K562', 'RPE1'\)"),
+        (["G0"], {"n_cells": 10_000}, ValueError, "n_cells=10000 .* cannot be drawn from the"),
+        (["G0"], {"n_cells": 0}, ValueError, "n_cells=0"),
+    ],
+)
+def test_requests_that_cannot_be_met(trained, arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        ptrag_sc.tl.perturb(make_screen(), trained, arguments, **options)
+
+
+def test_effects_equal_slow_means(trained, predicted):
+    ptrag_sc.tl.effect(predicted)
+    effect = predicted.uns["ptrag"]["effect"]
+    observed, obs = predicted.X.toarray(), predicted.obs
+    for i, row in effect["conditions"].iterrows():
+        cells = ((obs["gene"] == row["perturbation"]) & (obs["line"] == row["cell_type"])).to_numpy()
+        matched = np.zeros(30)
+        for batch, n in obs.loc[cells, "gem"].value_counts().items():
+            pool = (obs["gene"] == "ctl") & (obs["line"] == row["cell_type"]) & (obs["gem"] == batch)
+            matched += n / cells.sum() * observed[pool.to_numpy()].mean(0)
+        real = observed[cells].mean(0) - matched
+        sources = predicted.obs_names.get_indexer(obs.loc[cells, "ptrag_source"].astype(str))
+        guess = (predicted.obsm["ptrag"][cells] - observed[sources]).mean(0)
+        np.testing.assert_allclose(effect["observed"][i], real, atol=1e-4)
+        np.testing.assert_allclose(effect["predicted"][i], guess, atol=1e-4)
+        assert row["n_observed"] == row["n_predicted"] == cells.sum()
+        assert row["pearson_delta"] == pytest.approx(np.corrcoef(real, guess)[0, 1], abs=1e-3)
+        assert row["effect_slope"] == pytest.approx(real @ guess / (real @ real), abs=1e-3)
+
+
+def test_effects_of_virtual_cells_and_of_conditions_that_were_not_observed(trained):
+    adata = make_screen()
+    virtual = ptrag_sc.tl.perturb(adata, trained, ["G4+G6", "G0"])
+    ptrag_sc.tl.effect(adata, predicted=virtual)
+    effect = adata.uns["ptrag"]["effect"]
+    unseen = (effect["conditions"]["perturbation"] == "G4+G6").to_numpy()
+    assert np.isnan(effect["observed"][unseen]).all()
+    assert effect["conditions"].loc[unseen, ["pearson_delta", "effect_slope"]].isna().all(axis=None)
+    assert np.isfinite(effect["observed"][~unseen]).all()
+    assert np.isfinite(effect["predicted"]).all()
+    with pytest.raises(KeyError, match="lacks .* of the control cells"):
+        ptrag_sc.tl.effect(adata[:50].copy(), predicted=virtual)
+    with pytest.raises(KeyError, match="Run ptrag_sc.tl.predict first"):
+        ptrag_sc.tl.effect(make_screen())
+
+
+def test_retrieval_alone_agrees_with_prediction(trained, predicted):
+    adata = make_screen()
+    ptrag_sc.tl.retrieval(adata, trained)
+    table = adata.uns["ptrag"]["retrieval"]
+    both = table.merge(predicted.uns["ptrag"]["retrieval"], on=["perturbation", "cell_type", "candidate"], how="outer")
+    np.testing.assert_allclose(both["similarity_x"], both["similarity_y"])
+    assert (both["rank_x"] == both["rank_y"]).all()
+    ptrag_sc.tl.effect(predicted)
+    ptrag_sc.tl.retrieval(predicted, trained, perturbations="G0", cell_types="K562")
+    assert len(predicted.uns["ptrag"]["retrieval"]) == 4
+    assert "effect" in predicted.uns["ptrag"]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_everything_survives_writing(trained, predicted, tmp_path, suffix):
+    ptrag_sc.tl.effect(predicted)
+    ptrag_sc.tl.predict(predicted, trained, perturbation="G0", key_added="other")
+    path = tmp_path / f"result.{suffix}"
+    if suffix == "h5ad":
+        predicted.write_h5ad(path)
+        back = anndata.read_h5ad(path)
+    else:
+        predicted.write_zarr(path)
+        back = anndata.read_zarr(path)
+    for key in ("ptrag", "other"):
+        np.testing.assert_array_equal(back.obsm[key], predicted.obsm[key])
+        np.testing.assert_array_equal(
+            back.obsm[f"{key}_retrieval"].toarray(), predicted.obsm[f"{key}_retrieval"].toarray()
+        )
+        assert (back.obs[f"{key}_source"].astype(str) == predicted.obs[f"{key}_source"].astype(str)).all()
+        table, original = (
+            x.uns[key]["retrieval"].reset_index(drop=True).astype({"rank": int}) for x in (back, predicted)
+        )
+        for column in original:
+            assert (table[column].astype(str) == original[column].astype(str)).all()
+    np.testing.assert_array_equal(back.uns["ptrag"]["effect"]["observed"], predicted.uns["ptrag"]["effect"]["observed"])
+    before = back.uns["ptrag"]["effect"]["predicted"].copy()
+    ptrag_sc.tl.effect(back)  # what was read back can be worked with
+    np.testing.assert_allclose(back.uns["ptrag"]["effect"]["predicted"], before, atol=1e-6)
+
+
+def test_slashes_in_names_survive_writing(tmp_path):
+    adata = make_screen()
+    adata.obs["gene"] = adata.obs["gene"].astype(str).replace({"G3": "enh:1/2"})
+    table = {f"G{i}": np.eye(8)[i] for i in range(8)} | {"enh:1/2": np.ones(8)}
+    ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl")
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    ptrag_sc.tl.predict(adata, train_small(adata, max_epochs=1))
+    ptrag_sc.tl.effect(adata)
+    adata.write_h5ad(tmp_path / "slash.h5ad")
+    adata.write_zarr(tmp_path / "slash.zarr")
+    back = anndata.read_h5ad(tmp_path / "slash.h5ad")
+    assert "enh:1/2" in set(back.uns["ptrag"]["retrieval"]["perturbation"])
