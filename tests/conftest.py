@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 from anndata import AnnData
-from screens import KEYS, make_screen, train_small
 
 import ptrag_sc
+from screens import KEYS, make_screen, train_small
 
 matplotlib.use("Agg")
 

@@ -8,7 +8,6 @@ from anndata import AnnData
 
 import ptrag_sc
 
-
 KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line"}
 
 

@@ -22,7 +22,7 @@ def test_canonical_labels():
     assert canonical("B_A", "_") == "A_B"
     assert components("C+ A", "+") == ("A", "C")
     for label, sep in (("A+A", "+"), ("A+", "+"), ("", "+")):
-        with pytest.raises(ValueError, match="Label"):
+        with pytest.raises(ValueError, match=r"Label"):
             canonical(label, sep)
 
 
@@ -58,7 +58,7 @@ def test_labels_that_cannot_be_used():
         ValueError, match=r"Control label 'nt' does not occur in adata.obs\['p'\] \(found: 'A', 'ctl'\)"
     ):
         read_perturbations(obs.iloc[:2], "p", control="nt", sep="+")
-    with pytest.raises(KeyError, match="Column 'q' does not occur"):
+    with pytest.raises(KeyError, match=r"Column 'q' does not occur"):
         read_perturbations(obs, "q", control="ctl", sep="+")
 
 
@@ -79,7 +79,7 @@ def test_pairs_keep_every_perturbation_in_training(seed):
 
 def test_pairs_of_one_cell_type():
     table = named()
-    split = dict(holdout="pair", test_fraction=0.64, val_fraction=0.1, seed=0, test_cell_type="y")
+    split = {"holdout": "pair", "test_fraction": 0.64, "val_fraction": 0.1, "seed": 0, "test_cell_type": "y"}
     labels = draw_split(table, **split)
     assert set(table["cell_type"][labels != "train"]) == {"y"}
     assert (labels == "test").sum() == round(0.64 * 30)
@@ -129,8 +129,8 @@ def test_split_is_read_per_condition():
     table = index.named(condition_split(index, labels, place="adata.obs['split']"))
     assert table.query("split == 'test'")[["perturbation", "cell_type"]].to_numpy().tolist() == [["A+B", "x"]]
     labels[index.rows(1, 0)[0]] = "val"
-    with pytest.raises(ValueError, match="'A.B in x'.*is split between 'test', 'val'"):
+    with pytest.raises(ValueError, match=r"'A.B in x'.*is split between 'test', 'val'"):
         condition_split(index, labels, place="adata.obs['split']")
     labels[0] = "valid"
-    with pytest.raises(ValueError, match="Split value 'valid' does not occur"):
+    with pytest.raises(ValueError, match=r"Split value 'valid' does not occur"):
         condition_split(index, labels, place="adata.obs['split']")

@@ -314,8 +314,8 @@ def test_knock_down_shows_in_the_target(default):
     perturbations, _, effects = cube(default)
     assert set(perturbations) <= set(default.var_names)
     own = effects[np.arange(100), :, default.var_names.get_indexer(perturbations)]
-    assert (own < 0).mean() > 0.95
-    assert own.mean() < -0.3
+    assert (own < 0).all()
+    assert own.mean() < -0.9
 
 
 def test_more_perturbations_than_genes():

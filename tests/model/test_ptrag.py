@@ -8,10 +8,10 @@ import scvi
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 import ptrag_sc
 from ptrag_sc.data import RandomSets
+from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 
 def predictions(model, adata, **options):
@@ -224,7 +224,7 @@ def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained)
     rng = np.random.default_rng(0)
     given = trained.predict(adata, perturbations="G77", gene_embedding={"G77": rng.normal(size=30)})
     assert np.isfinite(given.X).all()
-    with pytest.raises(ValueError, match="has width 3, the model's has 30"):
+    with pytest.raises(ValueError, match=r"has width 3, the model's has 30"):
         trained.predict(adata, perturbations="G77", gene_embedding={"G77": np.ones(3)})
 
 
@@ -243,7 +243,7 @@ def test_missing_embeddings_are_an_error_or_excluded_by_name(caplog):
     adata = make_screen()
     del adata.uns["gene_embedding"]
     ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
-    with pytest.raises(KeyError, match="Run ptrag_sc.pp.gene_embedding first"):
+    with pytest.raises(KeyError, match=r"Run ptrag_sc.pp.gene_embedding first"):
         ptrag_sc.PTRAG(adata, **SMALL)
     table = {f"G{i}": np.eye(8)[i] for i in range(1, 8)}
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Does a saved model come back whole, in a new process, with control cells only or no data, without executing anything?"""
+"""Does a saved model come back whole, with control cells only or no data, without executing anything?"""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from screens import make_screen
 
 import ptrag_sc
+from screens import make_screen
 
 PREDICT = """
 import sys, anndata, numpy as np, ptrag_sc
@@ -48,7 +48,7 @@ def test_without_data_everything_but_the_data_is_there(trained, tmp_path):
     assert model.is_trained
     assert model.split_.equals(trained.split_)
     assert list(model.genes_) == list(trained.genes_)
-    with pytest.raises(ValueError, match="was loaded without data. Pass adata"):
+    with pytest.raises(ValueError, match=r"was loaded without data. Pass adata"):
         model.predict(perturbations="G0")
     adata = make_screen()
     np.testing.assert_array_equal(
@@ -65,7 +65,7 @@ def test_data_is_saved_and_loaded_when_asked_for(trained, tmp_path):
 
 def test_existing_files_are_kept_unless_asked(trained, tmp_path):
     (tmp_path / "model.pt").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists. Pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"exists. Pass overwrite=True"):
         trained.save(tmp_path)
     assert (tmp_path / "model.pt").read_text() == "mine"
     trained.save(tmp_path, overwrite=True)
@@ -81,26 +81,26 @@ def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"disk full"):
         trained.save(tmp_path, overwrite=True)
     assert (tmp_path / "model.pt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
 def test_what_is_no_model_is_refused(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="was not found. Pass the folder given to save"):
+    with pytest.raises(FileNotFoundError, match=r"was not found. Pass the folder given to save"):
         ptrag_sc.PTRAG.load(tmp_path, adata=False)
     torch.save({"state": torch.nn.Linear(1, 1)}, tmp_path / "model.pt")  # would execute code if unpickled
-    with pytest.raises(ValueError, match="is not a ptrag_sc model"):
+    with pytest.raises(ValueError, match=r"is not a ptrag_sc model"):
         ptrag_sc.PTRAG.load(tmp_path, adata=False)
     trained.save(tmp_path / "real")
-    with pytest.raises(FileNotFoundError, match="was not saved with the model. Pass adata"):
+    with pytest.raises(FileNotFoundError, match=r"was not saved with the model. Pass adata"):
         ptrag_sc.PTRAG.load(tmp_path / "real")
 
     class Other(ptrag_sc.PTRAG):
         pass
 
-    with pytest.raises(ValueError, match="is a PTRAG, not a Other"):
+    with pytest.raises(ValueError, match=r"is a PTRAG, not a Other"):
         Other.load(tmp_path / "real", adata=False)
 
 
@@ -112,5 +112,5 @@ def test_a_loaded_model_trains_on(trained, tmp_path):
     model.train(2, **options)
     assert len(model.history["train_loss"]) == len(trained.history["train_loss"]) + 2
     controls = ptrag_sc.PTRAG.load(tmp_path, adata[adata.obs["gene"] == "ctl"].copy(), accelerator="cpu")
-    with pytest.raises(ValueError, match="holds no training condition"):
+    with pytest.raises(ValueError, match=r"holds no training condition"):
         controls.train(1, **options)

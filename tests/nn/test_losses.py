@@ -74,6 +74,6 @@ def test_coincident_cells_give_a_finite_gradient():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_lower_for_the_right_population(name):
-    x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
+    _x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
     near, far = (LOSSES[name](y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
     assert near < far

@@ -150,9 +150,8 @@ def test_deterministic_in_evaluation_and_random_in_training():
     torch.manual_seed(0)
     refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0)
     nn.init.zeros_(refiner.scorer.out.bias)
-    inputs = (
-        torch.randn(2, 16, 8), torch.randn(2, 8), torch.randn(2, 6, 8), torch.ones(2, 6, dtype=torch.bool), torch.rand(2, 6, 1)
-    )  # fmt: skip
+    cells, query, keys = torch.randn(2, 16, 8), torch.randn(2, 8), torch.randn(2, 6, 8)
+    inputs = cells, query, keys, torch.ones(2, 6, dtype=torch.bool), torch.rand(2, 6, 1)
     assert not torch.equal(refiner(*inputs).gates, refiner(*inputs).gates)
     refiner.eval()
     assert torch.equal(refiner(*inputs).gates, refiner(*inputs).gates)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ptrag_sc.retrieval import make_queries, nearest_candidates
 from ptrag_sc.retrieval import _candidates as module
+from ptrag_sc.retrieval import make_queries, nearest_candidates
 
 
 def unit(rng, *shape):

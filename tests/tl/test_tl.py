@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from screens import KEYS, make_screen, train_small
 
 import ptrag_sc
+from screens import KEYS, make_screen, train_small
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_name_predicts_the_controls_under_it(trained):
     virtual = trained.predict(adata, perturbations="G1+G2").to_df()
     expected = virtual.loc[[f"{name}-G1+G2" for name in adata.obs_names[control]]]
     np.testing.assert_allclose(adata.obsm["double"][control], expected, atol=1e-5)
-    with pytest.raises(TypeError, match="tl.perturb"):
+    with pytest.raises(TypeError, match=r"tl.perturb"):
         ptrag_sc.tl.predict(adata, trained, perturbation=["G1", "G2"])
 
 
@@ -162,9 +162,9 @@ def test_effects_of_virtual_cells_and_of_conditions_that_were_not_observed(train
     assert effect["conditions"].loc[unseen, ["pearson_delta", "effect_slope"]].isna().all(axis=None)
     assert np.isfinite(effect["observed"][~unseen]).all()
     assert np.isfinite(effect["predicted"]).all()
-    with pytest.raises(KeyError, match="lacks .* of the control cells"):
+    with pytest.raises(KeyError, match=r"lacks .* of the control cells"):
         ptrag_sc.tl.effect(adata[:50].copy(), predicted=virtual)
-    with pytest.raises(KeyError, match="Run ptrag_sc.tl.predict first"):
+    with pytest.raises(KeyError, match=r"Run ptrag_sc.tl.predict first"):
         ptrag_sc.tl.effect(make_screen())
 
 

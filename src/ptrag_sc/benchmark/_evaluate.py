@@ -34,8 +34,8 @@ def evaluate(
 
     Returns
     -------
-    Columns ``perturbation``, ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``. Metrics of cells are NaN
-    for conditions with fewer than two cells on either side.
+    Columns ``perturbation``, ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``. Metrics of cells are
+    NaN for conditions with fewer than two cells on either side.
 
     Raises
     ------

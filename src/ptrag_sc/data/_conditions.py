@@ -50,7 +50,7 @@ def canonical(label: str, sep: str) -> str:
 
 
 def as_names(values: Iterable[object]) -> np.ndarray:
-    """Return names as a numpy array of str, whatever they are stored as (pandas 3 and zarr have string types of their own)."""
+    """Return names as a numpy array of str; pandas 3 and zarr store them in string types of their own."""
     return np.array([str(value) for value in values], dtype=str)
 
 

@@ -1,5 +1,6 @@
 """How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +14,20 @@ from ptrag_sc.retrieval import Candidates, Queries
 RETRIEVAL = ("gumbel", "attention", "none")
 
 
+@dataclass(frozen=True)
+class ModuleParams:
+    """Parameters of :class:`PTRAGModule` that are not shapes; they are described at :class:`ptrag_sc.PTRAG`."""
+
+    retrieval: Literal["gumbel", "attention", "none"]
+    n_hidden: int
+    n_layers: int
+    n_heads: int
+    dropout_rate: float
+    temperature: float
+    sparsity_weight: float
+    loss: str
+
+
 class PTRAGModule(BaseModuleClass):
     """PT-RAG on tensors; see :class:`ptrag_sc.PTRAG` for the parameters that are not shapes.
 
@@ -22,32 +37,21 @@ class PTRAGModule(BaseModuleClass):
         Candidate table (P, D): one unit row for every training perturbation.
     basis
         Leading directions of the training shifts (R, G).
+    params
+        Everything else.
     """
 
-    def __init__(
-        self,
-        embeddings: Float[Tensor, "P D"],
-        basis: Float[Tensor, "R G"],
-        *,
-        retrieval: Literal["gumbel", "attention", "none"],
-        n_hidden: int,
-        n_layers: int,
-        n_heads: int,
-        dropout_rate: float,
-        temperature: float,
-        sparsity_weight: float,
-        loss: str,
-    ):
+    def __init__(self, embeddings: Float[Tensor, "P D"], basis: Float[Tensor, "R G"], params: ModuleParams):
         super().__init__()
-        self.retrieval, self.sparsity_weight, self.loss_name = retrieval, sparsity_weight, loss
+        self.params, size = params, (params.n_hidden, params.n_layers, params.n_heads)
         self.register_buffer("embeddings", torch.as_tensor(embeddings))
-        self.encode_cells = CellEncoder(basis.shape[1], n_hidden)
-        self.encode_embedding = EmbeddingEncoder(embeddings.shape[1], n_hidden)
+        self.encode_cells = CellEncoder(basis.shape[1], params.n_hidden)
+        self.encode_embedding = EmbeddingEncoder(embeddings.shape[1], params.n_hidden)
         self.refiner = None
-        if retrieval != "none":
-            gated = retrieval == "gumbel"
-            self.refiner = Refiner(n_hidden, gated=gated, temperature=temperature, dropout=dropout_rate)
-        self.generator = SetTransformer(n_hidden, n_layers, n_heads, basis=basis, dropout=dropout_rate)
+        if params.retrieval != "none":
+            gated, temperature = params.retrieval == "gumbel", params.temperature
+            self.refiner = Refiner(params.n_hidden, gated=gated, temperature=temperature, dropout=params.dropout_rate)
+        self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         return {name: tensors[name] for name in ("control_cells", "query")}
@@ -107,14 +111,14 @@ class PTRAGModule(BaseModuleClass):
     ) -> LossOutput:
         """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only)."""
         control_mask = tensors["control_mask"]
-        distance = LOSSES[self.loss_name](
+        distance = LOSSES[self.params.loss](
             generative_outputs["cells"], tensors["target_cells"], control_mask, tensors["target_mask"]
         ).mean()
         metrics = {"set_loss": distance}
         total = distance
-        if self.retrieval == "gumbel":
+        if self.params.retrieval == "gumbel":
             shown = control_mask[:, :, None] & inference_outputs["candidates"].present[:, None]
             open_share = (inference_outputs["refined"].gates * shown).sum() / shown.sum().clamp(min=1)
-            total = distance + self.sparsity_weight * open_share
+            total = distance + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(control_mask), extra_metrics=metrics)

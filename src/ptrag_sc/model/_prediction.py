@@ -101,8 +101,8 @@ class ModulePredictor(Predictor):
 
         Returns
         -------
-        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine), ``weight``
-        (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
+        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
+        ``weight`` (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
         """
         adata = self.training_data() if adata is None else adata
         screen = self.read(adata)

@@ -14,7 +14,7 @@ from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
-from ptrag_sc.model._module import RETRIEVAL, PTRAGModule
+from ptrag_sc.model._module import RETRIEVAL, ModuleParams, PTRAGModule
 from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
@@ -106,11 +106,8 @@ class PTRAG(SavedModel, ModulePredictor):
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_ = SET_SIZE, tables.embedding.excluded
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
-        self.module = self._module_cls(
-            torch.as_tensor(vectors),
-            torch.as_tensor(tables.basis),
-            **{name: value for name, value in params.items() if name != "n_candidates"},
-        )
+        own = ModuleParams(**{name: value for name, value in params.items() if name != "n_candidates"})
+        self.module = self._module_cls(torch.as_tensor(vectors), torch.as_tensor(tables.basis), own)
         self._model_summary_string = (
             f"PTRAG model: {len(tables.genes)} genes, {len(tables.candidates)} candidate perturbations, "
             f"retrieval={params['retrieval']!r}, {params['n_candidates']} retrieved per query"

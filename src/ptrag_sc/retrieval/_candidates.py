@@ -1,4 +1,7 @@
-"""Which training perturbations are nearest to a query? (Stage 1: exact, once per query, nothing learned.)"""
+"""Which training perturbations are nearest to a query?
+
+Stage 1 of PT-RAG: exact, once per query, nothing learned.
+"""
 
 from typing import NamedTuple
 

@@ -37,8 +37,8 @@ def retrieval(
 
     Returns
     -------
-    None. Written is ``.uns[key_added]["retrieval"]``: ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest),
-    ``similarity`` (cosine), ``weight`` (mean over cells), ``selected`` (share of cells with an open gate).
+    None. Written is ``.uns[key_added]["retrieval"]``: ``perturbation``, ``cell_type``, ``candidate``, ``rank``
+    (0 nearest), ``similarity`` (cosine), ``weight`` (mean over cells), ``selected`` (share of cells with an open gate).
 
     Raises
     ------
