@@ -97,7 +97,7 @@ def test_weights_equal_the_slow_version_and_survive_large_scores():
 @pytest.mark.parametrize("case", ["nothing open", "nothing present"])
 def test_no_candidate_gives_zero_context_and_finite_gradients(case):
     torch.manual_seed(0)
-    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0).eval()
+    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0).eval()
     nn.init.constant_(refiner.scorer.out.bias, -4.0)
     present = torch.full((2, 3), case == "nothing open")
     keys = torch.randn(2, 3, 8, requires_grad=True)
@@ -113,7 +113,7 @@ def test_no_candidate_gives_zero_context_and_finite_gradients(case):
 
 def test_unobserved_similarity_counts_as_zero_under_every_space():
     torch.manual_seed(0)
-    refiner = Refiner(8, gated=False, temperature=0.5, dropout=0.0)
+    refiner = Refiner(8, gated=False, temperature=0.5, dropout=0.0, candidate_dropout=0.0)
     inputs = torch.randn(1, 2, 8), torch.randn(1, 8), torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)
     similarity = torch.tensor([[[0.3], [float("nan")], [0.1]]])
     observed = refiner(*inputs, similarity)
@@ -122,7 +122,7 @@ def test_unobserved_similarity_counts_as_zero_under_every_space():
 
 def test_attention_keeps_all_candidates_with_softmax_weights():
     torch.manual_seed(0)
-    refiner = Refiner(8, gated=False, temperature=0.5, dropout=0.0)
+    refiner = Refiner(8, gated=False, temperature=0.5, dropout=0.0, candidate_dropout=0.0)
     similarity = torch.rand(2, 4, 1)
     present = torch.ones(2, 4, dtype=torch.bool)
     refined = refiner(torch.randn(2, 3, 8), torch.randn(2, 8), torch.randn(2, 4, 8), present, similarity)
@@ -133,7 +133,7 @@ def test_attention_keeps_all_candidates_with_softmax_weights():
 
 def test_a_cell_does_not_depend_on_its_batch_mates():
     torch.manual_seed(0)
-    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0).eval()
+    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0).eval()
     for parameter in refiner.scorer.parameters():
         nn.init.normal_(parameter)
     cells, query, keys = torch.randn(4, 5, 8), torch.randn(4, 8), torch.randn(4, 6, 8)
@@ -148,7 +148,7 @@ def test_a_cell_does_not_depend_on_its_batch_mates():
 
 def test_deterministic_in_evaluation_and_random_in_training():
     torch.manual_seed(0)
-    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0)
+    refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0)
     nn.init.zeros_(refiner.scorer.out.bias)
     cells, query, keys = torch.randn(2, 16, 8), torch.randn(2, 8), torch.randn(2, 6, 8)
     inputs = cells, query, keys, torch.ones(2, 6, dtype=torch.bool), torch.rand(2, 6, 1)
@@ -157,3 +157,18 @@ def test_deterministic_in_evaluation_and_random_in_training():
     assert torch.equal(refiner(*inputs).gates, refiner(*inputs).gates)
     noise = logistic_noise(torch.Size([2, 16, 6]), inputs[0])
     assert torch.equal(refiner(*inputs, noise).gates, (noise > 0).float())
+
+
+def test_candidates_are_withheld_per_set_in_training_only():
+    torch.manual_seed(0)
+    refiner = Refiner(8, gated=False, temperature=0.5, dropout=0.0, candidate_dropout=0.3)
+    cells, query, keys = torch.randn(2000, 2, 8), torch.randn(2000, 8), torch.randn(2000, 6, 8)
+    inputs = cells, query, keys, torch.ones(2000, 6, dtype=torch.bool), torch.rand(2000, 6, 1)
+    refined = refiner(*inputs)
+    used = refined.weights > 0
+    assert torch.equal(used[:, 0], used[:, 1])
+    assert abs(used.float().mean().item() - 0.7) < 0.02
+    total = refined.weights.sum(-1)
+    torch.testing.assert_close(total[used.any(-1)], torch.ones_like(total[used.any(-1)]))
+    assert (refined.gates == 1).all()  # what was selected does not depend on what was withheld
+    assert (refiner.eval()(*inputs).weights > 0).all()

@@ -8,14 +8,17 @@ from anndata import AnnData
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.baselines._base import Baseline
 from ptrag_sc.baselines._mean_shift import mean_by_cell_type
+from ptrag_sc.data import components
 from ptrag_sc.retrieval import GeneEmbedding, nearest_candidates, resolve_vectors
 
 
 class NearestPerturbations(Baseline):
-    """Control cells plus the similarity-weighted mean shift of the nearest perturbations measured in the cell type.
+    r"""Control cells plus the weighted mean shift of the nearest perturbations measured in the cell type.
 
-    Weights are the positive cosines of the gene embedding, as in k-nearest-neighbour regression; where all are
-    negative, equal weights. A cell type without training data takes neighbours' shifts averaged over cell types.
+    The weights of the K perturbations of highest cosine :math:`s_k` in the gene embedding are
+    :math:`w_k \propto \exp(s_k / \tau)`: kernel regression (Nadaraya 1964, Watson 1964) on K neighbours, with a Gaussian
+    kernel of variance :math:`\tau`, as the vectors have unit norm. The perturbation itself, where it was measured, is
+    left out. A cell type without training data takes the neighbours' shifts averaged over cell types.
 
     Parameters
     ----------
@@ -23,6 +26,15 @@ class NearestPerturbations(Baseline):
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
     n_neighbors
         Neighbours, K; fewer where fewer are measured.
+    temperature
+        :math:`\tau`, in units of the cosine; ``numpy.inf`` gives every neighbour the same weight.
+
+    Raises
+    ------
+    KeyError
+        If the object has no gene embedding; in ``fit``, if training perturbations have no vector in it.
+    ValueError
+        If an argument is out of range.
 
     Examples
     --------
@@ -32,26 +44,34 @@ class NearestPerturbations(Baseline):
     ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
     ... )
     >>> baseline = NearestPerturbations(adata, n_neighbors=3).fit()
-    >>> baseline.predict(perturbations=str(baseline.candidates_[0])).uns["ptrag"]["retrieval"].groupby(
-    ...     "cell_type"
-    ... ).size().max()
+    >>> predicted = baseline.predict(perturbations=str(baseline.candidates_[0]), cell_types="type_0")
+    >>> len(predicted.uns["ptrag"]["retrieval"])
     3
     """
 
-    def __init__(self, adata: AnnData, *, n_neighbors: int = 20):
+    def __init__(self, adata: AnnData, *, n_neighbors: int = 20, temperature: float = 0.2):
         super().__init__(adata)
         if n_neighbors < 1:
             raise ValueError(unusable(f"n_neighbors={n_neighbors}", "the constructor", "is below 1", "Pass 1 or more."))
+        if not temperature > 0:
+            raise ValueError(
+                unusable(f"temperature={temperature}", "the constructor", "is not positive", "Pass for example 0.2.")
+            )
         key = self.keys_.embedding_key
         if key not in adata.uns:
             raise KeyError(
                 absent("Gene embedding", key, "adata.uns", adata.uns, "Run ptrag_sc.pp.gene_embedding first.")
             )
-        self.n_neighbors, self.embedding_ = n_neighbors, GeneEmbedding.from_uns(adata.uns[key], key)
+        self.n_neighbors, self.temperature = n_neighbors, temperature
+        self.embedding_ = GeneEmbedding.from_uns(adata.uns[key], key)
         self.excluded_ = self.embedding_.excluded
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        known = [not self.embedding_.missing([p], self.keys_.sep) for p in conditions["perturbation"]]
+        parts = [components(p, self.keys_.sep) for p in conditions["perturbation"]]
+        known = np.array([set(self.excluded_).isdisjoint(part) for part in parts])
+        if not known.any():
+            problem = "excludes every training perturbation"
+            raise ValueError(unusable("Gene embedding", "adata.uns", problem, "Add vectors of perturbed genes."))
         conditions, shifts = conditions[known].reset_index(drop=True), shifts[known]
         self.candidates_ = np.unique(conditions["perturbation"].to_numpy(dtype=str))
         self.vectors_ = self.embedding_.vectors_for(tuple(self.candidates_), self.keys_.sep)
@@ -82,8 +102,6 @@ class NearestPerturbations(Baseline):
         )
         kept = nearest.present[0].numpy()
         indices, similarity = nearest.indices[0].numpy()[kept], nearest.similarity[0, :, 0].numpy()[kept]
-        weights = np.maximum(similarity, 0.0)
-        if not len(indices):
-            return np.zeros(1), indices, similarity, weights
-        weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(indices), 1 / len(indices))
+        weights = np.exp((similarity - similarity.max(initial=-1)) / self.temperature)
+        weights /= max(weights.sum(), 1.0)
         return weights @ shifts[indices], rows[indices], similarity, weights

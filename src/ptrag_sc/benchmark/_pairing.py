@@ -40,9 +40,13 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     KeyError
         If genes or columns are missing.
     ValueError
-        If the expression holds NaN or infinite values.
+        If the expression holds NaN or infinite values, or gene names are not unique.
     """
     keys = reference.keys
+    if not adata.var_names.is_unique:
+        twice = listed(adata.var_names[adata.var_names.duplicated()].unique())
+        remedy = "Call var_names_make_unique() on it."
+        raise ValueError(unusable("Gene names", f"{place}.var_names", f"are not unique ({twice})", remedy))
     lacking = np.setdiff1d(reference.genes, adata.var_names)
     if len(lacking):
         problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"

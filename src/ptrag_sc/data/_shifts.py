@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex
 from ptrag_sc.data._dataset import CellReader
 
@@ -13,7 +14,7 @@ class ControlMeans(NamedTuple):
     """Mean control expression."""
 
     batch: np.ndarray  # (n_batches, G); a batch without controls has its cell type's mean
-    cell_type: np.ndarray  # (T, G)
+    cell_type: np.ndarray  # (T, G); NaN where a cell type has no controls
 
 
 class Shifts(NamedTuple):
@@ -45,7 +46,8 @@ def group_means(
 def control_means(reader: CellReader, index: ConditionIndex) -> ControlMeans:
     """Return the mean control expression of every batch and cell type."""
     rows = np.flatnonzero(index.is_control)
-    by_type, _ = group_means(reader, rows, index.cell_type[rows], len(index.cell_types))
+    by_type, n = group_means(reader, rows, index.cell_type[rows], len(index.cell_types))
+    by_type[n == 0] = np.nan
     by_batch, n = group_means(reader, rows, index.batch[rows], int(index.batch.max()) + 1)
     batches, first = np.unique(index.batch, return_index=True)
     type_of_batch = np.zeros(len(n), dtype=np.int64)
@@ -64,8 +66,19 @@ def matched_control(controls: ControlMeans, batch: np.ndarray) -> np.ndarray:
 def mean_shifts(
     reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
 ) -> Shifts:
-    """Return the batch-matched mean shift of each condition (codes ``perturbation``, ``cell_type``)."""
+    """Return the batch-matched mean shift of each condition (codes ``perturbation``, ``cell_type``).
+
+    Raises
+    ------
+    ValueError
+        If one of their cell types has no control cells.
+    """
     controls = control_means(reader, index) if controls is None else controls
+    used = np.unique(conditions["cell_type"].to_numpy(dtype=np.int64))
+    bare = index.cell_types[used[np.isnan(controls.cell_type[used]).any(1)]]
+    if len(bare):
+        remedy = "Add their control cells, or remove these cell types."
+        raise ValueError(unusable(f"Cell types {listed(bare)}", "the data", "have no control cells", remedy))
     pairs = zip(conditions["perturbation"], conditions["cell_type"], strict=True)
     rows = [index.rows(p, t) for p, t in pairs]
     n = np.array([len(r) for r in rows], dtype=np.int64)

@@ -19,7 +19,7 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
 
     Returns
     -------
-    Between -1 and 1; 0 where either shift is constant or has a norm below 1e-6.
+    Between -1 and 1; 0 where either shift, less its mean over genes, has a norm below 1e-6.
 
     Examples
     --------
@@ -28,11 +28,9 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
     1.0
     """
     x, y = real - reference, predicted - reference
-    if min(np.linalg.norm(x), np.linalg.norm(y)) < MIN_NORM:
-        return 0.0
     x, y = x - x.mean(), y - y.mean()
-    scale = np.linalg.norm(x) * np.linalg.norm(y)
-    return float(np.clip(x @ y / scale, -1.0, 1.0)) if scale > MIN_NORM**2 else 0.0
+    norms = np.linalg.norm(x), np.linalg.norm(y)
+    return 0.0 if min(norms) < MIN_NORM else float(np.clip(x @ y / (norms[0] * norms[1]), -1.0, 1.0))
 
 
 def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> float:

@@ -35,7 +35,7 @@ class Reference:
     cell_types
         Names (T,).
     control
-        Mean control expression of every cell type (T, G).
+        Mean control expression of every cell type (T, G); NaN where it has no control cells.
     control_of_batch
         Mean control expression of every (cell type, batch) by name; empty without batches.
     centre
@@ -110,10 +110,15 @@ class Reference:
         ------
         KeyError
             If the reference does not know it.
+        ValueError
+            If it has no control cells.
         """
         row = np.flatnonzero(self.cell_types == name)
         if not len(row):
             raise KeyError(absent("Cell type", name, "the reference", self.cell_types, "Build it from data with it."))
+        if np.isnan(self.control[row]).any():
+            what, remedy = f"Cell type {name!r}", "Build it from data with its controls."
+            raise ValueError(unusable(what, "the reference", "has no control cells", remedy))
         return int(row[0])
 
     def matched_control(self, cell_type: str, batches: np.ndarray | None) -> np.ndarray:

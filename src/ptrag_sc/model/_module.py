@@ -23,6 +23,7 @@ class ModuleParams:
     n_layers: int
     n_heads: int
     dropout_rate: float
+    candidate_dropout: float
     temperature: float
     sparsity_weight: float
     loss: str
@@ -49,8 +50,13 @@ class PTRAGModule(BaseModuleClass):
         self.encode_embedding = EmbeddingEncoder(embeddings.shape[1], params.n_hidden)
         self.refiner = None
         if params.retrieval != "none":
-            gated, temperature = params.retrieval == "gumbel", params.temperature
-            self.refiner = Refiner(params.n_hidden, gated=gated, temperature=temperature, dropout=params.dropout_rate)
+            self.refiner = Refiner(
+                params.n_hidden,
+                gated=params.retrieval == "gumbel",
+                temperature=params.temperature,
+                dropout=params.dropout_rate,
+                candidate_dropout=params.candidate_dropout,
+            )
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:

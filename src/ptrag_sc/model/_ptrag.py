@@ -50,6 +50,8 @@ class PTRAG(SavedModel, ModulePredictor):
         Size of the generator.
     dropout_rate
         Dropout of scorer and generator.
+    candidate_dropout
+        Share of the retrieved candidates that is withheld from each set in training.
     temperature
         Of the Gumbel-Softmax gates in the backward pass.
     sparsity_weight
@@ -89,6 +91,7 @@ class PTRAG(SavedModel, ModulePredictor):
         n_layers: int = 4,
         n_heads: int = 4,
         dropout_rate: float = 0.1,
+        candidate_dropout: float = 0.3,
         temperature: float = 0.5,
         sparsity_weight: float = 0.01,
         loss: str = "energy_distance",

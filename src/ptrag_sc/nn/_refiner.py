@@ -121,11 +121,14 @@ class Refiner(nn.Module):
         Of the relaxed gates in the backward pass.
     dropout
         Of the scorer.
+    candidate_dropout
+        Share of candidates that are withheld from each set in training: no two steps answer a query from the same
+        candidates, so the generator cannot learn each query's average by heart.
     """
 
-    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float):
+    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float, candidate_dropout: float):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.candidate_dropout = temperature, candidate_dropout
         self.scorer = FactoredScorer(n_hidden, dropout) if gated else None
         self.value = nn.Linear(n_hidden, n_hidden, bias=False)
         # softplus(x) = INITIAL_SHARPNESS
@@ -162,5 +165,8 @@ class Refiner(nn.Module):
                 noise = logistic_noise(logits.shape, logits)
             gates = straight_through_gates(logits, noise, self.temperature) * shown
         score = (similarity.nan_to_num() * F.softplus(self.sharpness)).sum(-1)
-        weights = normalised_weights(gates, score, present)
+        kept = present
+        if self.training and self.candidate_dropout > 0:
+            kept = present & (torch.rand(present.shape, device=present.device) >= self.candidate_dropout)
+        weights = normalised_weights(gates * kept[:, None], score, kept)
         return Refined(weights @ self.value(keys), weights, gates)
