@@ -11,13 +11,18 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
+import scvi
 from anndata import AnnData
 
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
+from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.data import Predictor, ScreenKeys
+from ptrag_sc.data import Predictor, ScreenKeys, read_screen, read_split
+from ptrag_sc.data._assembly import require_controls
 from ptrag_sc.model._io import write_beside
+from ptrag_sc.model._tables import read_embedding_table, usable_conditions
+from ptrag_sc.retrieval import GeneEmbedding
 
 logger = logging.getLogger("ptrag_sc")
 
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         demo(options)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         sys.stderr.write(f"ptrag-sc: {error.args[0] if isinstance(error, KeyError) else error}\n")
         return 1
     return 0
@@ -86,10 +91,12 @@ def demo(options: argparse.Namespace) -> None:
     adata = select_genes(adata, options)
     columns = {"cell_type_key": options.cell_type_key, "batch_key": batch_key, "split_key": "split"}
     PTRAG.setup_anndata(adata, **keys, **columns)
-    model = fit(adata, options)
-    table = score(adata, {"PTRAG": model, **fitted_baselines(adata)})
+    conditions = known_conditions(adata)
+    model = fit(adata, options, conditions)
+    tested = conditions[conditions["split"] == "test"]
+    table = score(adata, tested, {"PTRAG": model, **fitted_baselines(adata)})
     sys.stdout.write(f"\nHeld-out test conditions, mean per cell type:\n{_summary(table)}\n\n")
-    write_results(adata, model, table, options)
+    write_results(adata, model, tested, table, options.out)
 
 
 def _check_output(options: argparse.Namespace) -> None:
@@ -105,8 +112,13 @@ def read_counts(options: argparse.Namespace) -> AnnData:
     if not options.adata.is_file():
         raise FileNotFoundError(unusable("--adata", str(options.adata), "was not found", "Pass an existing h5ad file."))
     adata = anndata.read_h5ad(options.adata)
-    values = adata.X.data if sp.issparse(adata.X) else adata.X
+    if adata.X is None:
+        raise ValueError(unusable("Expression", f"X of {options.adata}", "is missing", "Put the counts into X."))
+    values = adata.X.data if sp.issparse(adata.X) else np.asarray(adata.X, dtype=float)
     if not (values == np.rint(values)).all():
+        if options.size_factors is not None:
+            remedy = "Pass a file with counts in X, or leave --size-factors out."
+            raise ValueError(unusable("Expression", f"X of {options.adata}", "does not hold counts", remedy))
         logger.info("X does not hold counts: taken as log1p of normalised counts.")
         return adata
     adata.layers["counts"] = adata.X.copy()
@@ -130,12 +142,11 @@ def embed(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> 
     """Write the gene embedding of the perturbed genes; genes without one are left out, with a count."""
     source = options.gene_embedding
     if source is None:
-        if "gene_embedding" not in adata.uns:
+        if EMBEDDING_KEY not in adata.uns:
             remedy = "Pass --gene-embedding FILE (or genept)."
-            raise KeyError(absent("Gene embedding", "gene_embedding", "adata.uns", adata.uns, remedy))
-        source = adata.uns["gene_embedding"]
-        if not isinstance(source, pd.DataFrame):
-            source = pd.DataFrame(source["vectors"], index=source["genes"])
+            raise KeyError(absent("Gene embedding", EMBEDDING_KEY, "adata.uns", adata.uns, remedy))
+        table = GeneEmbedding.from_uns(adata.uns[EMBEDDING_KEY], EMBEDDING_KEY)
+        source = pd.DataFrame(table.vectors, index=table.genes)
     ptrag_sc.pp.gene_embedding(adata, source, **keys, missing="drop")
 
 
@@ -170,13 +181,30 @@ def select_genes(adata: AnnData, options: argparse.Namespace) -> AnnData:
     return adata[:, variable["highly_variable"].to_numpy()].copy()
 
 
-def fit(adata: AnnData, options: argparse.Namespace) -> PTRAG:
-    """Train a model; more candidates than there are training perturbations are clipped."""
-    import scvi
+def known_conditions(adata: AnnData) -> pd.DataFrame:
+    """Return the conditions that can be trained and tested: names, ``n_cells`` and ``split``.
 
+    Raises
+    ------
+    ValueError
+        If a cell type has no controls, or nothing is left to test.
+    """
+    keys = ScreenKeys.of(adata)
+    screen = read_screen(adata, keys)
+    for cell_type in range(len(screen.index.cell_types)):
+        require_controls(screen, cell_type)
+    embedding, split = read_embedding_table(adata, keys), read_split(adata, keys)
+    table = screen.index.named(usable_conditions(screen.index, embedding, split, keys=keys, seed=0))
+    if not (table["split"] == "test").any():
+        problem = "holds out no test condition with a gene embedding"
+        raise ValueError(unusable("The split", "adata.obs['split']", problem, "Raise --test-fraction."))
+    return table
+
+
+def fit(adata: AnnData, options: argparse.Namespace, conditions: pd.DataFrame) -> PTRAG:
+    """Train a model; more candidates than there are training perturbations are clipped."""
     scvi.settings.seed = options.seed
-    is_control = adata.obs[options.perturbation_key].astype(str) == options.control
-    n_available = adata.obs.loc[(adata.obs["split"] == "train") & ~is_control, options.perturbation_key].nunique()
+    n_available = conditions.loc[conditions["split"] == "train", "perturbation"].nunique()
     n_candidates = min(options.n_candidates, max(1, n_available - 1))
     if n_candidates < options.n_candidates:
         logger.info("%d candidates in place of %d: there are no more.", n_candidates, options.n_candidates)
@@ -196,33 +224,21 @@ def fitted_baselines(adata: AnnData) -> dict[str, Predictor]:
     }
 
 
-def held_out(adata: AnnData) -> pd.DataFrame:
-    """Return the test conditions: columns ``perturbation`` and ``cell_type``, in sorted order."""
-    keys = ScreenKeys.of(adata)
-    excluded = set(adata.uns[keys.embedding_key]["excluded"])
-    columns = [keys.perturbation_key, keys.cell_type_key]
-    rows = adata.obs.loc[adata.obs["split"] == "test", columns].astype(str).drop_duplicates().sort_values(columns)
-    rows = rows.set_axis(["perturbation", "cell_type"], axis=1)
-    usable = [p != keys.control and excluded.isdisjoint(p.split(keys.sep)) for p in rows["perturbation"]]
-    return rows[usable].reset_index(drop=True)
-
-
-def score(adata: AnnData, predictors: dict[str, Predictor]) -> pd.DataFrame:
+def score(adata: AnnData, tested: pd.DataFrame, predictors: dict[str, Predictor]) -> pd.DataFrame:
     """Return the scores of every predictor on the held-out test conditions, with a column ``method``."""
-    reference = ptrag_sc.metrics.Reference.from_adata(adata)
-    conditions, control = held_out(adata), ScreenKeys.of(adata).control
+    reference, keys = ptrag_sc.metrics.Reference.from_adata(adata), ScreenKeys.of(adata)
+    is_control = adata.obs[keys.perturbation_key].astype(str) == keys.control
     parts = []
     for name, predictor in predictors.items():
-        for cell_type, rows in conditions.groupby("cell_type"):
-            labels = adata.obs[ScreenKeys.of(adata).cell_type_key].astype(str) == cell_type
-            n_controls = int((labels & (adata.obs[ScreenKeys.of(adata).perturbation_key].astype(str) == control)).sum())
+        for cell_type, rows in tested.groupby("cell_type"):
+            of_type = adata.obs[keys.cell_type_key].astype(str) == cell_type
             predicted = predictor.predict(
                 adata,
                 perturbations=rows["perturbation"],
                 cell_types=cell_type,
-                n_cells=min(CELLS_PER_POPULATION, n_controls),
+                n_cells=min(CELLS_PER_POPULATION, int((of_type & is_control).sum())),
             )
-            real = adata[(labels & (adata.obs["split"] == "test")).to_numpy()]
+            real = adata[(of_type & (adata.obs["split"] == "test")).to_numpy()]
             parts.append(ptrag_sc.benchmark.evaluate(real, predicted, reference=reference).assign(method=name))
     return pd.concat(parts, ignore_index=True)
 
@@ -232,29 +248,36 @@ def _summary(table: pd.DataFrame) -> str:
     return wide.round(3).to_string()
 
 
-def write_results(adata: AnnData, model: PTRAG, table: pd.DataFrame, options: argparse.Namespace) -> None:
+def write_results(adata: AnnData, model: PTRAG, tested: pd.DataFrame, table: pd.DataFrame, out: Path) -> None:
     """Predict every cell, and write the annotated AnnData, the scores and the pictures."""
     ptrag_sc.tl.predict(adata, model)
     ptrag_sc.tl.effect(adata)
-    write_beside(options.out / SCORES, lambda path: table.to_csv(path, index=False))
-    write_beside(options.out / RESULT, adata.write_h5ad)
-    for name, draw in _pictures(adata, model).items():
+    write_beside(out / SCORES, lambda path: table.to_csv(path, index=False))
+    write_beside(out / RESULT, adata.write_h5ad)
+    pictures = _pictures(adata, model, tested)
+    for name, draw in pictures.items():
         figure = draw()
-        write_beside(options.out / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=150, bbox_inches="tight"))
-    logger.info("Written to %s: %s, %s and %s.", options.out, RESULT, SCORES, ", ".join(f"{p}.png" for p in PICTURES))
+        write_beside(out / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=150, bbox_inches="tight"))
+    for name in set(PICTURES) - set(pictures):  # of an earlier run
+        (out / f"{name}.png").unlink(missing_ok=True)
+    logger.info("Written to %s: %s, %s and %s.", out, RESULT, SCORES, ", ".join(f"{name}.png" for name in pictures))
 
 
-def _pictures(adata: AnnData, model: PTRAG) -> dict[str, Callable]:
+def _pictures(adata: AnnData, model: PTRAG, tested: pd.DataFrame) -> dict[str, Callable]:
     """Return what draws each picture, of the held-out condition with the largest observed shift."""
     effect = adata.uns["ptrag"]["effect"]
-    tested = effect["conditions"].merge(held_out(adata).assign(tested=True), how="left")["tested"].notna().to_numpy()
-    largest = int(np.argmax(np.where(tested, np.linalg.norm(np.nan_to_num(effect["observed"]), axis=1), -1)))
-    perturbation, cell_type = effect["conditions"].loc[largest, ["perturbation", "cell_type"]]
+    size = effect["conditions"].assign(size=np.linalg.norm(effect["observed"], axis=1))
+    largest = tested[["perturbation", "cell_type"]].merge(size).nlargest(1, "size")
+    perturbation, cell_type = largest[["perturbation", "cell_type"]].iloc[0]
     one, pl = {"perturbation": perturbation, "cell_type": cell_type}, ptrag_sc.pl
-    return {
+    pictures = {
         "training": lambda: pl.training(model, show=False, return_fig=True),
         "effect": lambda: pl.effect(adata, **one, show=False, return_fig=True),
         "embedding": lambda: pl.embedding(adata, **one, show=False, return_fig=True),
+    }
+    if adata.uns["ptrag"]["retrieval"].empty:
+        return pictures
+    return pictures | {
         "retrieval": lambda: pl.retrieval(adata, perturbation=perturbation, show=False, return_fig=True),
         "retrieval_matrix": lambda: pl.retrieval_matrix(adata, cell_type=cell_type, show=False, return_fig=True),
     }

@@ -16,9 +16,9 @@ class NearestPerturbations(Baseline):
     r"""Control cells plus the weighted mean shift of the nearest perturbations measured in the cell type.
 
     The weights of the K perturbations of highest cosine :math:`s_k` in the gene embedding are
-    :math:`w_k \propto \exp(s_k / \tau)`: kernel regression (Nadaraya 1964, Watson 1964) on K neighbours, with a Gaussian
-    kernel of variance :math:`\tau`, as the vectors have unit norm. The perturbation itself, where it was measured, is
-    left out. A cell type without training data takes the neighbours' shifts averaged over cell types.
+    :math:`w_k \propto \exp(s_k / \tau)`: as the vectors have unit norm, kernel regression (Nadaraya 1964, Watson 1964)
+    with a Gaussian kernel of variance :math:`\tau`. The perturbation itself, where it was measured, is left out. A cell
+    type without training data takes the neighbours' shifts averaged over cell types.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class NearestPerturbations(Baseline):
             min(self.n_neighbors, len(rows)),
         )
         kept = nearest.present[0].numpy()
-        indices, similarity = nearest.indices[0].numpy()[kept], nearest.similarity[0, :, 0].numpy()[kept]
+        indices, similarity = nearest.indices[0].numpy()[kept], nearest.similarity[0, :, 0].double().numpy()[kept]
         weights = np.exp((similarity - similarity.max(initial=-1)) / self.temperature)
         weights /= max(weights.sum(), 1.0)
         return weights @ shifts[indices], rows[indices], similarity, weights

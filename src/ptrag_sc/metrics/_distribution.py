@@ -18,6 +18,10 @@ def energy_distance(real: np.ndarray, predicted: np.ndarray) -> float:
     real, predicted
         Cells x features, usually principal components (n, d) and (m, d).
 
+    Returns
+    -------
+    The distance, in units of the features; 0 in expectation at the truth.
+
     Raises
     ------
     ValueError

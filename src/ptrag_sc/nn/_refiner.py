@@ -64,7 +64,9 @@ class FactoredScorer(nn.Module):
         key_part = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum
         scale = self._inverse_std(cells, query, keys)
         hidden = scale[..., None] * (cell_part[:, :, None] + key_part[:, None]) + bias
-        return self.out(self.dropout(F.gelu(hidden))).squeeze(-1)
+        # One dropout mask per set, folded into the last layer: a mask per pair would cost more than the scores.
+        last = self.dropout(self.out.weight.expand(len(cells), -1))
+        return (F.gelu(hidden).flatten(1, 2) @ last[..., None]).view(hidden.shape[:3]) + self.out.bias
 
     def _inverse_std(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
         """Return 1 / std of the concatenation [c; p; k] from the moments of its thirds."""

@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
 from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, canvas, finish, result
 from ptrag_sc.pl._labels import Labels
 
 
+@documented
 def effect(
     adata: AnnData,
     *,
@@ -40,12 +42,7 @@ def effect(
         Number of genes labelled: those furthest from the origin.
     key
         The ``key_added`` of :func:`ptrag_sc.tl.predict`.
-    ax
-        Axes to draw into. ``None``: a new figure.
-    show
-        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
+    {plot_parameters}
 
     Returns
     -------

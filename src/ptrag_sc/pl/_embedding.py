@@ -11,6 +11,7 @@ from scipy.sparse import issparse
 from scipy.sparse.linalg import svds
 
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX
+from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
 from ptrag_sc.pl._finish import (
     CONTROL_COLOUR,
@@ -35,6 +36,7 @@ class Coordinates(NamedTuple):
     axes: tuple[str, str]
 
 
+@documented
 def embedding(
     adata: AnnData,
     *,
@@ -70,12 +72,7 @@ def embedding(
         Seed of the sampling and of UMAP.
     key
         The ``key_added`` of :func:`ptrag_sc.tl.predict`.
-    ax
-        Axes to draw into. ``None``: a new figure.
-    show
-        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
+    {plot_parameters}
 
     Returns
     -------

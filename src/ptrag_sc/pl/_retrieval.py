@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist
 
 from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
 from ptrag_sc.pl._finish import LINE_COLOUR, SMALL, canvas, finish, result
 
@@ -29,6 +30,7 @@ VALUES = {
 }
 
 
+@documented
 def retrieval(
     adata: AnnData,
     *,
@@ -58,12 +60,7 @@ def retrieval(
         Number of candidates shown.
     key
         The ``key_added`` of :func:`ptrag_sc.tl.predict`.
-    ax
-        Axes to draw into. ``None``: a new figure.
-    show
-        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
+    {plot_parameters}
 
     Returns
     -------
@@ -99,6 +96,7 @@ def retrieval(
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
+@documented
 def retrieval_matrix(
     adata: AnnData,
     *,
@@ -132,12 +130,7 @@ def retrieval_matrix(
         Labels per axis at most; with more rows or columns, every second, third, ... is written.
     key
         The ``key_added`` of :func:`ptrag_sc.tl.predict`.
-    ax
-        Axes to draw into. ``None``: a new figure.
-    show
-        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
+    {plot_parameters}
 
     Returns
     -------

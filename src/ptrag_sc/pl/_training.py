@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ptrag_sc._docs import documented
 from ptrag_sc._validation import unusable
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, canvas, finish
 
@@ -17,6 +18,7 @@ LOSSES = {"train_loss": ("training", OBSERVED_COLOUR), "validation_loss": ("vali
 GATES = {"gate_open_train": ("training", OBSERVED_COLOUR), "gate_open_validation": ("validation", PREDICTED_COLOUR)}
 
 
+@documented
 def training(
     model: "BaseModelClass", *, ax: Axes | None = None, show: bool | None = None, return_fig: bool = False
 ) -> Axes | Figure:
@@ -29,12 +31,7 @@ def training(
     ----------
     model
         A trained :class:`ptrag_sc.PTRAG`, or any model with an scvi-tools ``history``.
-    ax
-        Axes to draw into. ``None``: a new figure.
-    show
-        Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
+    {plot_parameters}
 
     Returns
     -------

@@ -51,7 +51,11 @@ def split(
     sep
         Separator of combinations.
     key_added
-        ``obs`` column that is written: ``train``, ``val`` or ``test`` for every cell.
+        ``obs`` column to write.
+
+    Returns
+    -------
+    None. Written is ``adata.obs[key_added]``: ``train``, ``val`` or ``test`` for every cell.
 
     Raises
     ------
