@@ -10,6 +10,18 @@ show
     Whether to show the figure. ``None``: ``scanpy.settings.autoshow``, unless ``ax`` or ``return_fig`` is given.
 return_fig
     Whether to return the figure instead of the axes.""",
+    "perturb_parameters": """perturbations
+    Genes, or combinations such as ``"A+B"``; they need not have been measured.
+cell_types
+    None takes all that have control cells here, also types that the model never saw.
+n_cells
+    Control cells per cell type; None uses every one once.
+gene_embedding
+    Table (any source of :func:`ptrag_sc.pp.gene_embedding`) for genes that neither the model nor ``adata`` knows.
+seed
+    None: deterministic gates and a fixed choice of control cells. An integer samples both.
+nonnegative
+    Whether negative predicted expression is set to 0.""",
 }
 
 

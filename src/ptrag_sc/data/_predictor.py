@@ -7,6 +7,7 @@ import numpy as np
 from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, RETRIEVAL_SUFFIX
+from ptrag_sc._docs import documented
 from ptrag_sc._validation import unusable
 from ptrag_sc.data._assembly import (
     PredictedSets,
@@ -106,6 +107,7 @@ class Predictor(ABC):
             raise ValueError(unusable("The perturbations", "the request", problem, "Name perturbed genes."))
         return labels
 
+    @documented
     def predict(
         self,
         adata: AnnData | None = None,
@@ -117,9 +119,17 @@ class Predictor(ABC):
         seed: int | None = None,
         nonnegative: bool = False,
     ) -> AnnData:
-        """Predict the populations that perturbations would give; see :func:`ptrag_sc.tl.perturb`.
+        """Predict the populations that perturbations would give.
 
-        ``adata=None`` takes the control cells of the training data.
+        Parameters
+        ----------
+        adata
+            Object with control cells; None takes the training data.
+        {perturb_parameters}
+
+        Returns
+        -------
+        New AnnData, as described at :func:`ptrag_sc.tl.perturb`.
         """
         adata = self.training_data() if adata is None else adata
         labels, screen = self.canonical_labels(perturbations), self.read(adata)

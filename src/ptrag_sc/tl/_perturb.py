@@ -5,9 +5,11 @@ from collections.abc import Iterable
 import scanpy as sc
 from anndata import AnnData
 
+from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
 
 
+@documented
 def perturb(
     adata: AnnData,
     model: Predictor,
@@ -27,18 +29,7 @@ def perturb(
         Object with control cells; perturbed cells in it are ignored.
     model
         Trained :class:`ptrag_sc.PTRAG` or fitted baseline.
-    perturbations
-        Genes, or combinations such as ``"A+B"``; they need not have been measured.
-    cell_types
-        None takes all that have control cells here, also types that the model never saw.
-    n_cells
-        Control cells per cell type; None uses every one once.
-    gene_embedding
-        Table (any source of :func:`ptrag_sc.pp.gene_embedding`) for genes that neither the model nor ``adata`` knows.
-    seed
-        None: deterministic gates and a fixed choice of control cells. An integer samples both.
-    nonnegative
-        Whether negative predicted expression is set to 0.
+    {perturb_parameters}
 
     Returns
     -------
