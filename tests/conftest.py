@@ -5,12 +5,14 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 from anndata import AnnData
 
 import ptrag_sc
 from screens import KEYS, make_screen, train_small
 
 matplotlib.use("Agg")
+torch.set_num_threads(1)  # the tensors here are small: threads that wait for each other would only slow them down
 
 
 @pytest.fixture(scope="session")
