@@ -128,11 +128,11 @@ def read_counts(options: argparse.Namespace) -> AnnData:
     else:
         if options.size_factors not in adata.obs:
             raise KeyError(absent("Column", options.size_factors, "adata.obs", adata.obs, "Correct --size-factors."))
-        factor = 1e4 / adata.obs[options.size_factors].to_numpy(dtype=float)
+        factor = adata.obs[options.size_factors].to_numpy(dtype=float)
         if not (np.isfinite(factor) & (factor > 0)).all():
             what = f"Size factors obs[{options.size_factors!r}]"
             raise ValueError(unusable(what, str(options.adata), "are not all positive", "Correct --size-factors."))
-        adata.X = sp.csr_matrix(sp.diags(factor) @ sp.csr_matrix(adata.X), dtype=np.float32)
+        adata.X = sp.csr_matrix(sp.diags(1e4 / factor) @ sp.csr_matrix(adata.X), dtype=np.float32)
         logger.info("Counts are in layers['counts']; X is log1p of 1e4 * counts / obs['%s'].", options.size_factors)
     sc.pp.log1p(adata)
     return adata
