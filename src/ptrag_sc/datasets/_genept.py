@@ -28,11 +28,11 @@ def genept(
     known_hash: str = KNOWN_HASH,
     genes: Iterable[str] | None = None,
 ) -> GeneVectors:
-    """Load GenePT: the text-embedding-ada-002 vectors of gene descriptions [1]_.
+    """Load GenePT, the text-embedding-ada-002 vectors of gene descriptions.
 
-    The first call downloads the archive (574,395,233 bytes), checks it, reads the pickle in it without executing it and
-    keeps the table as .npz beside the archive (0.6 GB; about half a minute and 1.3 GB of memory). Later calls read the
-    .npz; the archive may be deleted then. On a machine without network, put the archive into ``cache_dir``.
+    The vectors are those of [1]_. The first call downloads the archive (574,395,233 bytes), checks it, reads the pickle
+    in it without executing it and keeps the table as .npz beside the archive (0.6 GB; about half a minute and 1.3 GB of
+    memory). Later calls read the .npz; the archive may be deleted then. On a machine without network, put the archive into ``cache_dir``.
 
     Parameters
     ----------
