@@ -20,7 +20,7 @@ from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import Predictor, ScreenKeys, read_screen, read_split
 from ptrag_sc.data._assembly import require_controls
-from ptrag_sc.model._io import write_beside
+from ptrag_sc.data._files import write_beside
 from ptrag_sc.model._tables import read_embedding_table, usable_conditions
 from ptrag_sc.retrieval import GeneEmbedding
 

@@ -71,6 +71,7 @@ def cut_split(adata):
         (set_label("line", None), {}, ValueError, r"missing \(NaN\) for 1 cells"),
         (set_label("gem", np.nan), {"batch_key": "gem"}, ValueError, r"adata.obs\['gem'\] are missing"),
         (set_label("gene", "G1+G1"), {}, ValueError, r"Label 'G1\+G1' .* names a gene twice"),
+        (set_label("gene", "G1+ctl"), {}, ValueError, r"join a gene and the control \('G1\+ctl'\). Label cells of one"),
         (bad_split, {"split_key": "split"}, ValueError, "Split value 'holdout' does not occur"),
         (cut_split, {"split_key": "split"}, ValueError, "is split between 'test', 'train'"),
     ],
@@ -203,3 +204,19 @@ def test_mudata_gives_the_same_model_as_anndata():
 def test_setup_survives_writing(tmp_path, screen):
     screen.write_h5ad(tmp_path / "screen.h5ad")
     assert ScreenKeys.of(anndata.read_h5ad(tmp_path / "screen.h5ad")) == ScreenKeys.of(screen)
+
+
+def test_labels_that_are_numbers():
+    adata = make_screen()
+    adata.obs["gene"] = (
+        adata.obs["gene"]
+        .astype(str)
+        .map({"ctl": 0} | {g: i + 1 for i, g in enumerate(sorted(set(adata.obs["gene"]) - {"ctl"}))})
+    )
+    adata.obs["line"] = (adata.obs["line"] == "RPE1").astype(int)
+    table = {str(i): np.eye(10)[i - 1] for i in range(1, 11)}
+    ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="0")
+    setup(adata, perturbation_key="gene", control=0, cell_type_key="line")
+    result = ptrag_sc.tl.perturb(adata, ptrag_sc.baselines.MeanShift(adata).fit(), [3], cell_types=[1])
+    assert set(result.obs["gene"]) == {"3"}
+    assert set(result.obs["line"]) == {1}

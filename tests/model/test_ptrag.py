@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import ptrag_sc
 from ptrag_sc.data import RandomSets
+from ptrag_sc.model._ptrag import check_interval
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 
@@ -154,16 +155,61 @@ def test_the_own_validation_split_holds_out_conditions(screen):
     assert not model.split_.duplicated(["perturbation", "cell_type"]).any()
 
 
-def test_the_best_weights_are_kept_the_untrained_among_them(screen):
-    model = train_small(screen, max_epochs=6)
-    # A step far too long spoils the model; what is kept is never worse on the validation conditions than before.
-    scvi.settings.seed = 0
-    spoiled = ptrag_sc.PTRAG(screen, **SMALL)
-    before = predictions(spoiled, screen)
-    spoiled.train(2, **TRAIN, plan_kwargs={"lr": 50.0})
-    assert spoiled.history["validation_loss"].to_numpy(dtype=float).min() > 1
-    np.testing.assert_array_equal(predictions(spoiled, screen), before)
-    assert not np.allclose(predictions(model, screen), before)
+def test_the_weights_of_the_lowest_validation_loss_are_kept(screen):
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_epoch_end(self, trainer, plan):
+            state = {name: tensor.clone() for name, tensor in plan.module.state_dict().items()}
+            seen.append((float(trainer.callback_metrics["validation_loss"]), state))
+
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    model.train(12, **TRAIN, plan_kwargs={"lr": 0.05}, callbacks=[Watch()])
+    losses = [loss for loss, _ in seen]
+    assert len(set(losses)) > 1
+    best = seen[int(np.argmin(losses))][1]
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.module.state_dict().items())
+    assert not all(torch.equal(tensor, best[name]) for name, tensor in seen[int(np.argmax(losses))][1].items())
+
+
+@pytest.mark.parametrize(("max_epochs", "n_steps"), [(3000, 1), (250, 12), (7, 2), (1, 50), (100, 3)])
+def test_the_last_epoch_is_always_checked(max_epochs, n_steps):
+    interval = check_interval(n_steps, max_epochs)
+    assert max_epochs % interval == 0
+    assert interval * n_steps <= max(n_steps, 40)
+
+
+def test_the_learning_rate_can_follow_the_validation_loss(screen):
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    model.train(2, **TRAIN, plan_kwargs={"reduce_lr_on_plateau": True})
+    assert model.is_trained
+
+
+def test_an_untrained_model_warns(screen):
+    with pytest.warns(UserWarning, match="untrained"):
+        ptrag_sc.PTRAG(screen, **SMALL).predict(perturbations="G0")
+
+
+def test_further_training_draws_other_sets(screen, monkeypatch):
+    seeds = []
+    original = RandomSets.__iter__
+    monkeypatch.setattr(RandomSets, "__iter__", lambda self: seeds.append(self.seed) or original(self))
+    model = train_small(screen, max_epochs=2)
+    model.train(1, **TRAIN)
+    assert len(set(seeds)) == 2
+
+
+def test_combinations_that_tie_all_genes_leave_something_to_train_on():
+    adata = make_screen()
+    adata = adata[(adata.obs["line"] == "K562").to_numpy()].copy()
+    labels = adata.obs["gene"].astype(str)
+    adata.obs["gene"] = [g if g in ("ctl", "G0") or "+" in g else f"G0+{g}" for g in labels]
+    for seed in range(5):
+        scvi.settings.seed = seed
+        ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+        split = ptrag_sc.PTRAG(adata, **SMALL).split_["split"]
+        assert (split == "train").sum() >= len(split) / 2
+        assert (split == "val").any()
 
 
 def test_training_continues_and_resumes_from_a_checkpoint(screen, tmp_path, monkeypatch):
@@ -226,14 +272,20 @@ def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained)
     assert np.isfinite(given.X).all()
     with pytest.raises(ValueError, match=r"has width 3, the model's has 30"):
         trained.predict(adata, perturbations="G77", gene_embedding={"G77": np.ones(3)})
+    other_space = {"G77": rng.normal(size=30), "G0": rng.normal(size=30), "unused": np.full(30, np.nan)}
+    with pytest.raises(ValueError, match="gives genes other vectors than the model knows them by"):
+        trained.predict(adata, perturbations="G77", gene_embedding=other_space)
 
 
 def test_constructor_arguments_that_cannot_work(screen):
     for options, message in (
         ({"n_candidates": 99}, "n_candidates=99 .* is not between 1 and the 10 training perturbations"),
+        ({"n_layers": 0}, "n_layers=0 .* is not between 1 and inf"),
         ({"retrieval": "vanilla"}, "retrieval= 'vanilla' does not occur"),
         ({"loss": "mse"}, "loss= 'mse' does not occur"),
         ({"n_heads": 3}, "is no multiple of n_heads=3"),
+        ({"temperature": 0.0}, "temperature=0.0 .* is not between 1e-06 and inf"),
+        ({"candidate_dropout": 1.0}, "candidate_dropout=1.0 .* is not between 0 and 0.99"),
     ):
         with pytest.raises(ValueError, match=message):
             ptrag_sc.PTRAG(screen, **{**SMALL, **options})

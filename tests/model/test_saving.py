@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 
+import anndata
 import numpy as np
 import pytest
 import torch
+from mudata import MuData
 
 import ptrag_sc
-from screens import make_screen
+from ptrag_sc.model._sets import training_sets
+from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 PREDICT = """
 import sys, anndata, numpy as np, ptrag_sc
@@ -114,3 +117,56 @@ def test_a_loaded_model_trains_on(trained, tmp_path):
     controls = ptrag_sc.PTRAG.load(tmp_path, adata[adata.obs["gene"] == "ctl"].copy(), accelerator="cpu")
     with pytest.raises(ValueError, match=r"holds no training condition"):
         controls.train(1, **options)
+
+
+def test_loading_keeps_the_split_of_the_data(tmp_path):
+    adata = make_screen()
+    adata.obs["split"] = np.where(adata.obs["gene"] == "G7", "test", "train")
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
+    reference = ptrag_sc.metrics.Reference.from_adata(adata).centre
+    ptrag_sc.PTRAG(adata, **SMALL).save(tmp_path)
+    ptrag_sc.PTRAG.load(tmp_path, adata)
+    np.testing.assert_array_equal(ptrag_sc.metrics.Reference.from_adata(adata).centre, reference)
+    controls = adata[adata.obs["gene"] == "ctl"].copy()
+    del controls.obs["split"]
+    assert ptrag_sc.PTRAG.load(tmp_path, controls).adata is controls
+
+
+def test_a_model_trains_on_with_some_of_its_cell_types(trained, tmp_path):
+    trained.save(tmp_path)
+    adata = make_screen()
+    model = ptrag_sc.PTRAG.load(tmp_path, adata[adata.obs["line"] == "K562"].copy(), accelerator="cpu")
+    _, train, _ = training_sets(model.read(model.adata).index, model.split_, set_size=4, batch_size=4, seed=0)
+    expected = trained.split_[trained.split_["cell_type"] == "K562"]["split"].value_counts()
+    assert len(train.query) == expected["train"]
+    assert set(train.cell_type) == {0}
+    model.train(1, **TRAIN)
+
+
+def test_numpy_scalars_and_file_modes(tmp_path):
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    ptrag_sc.PTRAG(adata, **{**SMALL, "n_candidates": np.int64(4)}).save(tmp_path)
+    assert ptrag_sc.PTRAG.load(tmp_path, adata=False).init_params_["n_candidates"] == 4
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_backed_data_and_mudata_are_saved_too(tmp_path):
+    make_screen().write_h5ad(tmp_path / "screen.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    ptrag_sc.PTRAG.setup_anndata(backed, **KEYS)
+    model = ptrag_sc.PTRAG(backed, **SMALL)
+    model.save(tmp_path / "backed", save_anndata=True)
+    expected = model.predict(perturbations="G0").X  # the object still reads its own file
+    np.testing.assert_array_equal(ptrag_sc.PTRAG.load(tmp_path / "backed").predict(perturbations="G0").X, expected)
+
+    rna = make_screen()
+    mdata = MuData({"rna": rna})
+    names = ("layer", "perturbation_key", "cell_type_key", "embedding_key")
+    ptrag_sc.PTRAG.setup_mudata(mdata, **KEYS, modalities=dict.fromkeys(names, "rna"))
+    model = train_small(mdata, max_epochs=1)
+    model.save(tmp_path / "mudata", save_anndata=True)
+    loaded = ptrag_sc.PTRAG.load(tmp_path / "mudata")
+    np.testing.assert_array_equal(loaded.predict(perturbations="G0").X, model.predict(perturbations="G0").X)
+    ptrag_sc.tl.predict(mdata, model)

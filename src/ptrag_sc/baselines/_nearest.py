@@ -83,7 +83,7 @@ class NearestPerturbations(Baseline):
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
         """Return the embedding (Q, D) of each perturbation: own table, then ``adata``, then ``gene_embedding``."""
         key = self.keys_.embedding_key
-        table = adata.uns.get(key)
+        table = self.keys_.container(adata, "embedding_key").uns.get(key)
         return resolve_vectors(labels, self.embedding_, table=table, key=key, sep=self.keys_.sep, extra=gene_embedding)
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> tuple[tuple[str, ...], np.ndarray]:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ptrag_sc._validation import listed, unusable
-from ptrag_sc.data import CellReader, canonical, read_labels
+from ptrag_sc._validation import absent, listed, unusable
+from ptrag_sc.data import CellReader, canonical_labels, read_labels
 from ptrag_sc.data._dataset import as_row_matrix
 from ptrag_sc.metrics import Reference
 
@@ -51,6 +51,10 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     if len(lacking):
         problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
         raise KeyError(unusable("The gene set", f"{place}.var_names", problem, "Compare objects with the same genes."))
+    if place == "real" and keys.layer is not None and keys.layer not in adata.layers:
+        remedy = "Compare cells on the scale that was registered."
+        raise KeyError(absent("Layer", keys.layer, f"{place}.layers", adata.layers, remedy))
+    # Predicted cells come on the registered scale in X.
     matrix = adata.layers[keys.layer] if keys.layer in adata.layers else adata.X
     columns = adata.var_names.get_indexer(reference.genes)
     in_order = np.array_equal(columns, np.arange(adata.n_vars))
@@ -64,10 +68,7 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         "perturbation": read_labels(adata.obs, keys.perturbation_key),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
     }
-    names = {
-        p: p if p == keys.control else canonical(p, keys.sep) for p in np.unique(labels["perturbation"].astype(str))
-    }
-    labels["perturbation"] = [names[p] for p in labels["perturbation"]]
+    labels["perturbation"] = canonical_labels(labels["perturbation"], control=keys.control, sep=keys.sep)
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
     return Cells(reader, pd.DataFrame(labels))

@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ptrag_sc._constants import SOURCE_SUFFIX
+from ptrag_sc._constants import PREDICTED_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._fields import Screen, ScreenKeys
 from ptrag_sc.data._set_sampler import CellSets, PlannedSet, deal_sets, name_hash
@@ -164,7 +164,9 @@ def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
     if names is None:
         return [t for t in range(len(index.cell_types)) if len(index.controls(t))]
     known = {name: t for t, name in enumerate(index.cell_types)}
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(dict.fromkeys(str(name) for name in names))
+    if not names:
+        raise ValueError(unusable("cell_types", "the request", "is empty", "Leave cell_types=None to take all."))
     for name in names:
         if name not in known:
             raise KeyError(absent("Cell type", name, "the cell types of this object", known, "Correct cell_types=..."))
@@ -224,13 +226,18 @@ def _retrieval_table(
 
 
 def source_obs(adata, keys: ScreenKeys, rows: np.ndarray) -> pd.DataFrame:
-    """Return the user's own obs columns of some cells, the registered ones included."""
+    """Return the user's own obs columns of some cells, the registered ones included.
+
+    The split is left out, as it speaks of the source cell's condition, and so is what earlier predictions wrote.
+    """
     obs = keys.expression_holder(adata).obs.iloc[rows].copy()
     for argument in ("perturbation_key", "cell_type_key", "batch_key"):
         column = getattr(keys, argument)
         if column is not None:
             obs[column] = keys.container(adata, argument).obs[column].iloc[rows].to_numpy()
-    return obs.drop(columns=[c for c in obs if c.startswith("_scvi_")])
+    written = {name + suffix for name in adata.uns for suffix in (SOURCE_SUFFIX, PREDICTED_SUFFIX)}
+    dropped = [c for c in obs if str(c).startswith("_scvi_") or c in written or c == keys.split_key]
+    return obs.drop(columns=dropped)
 
 
 def population_anndata(

@@ -88,8 +88,17 @@ def read_perturbations(obs: pd.DataFrame, key: str, *, control: str, sep: str) -
     if control not in found:
         place = f"adata.obs[{key!r}]"
         raise ValueError(absent("Control label", control, place, found, "Pass control=<the label of control cells>."))
-    names = np.array([name if name == control else canonical(name, sep) for name in found], dtype=object)
-    return names[codes]
+    joined = [name for name in found if name != control and control in name.split(sep)]
+    if joined:
+        place, problem = f"adata.obs[{key!r}]", f"join a gene and the control ({listed(joined)})"
+        raise ValueError(unusable("Labels", place, problem, "Label cells of one perturbed gene with the gene alone."))
+    return canonical_labels(found, control=control, sep=sep)[codes]
+
+
+def canonical_labels(labels: Iterable[str], *, control: str, sep: str) -> np.ndarray:
+    """Return canonical labels (n,); the control label is never taken apart."""
+    of = {name: name if name == control else canonical(name, sep) for name in set(labels)}
+    return np.array([of[name] for name in labels], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,10 @@ class ConditionIndex:
         return present, rows, np.append(start, self.n_obs)
 
     def rows(self, perturbation: int, cell_type: int) -> np.ndarray:
-        """Return the rows of one condition, ascending; empty if it has no cells."""
+        """Return the rows of one condition, ascending; empty if it has no cells or a code is -1 (unknown)."""
         present, rows, start = self._groups
+        if perturbation < 0 or cell_type < 0:
+            return rows[:0]
         key = perturbation * len(self.cell_types) + cell_type
         i = int(np.searchsorted(present, key))
         return rows[start[i] : start[i + 1]] if i < len(present) and present[i] == key else rows[:0]
@@ -166,6 +177,13 @@ class ConditionIndex:
         p, t = np.divmod(present, len(self.cell_types))
         table = pd.DataFrame({"perturbation": p, "cell_type": t, "n_cells": np.diff(start)})
         return table[p != self.control].reset_index(drop=True)
+
+    def coded(self, conditions: pd.DataFrame) -> pd.DataFrame:
+        """Return a condition table with codes in place of names; -1 for what does not occur here."""
+        return conditions.assign(
+            perturbation=pd.Index(self.perturbations).get_indexer(conditions["perturbation"].astype(str)),
+            cell_type=pd.Index(self.cell_types).get_indexer(conditions["cell_type"].astype(str)),
+        )
 
     def named(self, conditions: pd.DataFrame) -> pd.DataFrame:
         """Return a condition table with names in place of codes."""

@@ -62,7 +62,7 @@ class CellReader:
     def values(self, size: int = 65536) -> Iterator[np.ndarray]:
         """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
         if sp.issparse(self.matrix):
-            yield self.matrix.data
+            yield from np.array_split(self.matrix.data, max(1, len(self.matrix.data) // 2**24))
             return
         for start in range(0, self.n_obs, size):
             block = self.matrix[start : start + size]

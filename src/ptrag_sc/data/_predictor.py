@@ -18,7 +18,7 @@ from ptrag_sc.data._assembly import (
     population_anndata,
     request_population,
 )
-from ptrag_sc.data._conditions import canonical
+from ptrag_sc.data._conditions import canonical_labels
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
@@ -101,7 +101,7 @@ class Predictor(ABC):
             If none is named, or the control is among them.
         """
         names = [perturbations] if isinstance(perturbations, str) else [str(p) for p in perturbations]
-        labels = tuple(dict.fromkeys(canonical(p, self.keys_.sep) for p in names))
+        labels = tuple(dict.fromkeys(canonical_labels(names, control=self.keys_.control, sep=self.keys_.sep).tolist()))
         if not labels or self.keys_.control in labels:
             problem = f"hold the control {self.keys_.control!r}" if labels else "are empty"
             raise ValueError(unusable("The perturbations", "the request", problem, "Name perturbed genes."))
@@ -156,8 +156,8 @@ class Predictor(ABC):
 
     def params(self, **given) -> dict:
         """Return what ``.uns[key]["params"]`` says: the model, the keys, and the arguments that were given."""
-        keys = {name: value for name, value in self.keys_.to_uns().items() if name != "modalities"}
-        return {"model": type(self).__name__, **keys, **{n: v for n, v in given.items() if v is not None}}
+        arguments = {name: value for name, value in given.items() if value is not None}
+        return {"model": type(self).__name__, **self.keys_.to_uns(), **arguments}
 
     def describe(self, prediction: Prediction, params: dict) -> dict:
         """Return what stands in ``.uns[key]`` beside a prediction."""

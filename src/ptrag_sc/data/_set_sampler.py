@@ -60,15 +60,15 @@ def match_composition(pools: list[np.ndarray], share: np.ndarray, size: int, rng
 
 
 def _choose(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=False)
+    return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=False) if n > 0 else rows[:0]
 
 
 class RandomSets(Sampler[CellSets]):
     """Fresh cell sets of every condition, once per epoch, in random order.
 
     A set holds ``min(set_size, n)`` distinct cells of the condition and up to ``set_size`` distinct control cells
-    of the same cell type and the same batch composition. The draw depends on (seed, epoch, condition) only, so
-    ranks of a distributed run agree on it and take disjoint shares.
+    of the same cell type and the same batch composition (what a batch lacks comes from the cell type's others). The
+    draw depends on (seed, epoch, condition) only, so ranks of a distributed run agree on it and take disjoint shares.
 
     Parameters
     ----------

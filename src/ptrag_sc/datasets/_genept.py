@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pooch
 
 from ptrag_sc._validation import unknown, unusable
+from ptrag_sc.data._files import write_beside
 from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 
 URL = "https://zenodo.org/records/10833191/files/GenePT_emebdding_v2.zip"
@@ -32,7 +32,8 @@ def genept(
 
     The vectors are those of [1]_. The first call downloads the archive (574,395,233 bytes), checks it, reads the pickle
     in it without executing it and keeps the table as .npz beside the archive (0.6 GB; about half a minute and 1.3 GB of
-    memory). Later calls read the .npz; the archive may be deleted then. On a machine without network, put the archive into ``cache_dir``.
+    memory). Later calls read the .npz; the archive may be deleted then. On a machine without network, put the archive
+    into ``cache_dir``.
 
     Parameters
     ----------
@@ -99,11 +100,7 @@ def _converted(archive: Path) -> GeneVectors:
 
 
 def _write(table: GeneVectors, path: Path) -> None:
-    """Write the table beside its place and rename it, so that a broken run leaves no half table."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
-        part = Path(beside) / path.name
-        np.savez(part, genes=table.genes, vectors=table.vectors)
-        part.replace(path)
+    write_beside(path, lambda part: np.savez(part, genes=table.genes, vectors=table.vectors))
 
 
 def _selected(table: GeneVectors, genes: list[str]) -> GeneVectors:

@@ -1,15 +1,13 @@
 """How does a model become one file, and back? Tensors and one JSON string, nothing that is executed on reading."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ptrag_sc._validation import unusable
+from ptrag_sc.data._files import write_beside
 
 FORMAT = 1
 
@@ -21,22 +19,10 @@ class ModelFile(NamedTuple):
     meta: dict[str, Any]  # JSON-able
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside the target and rename it, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part" + path.suffix)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_model(path: Path, content: ModelFile) -> None:
     """Write a model file."""
     tensors = {name: tensor.detach().cpu() for name, tensor in content.tensors.items()}
-    meta = json.dumps({"format": FORMAT, **content.meta})
+    meta = json.dumps({"format": FORMAT, **content.meta}, default=lambda scalar: scalar.item())  # numpy scalars
     write_beside(path, lambda beside: torch.save({"tensors": tensors, "json": meta}, beside))
 
 

@@ -1,5 +1,6 @@
 """How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +9,20 @@ from jaxtyping import Bool, Float, Int
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 
+from ptrag_sc._validation import absent, unusable
 from ptrag_sc.nn import LOSSES, CellEncoder, EmbeddingEncoder, Refined, Refiner, SetTransformer
 from ptrag_sc.retrieval import Candidates, Queries
 
 RETRIEVAL = ("gumbel", "attention", "none")
+RANGES = {
+    "n_hidden": (1, math.inf),
+    "n_layers": (1, math.inf),
+    "n_heads": (1, math.inf),
+    "dropout_rate": (0.0, 0.99),
+    "candidate_dropout": (0.0, 0.99),
+    "temperature": (1e-6, math.inf),
+    "sparsity_weight": (0.0, math.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,20 @@ class ModuleParams:
     temperature: float
     sparsity_weight: float
     loss: str
+
+    def __post_init__(self):
+        """Refuse values that cannot work, before anything is built."""
+        for name, known in (("retrieval", RETRIEVAL), ("loss", tuple(LOSSES))):
+            if getattr(self, name) not in known:
+                remedy = f"Pass one of {known}."
+                raise ValueError(absent(f"{name}=", getattr(self, name), "the known values", known, remedy))
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                problem, remedy = f"is not between {low:g} and {high:g}", "Choose a value in range."
+                raise ValueError(unusable(f"{name}={getattr(self, name)}", "the constructor", problem, remedy))
+        if self.n_hidden % self.n_heads:
+            problem = f"is no multiple of n_heads={self.n_heads}"
+            raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))
 
 
 class PTRAGModule(BaseModuleClass):

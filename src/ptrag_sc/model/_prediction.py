@@ -10,7 +10,14 @@ from anndata import AnnData
 
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets
-from ptrag_sc.data._assembly import PredictedSets, assemble, find_cell_types, request_population
+from ptrag_sc.data._assembly import (
+    PredictedSets,
+    Prediction,
+    Request,
+    assemble,
+    find_cell_types,
+    request_population,
+)
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._sets import gate_noise
@@ -42,10 +49,14 @@ class ModulePredictor(Predictor):
 
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
         """Return the embedding (Q, D) of each perturbation: model, then ``adata``, then ``gene_embedding``."""
-        key = self.keys_.embedding_key
-        return resolve_vectors(
-            labels, self.tables_.embedding, table=adata.uns.get(key), key=key, sep=self.keys_.sep, extra=gene_embedding
-        )
+        key, sep = self.keys_.embedding_key, self.keys_.sep
+        table = self.keys_.container(adata, "embedding_key").uns.get(key)
+        return resolve_vectors(labels, self.tables_.embedding, table=table, key=key, sep=sep, extra=gene_embedding)
+
+    def run(self, adata: AnnData, screen: Screen, request: Request, *, gene_embedding=None, seed=None) -> Prediction:
+        """Generate every set of a request; an untrained model is used with a warning."""
+        self._check_if_trained(warn=True)
+        return super().run(adata, screen, request, gene_embedding=gene_embedding, seed=seed)
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
         """Return the query table of a call; every neighbour is found here, once."""

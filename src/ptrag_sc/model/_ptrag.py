@@ -10,17 +10,16 @@ from mudata import MuData
 from scvi import settings
 from scvi.train import TrainRunner
 
-from ptrag_sc._validation import absent, unusable
+from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
-from ptrag_sc.model._module import RETRIEVAL, ModuleParams, PTRAGModule
+from ptrag_sc.model._module import ModuleParams, PTRAGModule
 from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._tables import TrainingTables, training_tables
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
-from ptrag_sc.nn import LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +103,11 @@ class PTRAG(SavedModel, ModulePredictor):
 
     def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
         """Set the state that both the constructor and :meth:`load` need."""
-        _check_params(params, n_available=len(tables.candidates))
+        n_available = len(tables.candidates)
+        if not 1 <= params["n_candidates"] <= n_available:
+            problem = f"is not between 1 and the {n_available} training perturbations"
+            remedy = f"Pass n_candidates={max(1, n_available - 1)} or fewer."
+            raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_ = SET_SIZE, tables.embedding.excluded
@@ -162,7 +165,7 @@ class PTRAG(SavedModel, ModulePredictor):
             holds NaN, negative values or raw counts.
         """
         arguments = cls._get_setup_method_args(**locals())
-        setup(cls, adata, ScreenKeys(**arguments["setup_args"]), arguments)
+        setup(cls, adata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
 
     @classmethod
     def setup_mudata(
@@ -194,7 +197,7 @@ class PTRAG(SavedModel, ModulePredictor):
         The other parameters, and the errors, are those of :meth:`setup_anndata`.
         """
         arguments = cls._get_setup_method_args(**locals())
-        setup(cls, mdata, ScreenKeys(**arguments["setup_args"]), arguments)
+        setup(cls, mdata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
 
     def train(
         self,
@@ -234,12 +237,14 @@ class PTRAG(SavedModel, ModulePredictor):
             If the registered object holds none of the training conditions.
         """
         screen = self.read(self.training_data())
+        n_done = len(self.history_["train_loss"]) if self.history_ else 0  # further training draws other sets
         labels, train, val = training_sets(
-            screen.index, self.split_, set_size=set_size, batch_size=batch_size, seed=settings.seed or 0
+            screen.index, self.split_, set_size=set_size, batch_size=batch_size, seed=(settings.seed or 0) + n_done
         )
-        self.set_size_ = set_size
-        max_epochs = max_epochs or math.ceil(TRAINING_STEPS / len(train))
-        interval = min(max_epochs, max(1, round(STEPS_BETWEEN_CHECKS / len(train))))
+        self.set_size_ = int(set_size)
+        if max_epochs is None:
+            max_epochs = math.ceil(TRAINING_STEPS / len(train))
+        interval = check_interval(len(train), max_epochs)
         defaults = {
             "early_stopping": early_stopping and val is not None,
             "early_stopping_monitor": "validation_loss",
@@ -268,16 +273,7 @@ class PTRAG(SavedModel, ModulePredictor):
         )()
 
 
-def _check_params(params: dict[str, Any], *, n_available: int) -> None:
-    """Refuse constructor arguments that cannot work, before anything is built."""
-    for name, known in (("retrieval", RETRIEVAL), ("loss", tuple(LOSSES))):
-        if params[name] not in known:
-            raise ValueError(absent(f"{name}=", params[name], "the known values", known, f"Pass one of {known}."))
-    if not 1 <= params["n_candidates"] <= n_available:
-        problem = f"is not between 1 and the {n_available} training perturbations"
-        remedy = f"Pass n_candidates={max(1, n_available - 1)} or fewer."
-        raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
-    if params["n_hidden"] % params["n_heads"]:
-        what = f"n_hidden={params['n_hidden']}"
-        problem = f"is no multiple of n_heads={params['n_heads']}"
-        raise ValueError(unusable(what, "the constructor", problem, "Choose a multiple."))
+def check_interval(n_steps: int, max_epochs: int) -> int:
+    """Return the epochs between validation checks: about 25 steps, and a divisor, so that the last epoch is checked."""
+    wanted = max(1, round(STEPS_BETWEEN_CHECKS / n_steps))
+    return max(d for d in range(1, wanted + 1) if max_epochs % d == 0)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import mudata as mudata_io
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
@@ -18,7 +20,8 @@ from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._fields import setup
-from ptrag_sc.model._io import ModelFile, read_model, write_beside, write_model
+from ptrag_sc.data._files import write_beside
+from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.retrieval import GeneEmbedding
 
@@ -135,7 +138,8 @@ class SavedModel(BaseModelClass):
         FileExistsError
             If a file is there and ``overwrite`` is False.
         """
-        model, data = _paths(dir_path, prefix)
+        model, data, mudata = _paths(dir_path, prefix)
+        data = mudata if isinstance(self.adata, MuData) else data
         for path in (model, data) if save_anndata else (model,):
             if path.exists() and not overwrite:
                 raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
@@ -148,7 +152,8 @@ class SavedModel(BaseModelClass):
         }
         write_model(model, pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state))
         if save_anndata:
-            write_beside(data, lambda path: self.adata.write_h5ad(path, **anndata_write_kwargs))
+            in_memory = self.adata.to_memory() if self.adata.isbacked else self.adata
+            write_beside(data, lambda path: in_memory.write(path, **anndata_write_kwargs))
 
     @classmethod
     def load(
@@ -184,7 +189,7 @@ class SavedModel(BaseModelClass):
         ValueError
             If the file is not a model of this class.
         """
-        model_file, data_file = _paths(dir_path, prefix)
+        model_file, data_file, mudata_file = _paths(dir_path, prefix)
         content = read_model(model_file)
         tables, keys, module_state = unpack(content)
         saved = content.meta["state"]
@@ -192,10 +197,13 @@ class SavedModel(BaseModelClass):
             problem = f"is a {saved['class']}, not a {cls.__name__}"
             raise ValueError(unusable("The model", str(model_file), problem, f"Call {saved['class']}.load."))
         if adata is None:
-            if not data_file.is_file():
+            if mudata_file.is_file():
+                adata = mudata_io.read_h5mu(mudata_file)
+            elif data_file.is_file():
+                adata = anndata.read_h5ad(data_file)
+            else:
                 remedy = "Pass adata=..., or adata=False to load without data."
                 raise FileNotFoundError(unusable("Data", str(data_file), "was not saved with the model", remedy))
-            adata = anndata.read_h5ad(data_file)
         model = cls.__new__(cls)
         _attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
@@ -208,17 +216,20 @@ class SavedModel(BaseModelClass):
         return model
 
 
-def _paths(dir_path: str | Path, prefix: str | None) -> tuple[Path, Path]:
-    """Return where the model and its data stand in a folder."""
-    return Path(dir_path) / f"{prefix or ''}{MODEL_FILE}", Path(dir_path) / f"{prefix or ''}adata.h5ad"
+def _paths(dir_path: str | Path, prefix: str | None) -> tuple[Path, Path, Path]:
+    """Return where the model, an AnnData and a MuData stand in a folder."""
+    names = (MODEL_FILE, "adata.h5ad", "mdata.h5mu")
+    return tuple(Path(dir_path) / f"{prefix or ''}{name}" for name in names)
 
 
 def _attach(model: SavedModel, keys: ScreenKeys, adata: AnnData | bool) -> None:
     """Register data with a rebuilt model, or give it an empty registry."""
-    arguments = {"model_name": type(model).__name__, "setup_method_name": "setup_anndata", "setup_args": keys.to_uns()}
+    method = "setup_mudata" if keys.modalities else "setup_anndata"
+    arguments = {"model_name": type(model).__name__, "setup_method_name": method, "setup_args": keys.to_uns()}
     if adata is False:
         BaseModelClass.__init__(model, registry={"field_registries": {}, **arguments})
         return
-    # The split of the saved conditions is known: new data needs no such column.
-    setup(type(model), adata, replace(keys, split_key=None), arguments)
+    if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
+        keys = replace(keys, split_key=None)  # the split of the saved conditions is known: new data needs no column
+    setup(type(model), adata, keys, arguments)
     BaseModelClass.__init__(model, adata)

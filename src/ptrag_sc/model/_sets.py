@@ -36,10 +36,7 @@ def training_sets(
     ValueError
         If the screen holds no training condition.
     """
-    table = split[split["split"] != "test"].assign(
-        perturbation=lambda t: pd.Index(index.perturbations).get_indexer(t["perturbation"]),
-        cell_type=lambda t: pd.Index(index.cell_types).get_indexer(t["cell_type"]),
-    )
+    table = index.coded(split[split["split"] != "test"])
     found = [len(index.rows(p, t)) > 1 for p, t in zip(table["perturbation"], table["cell_type"], strict=True)]
     table = table[np.array(found, dtype=bool)]
     if not (table["split"] == "train").any():

@@ -96,10 +96,11 @@ def read_embedding_table(adata: AnnData, keys: ScreenKeys) -> GeneEmbedding:
     KeyError
         If ``adata.uns`` does not hold it.
     """
-    if keys.embedding_key not in adata.uns:
+    uns = keys.container(adata, "embedding_key").uns
+    if keys.embedding_key not in uns:
         remedy = "Run ptrag_sc.pp.gene_embedding first, or pass embedding_key=..."
-        raise KeyError(absent("Gene embedding", keys.embedding_key, "adata.uns", adata.uns, remedy))
-    return GeneEmbedding.from_uns(adata.uns[keys.embedding_key], keys.embedding_key)
+        raise KeyError(absent("Gene embedding", keys.embedding_key, "adata.uns", uns, remedy))
+    return GeneEmbedding.from_uns(uns[keys.embedding_key], keys.embedding_key)
 
 
 def usable_conditions(
@@ -118,26 +119,35 @@ def usable_conditions(
             "Left out %d conditions without gene embedding: %s.", excluded.sum(), listed(np.unique(names[excluded]))
         )
     embedding.vectors_for(np.unique(names[~excluded]), keys.sep)  # raises for genes that nobody excluded
-    if split is None:
-        table = table.assign(split=_own_split(index.named(table), seed, keys.sep))
-    else:
-        table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
+    labels = (
+        "train" if split is None else condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")["split"]
+    )
+    table = table.assign(split=labels)
     single = ~excluded & (table["n_cells"] < 2).to_numpy() & (table["split"] != "test").to_numpy()
     if single.any():
         rows = index.named(table[single])
         shown = listed(rows["perturbation"] + " in " + rows["cell_type"])
         logger.warning("Left %d conditions of a single cell out of training: %s.", single.sum(), shown)
     table = table[~excluded & ~single].reset_index(drop=True)
+    if split is None:
+        table["split"] = _own_split(index.named(table), seed, keys.sep)
     _check_controls(index, table)
     return table
 
 
 def _own_split(conditions: pd.DataFrame, seed: int, sep: str) -> np.ndarray:
-    """Hold out a tenth of the conditions for validation: pairs where there are several cell types, else genes."""
+    """Hold out a tenth of the conditions for validation: pairs where there are several cell types, else genes.
+
+    Where combinations tie the genes together so that holding out genes leaves less than half for training, single
+    conditions are held out.
+    """
+    options = {"test_fraction": 0.0, "val_fraction": OWN_VALIDATION_FRACTION, "seed": seed}
     holdout = "pair" if conditions["cell_type"].nunique() > 1 else "perturbation"
-    return draw_split(
-        conditions, holdout=holdout, test_fraction=0.0, val_fraction=OWN_VALIDATION_FRACTION, seed=seed, sep=sep
-    )
+    labels = draw_split(conditions, holdout=holdout, **options, sep=sep)
+    if (labels == "train").sum() < len(conditions) / 2:
+        numbered = conditions.assign(perturbation=np.arange(len(conditions)).astype(str))
+        labels = draw_split(numbered, holdout="perturbation", **options, sep=sep)
+    return labels
 
 
 def _check_controls(index: ConditionIndex, table: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         The module.
     queries
         Query table of the training and validation conditions; neighbours are found once, here.
-    lr, weight_decay, eps, optimizer
+    lr, weight_decay, eps, optimizer, lr_scheduler_metric
         Of the optimiser.
     **plan_kwargs
         Further arguments of :class:`scvi.train.TrainingPlan`.
@@ -33,9 +33,11 @@ class PTRAGTrainingPlan(TrainingPlan):
         lr: float = 5e-4,
         weight_decay: float = 0.01,
         eps: float = 1e-8,
+        lr_scheduler_metric: str = "validation_loss",
         **plan_kwargs,
     ):
-        super().__init__(module, optimizer=optimizer, lr=lr, weight_decay=weight_decay, eps=eps, **plan_kwargs)
+        options = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(module, **options, lr_scheduler_metric=lr_scheduler_metric, **plan_kwargs)
         for name, tensor in {"vectors": queries.vectors, **queries.candidates._asdict()}.items():
             self.register_buffer(f"query_{name}", tensor, persistent=False)
 
@@ -47,6 +49,13 @@ class PTRAGTrainingPlan(TrainingPlan):
     def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
         """Run the module on one mini-batch of cell sets."""
         return self.module(tensors, inference_kwargs={"queries": self.queries}, **kwargs)
+
+    def configure_optimizers(self) -> dict:
+        """Return the optimiser; a learning rate that follows the validation loss is stepped when that is known."""
+        config = super().configure_optimizers()
+        if "lr_scheduler" in config:
+            config["lr_scheduler"]["frequency"] = self.trainer.check_val_every_n_epoch
+        return config
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``."""
@@ -74,33 +83,18 @@ class PTRAGTrainingPlan(TrainingPlan):
 
 
 class KeepBest(Callback):
-    """Keep the weights of the lowest ``validation_loss``, the untrained ones included, and restore them at the end."""
+    """Keep the weights of the lowest ``validation_loss`` and restore them at the end."""
 
     def __init__(self):
         self.best_loss = float("inf")
         self.best_state: dict[str, torch.Tensor] | None = None
 
-    def _offer(self, loss: float, plan: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Remember the weights that were just validated if they are the best so far."""
+        loss = float(trainer.callback_metrics["validation_loss"])
         if loss < self.best_loss:
             self.best_loss = loss
-            self.best_state = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
-
-    def on_train_start(self, trainer: Trainer, plan: LightningModule) -> None:
-        """Offer the weights as they are before the first step."""
-        plan.module.eval()
-        total, n_sets = torch.zeros((), device=plan.device), 0
-        with torch.no_grad():
-            for batch in trainer.datamodule.val_dataloader():
-                output = plan.forward({name: tensor.to(plan.device) for name, tensor in batch.items()})[2]
-                total += output.extra_metrics["set_loss"] * output.n_obs_minibatch
-                n_sets += output.n_obs_minibatch
-        plan.module.train()
-        self._offer(float(trainer.strategy.reduce(total / n_sets, reduce_op="mean")), plan)
-
-    def on_validation_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
-        """Offer the weights that were just validated."""
-        if "validation_loss" in trainer.callback_metrics:
-            self._offer(float(trainer.callback_metrics["validation_loss"]), plan)
+            self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
 
     def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Restore the best weights."""

@@ -104,6 +104,9 @@ def _check(cell_types: np.ndarray, holdout: str, test_cell_type: str | None, fra
     if len(cell_types) == 1 and holdout != "perturbation":
         what, problem = f"holdout={holdout!r}", f"needs several cell types, there is only {str(cell_types[0])!r}"
         raise ValueError(unusable(what, "the data", problem, "Use holdout='perturbation'."))
+    if test_cell_type is not None and holdout == "perturbation":
+        problem = "has no meaning with holdout='perturbation', which holds genes out of every cell type"
+        raise ValueError(unusable(f"test_cell_type={test_cell_type!r}", "the request", problem, "Leave it out."))
     if test_cell_type is not None and test_cell_type not in cell_types:
         remedy = "Correct test_cell_type=..."
         raise ValueError(absent("Cell type", test_cell_type, "the cell types of this object", cell_types, remedy))

@@ -7,6 +7,8 @@ from ptrag_sc.data import components
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._sources import read_embedding
 
+SAME_DIRECTION = 0.999  # cosine above which two tables mean the same vector
+
 
 def resolve_vectors(
     labels: tuple[str, ...], own: GeneEmbedding, *, table: object = None, key: str, sep: str, extra: object = None
@@ -36,29 +38,52 @@ def resolve_vectors(
     ValueError
         If ``extra`` has another width.
     """
-    width = own.vectors.shape[1]
-    tables = [own]
-    if table is not None:
-        at_hand = GeneEmbedding.from_uns(table, key)
-        if at_hand.vectors.shape[1] == width and at_hand.source == own.source:
-            tables.append(at_hand)
-    if extra is not None:
-        given = read_embedding(extra)
-        if given.vectors.shape[1] != width:
-            problem = f"has width {given.vectors.shape[1]}, the model's has {width}"
-            raise ValueError(unusable("The table", "gene_embedding", problem, f"Pass vectors of {own.source!r}."))
-        tables.append(given)
     genes = list(dict.fromkeys(g for label in labels for g in components(label, sep)))
     if not genes:
-        return np.zeros((0, width), dtype=np.float32)
-    found = {}
-    for each in tables:
-        position = {g: i for i, g in enumerate(each.genes)}
-        found |= {g: each.vectors[position[g]] for g in genes if g in position and g not in found}
+        return np.zeros((0, own.vectors.shape[1]), dtype=np.float32)
+    found, known = {}, list(own.genes)
+    _take(found, own, genes)
+    if table is not None and len(found) < len(genes):
+        at_hand = GeneEmbedding.from_uns(table, key)
+        known += list(at_hand.genes)
+        if at_hand.source == own.source and _agree(own, at_hand):
+            _take(found, at_hand, genes)
+    lacking = [g for g in genes if g not in found]
+    if lacking and extra is not None:
+        _take(found, _read_extra(extra, own, lacking), lacking)
     missing = [g for g in genes if g not in found]
     if missing:
-        known = np.concatenate([t.genes for t in tables])
         remedy = "Pass gene_embedding=<a table of the same source that holds it>, or check the symbol."
         raise KeyError(unknown("Gene", missing, "the model's gene embedding", known, remedy))
     merged = GeneEmbedding.from_table(np.array(genes), np.stack([found[g] for g in genes]), source=own.source)
     return merged.vectors_for(labels, sep)
+
+
+def _take(found: dict[str, np.ndarray], table: GeneEmbedding, genes: list[str]) -> None:
+    """Add the vectors of genes that the table holds and nothing before it held."""
+    position = {gene: i for i, gene in enumerate(table.genes)}
+    found.update({g: table.vectors[position[g]] for g in genes if g in position and g not in found})
+
+
+def _agree(own: GeneEmbedding, other: GeneEmbedding) -> bool:
+    """Return whether two tables of one width give the genes that both hold the same directions."""
+    if other.vectors.shape[1] != own.vectors.shape[1]:
+        return False
+    shared, i, j = np.intersect1d(own.genes, other.genes, return_indices=True)
+    return not len(shared) or float((own.vectors[i] * other.vectors[j]).sum(1).min()) > SAME_DIRECTION
+
+
+def _read_extra(extra: object, own: GeneEmbedding, genes: list[str]) -> GeneEmbedding:
+    """Return the user's table of the genes that nobody else holds, checked against the model's."""
+    given = read_embedding(extra, genes=genes, missing="drop")
+    if given.vectors.shape[1] != own.vectors.shape[1]:
+        problem = f"has width {given.vectors.shape[1]}, the model's has {own.vectors.shape[1]}"
+        raise ValueError(unusable("The table", "gene_embedding", problem, f"Pass vectors of {own.source!r}."))
+    try:
+        shared = read_embedding(extra, genes=own.genes, missing="drop")
+    except KeyError:  # holds none of the model's genes: nothing to compare
+        return given
+    if not _agree(own, shared):
+        problem = "gives genes other vectors than the model knows them by"
+        raise ValueError(unusable("The table", "gene_embedding", problem, f"Pass vectors of {own.source!r}."))
+    return given

@@ -7,7 +7,17 @@ from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.data import CellReader, Screen, ScreenKeys, as_names, canonical, mean_shifts, read_labels, read_screen
+from ptrag_sc.data import (
+    CellReader,
+    Screen,
+    ScreenKeys,
+    as_names,
+    canonical,
+    canonical_labels,
+    mean_shifts,
+    read_labels,
+    read_screen,
+)
 from ptrag_sc.data._shifts import group_means
 from ptrag_sc.metrics import effect_slope, pearson_delta
 
@@ -54,7 +64,8 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     if key not in holder.uns or "genes" not in holder.uns[key]:
         remedy = "Run ptrag_sc.tl.predict first, or pass predicted=<result of ptrag_sc.tl.perturb>."
         raise KeyError(absent("Prediction", key, ".uns", holder.uns, remedy))
-    params, genes = dict(holder.uns[key]["params"]), as_names(holder.uns[key]["genes"])
+    params = dict(holder.uns[key]["params"])
+    genes = as_names(holder.uns[key]["genes"] if predicted is None else predicted.var_names)
     keys = ScreenKeys(**{name: params[name] for name in ScreenKeys.__dataclass_fields__ if name in params})
     screen = read_screen(adata, keys, genes=genes)
     table, shifts = _predicted_shifts(holder, adata, screen, keys, key, None if predicted is None else predicted.X)
@@ -82,8 +93,7 @@ def _predicted_shifts(
     """Return conditions and their mean predicted shift (C, G): predicted minus source cells."""
     params = holder.uns[key]["params"]
     labels = read_labels(holder.obs, keys.perturbation_key)
-    names = {p: p if p == keys.control else canonical(p, keys.sep) for p in set(labels)}
-    labels = np.array([names[p] for p in labels], dtype=object)
+    labels = canonical_labels(labels, control=keys.control, sep=keys.sep)
     chosen = np.ones(len(labels), dtype=bool)
     if matrix is None:
         matrix, chosen = holder.obsm[key], holder.obs[key + PREDICTED_SUFFIX].to_numpy(dtype=bool)
@@ -105,13 +115,8 @@ def _predicted_shifts(
 def _observed_shifts(screen: Screen, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the batch-matched observed shift of each condition (C, G), NaN where not observed, and cell counts."""
     index = screen.index
-    codes = pd.DataFrame(
-        {
-            "perturbation": pd.Index(index.perturbations).get_indexer(table["perturbation"]),
-            "cell_type": pd.Index(index.cell_types).get_indexer(table["cell_type"]),
-        }
-    )
-    n = np.array([len(index.rows(p, t)) if p >= 0 else 0 for p, t in codes.to_numpy()])
+    codes = index.coded(table[["perturbation", "cell_type"]])
+    n = np.array([len(index.rows(p, t)) for p, t in codes.to_numpy()])
     shifts = np.full((len(table), screen.reader.n_genes), np.nan)
     shifts[n > 0] = mean_shifts(screen.reader, index, codes[n > 0]).shift
     return shifts, n

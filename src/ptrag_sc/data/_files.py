@@ -1,0 +1,16 @@
+"""How is a file replaced so that no reader ever sees half of it?"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file of the same name in a folder beside the target, then rename it.
+
+    If writing fails, an existing file stays as it is.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as beside:
+        part = Path(beside) / path.name
+        write(part)
+        part.replace(path)
