@@ -48,6 +48,8 @@ def test_the_registered_layer_is_read():
     np.testing.assert_array_equal(dense(read_cells(adata, reference, place="real")), expected)
     predicted = anndata.AnnData(expected[:50] + 1, obs=adata.obs[:50], var=adata.var)
     np.testing.assert_array_equal(dense(read_cells(predicted, reference, place="predicted")), predicted.X)
+    with pytest.raises(KeyError, match=r"Layer 'scaled' does not occur in real.layers"):
+        read_cells(predicted, reference, place="real")
 
 
 def nan_in_x(adata):

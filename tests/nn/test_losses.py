@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ptrag_sc.nn import LOSSES, energy_distance
+from ptrag_sc.nn import _losses as losses
 
 
 def slow_energy_distance(x, y):
@@ -27,6 +28,13 @@ def test_equals_slow_version_on_the_real_cells_only():
     x, y, x_mask, y_mask = sets(0)
     expected = [slow_energy_distance(x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()) for b in range(2)]
     np.testing.assert_allclose(energy_distance(x, y, x_mask, y_mask), expected, rtol=1e-10)
+
+
+def test_chunks_of_rows_change_nothing(monkeypatch):
+    arguments = sets(6, n=(7, 5), m=(6, 7))
+    whole = energy_distance(*arguments)
+    monkeypatch.setattr(losses, "ROWS", 3)
+    torch.testing.assert_close(energy_distance(*arguments), whole)
 
 
 def test_padding_is_never_read_and_gets_no_gradient():
