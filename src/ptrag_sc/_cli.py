@@ -140,14 +140,16 @@ def read_counts(options: argparse.Namespace) -> AnnData:
 
 def embed(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
     """Write the gene embedding of the perturbed genes; genes without one are left out, with a count."""
-    source = options.gene_embedding
+    source, origin = options.gene_embedding, None
     if source is None:
         if EMBEDDING_KEY not in adata.uns:
             remedy = "Pass --gene-embedding FILE (or genept)."
             raise KeyError(absent("Gene embedding", EMBEDDING_KEY, "adata.uns", adata.uns, remedy))
         table = GeneEmbedding.from_uns(adata.uns[EMBEDDING_KEY], EMBEDDING_KEY)
-        source = pd.DataFrame(table.vectors, index=table.genes)
+        source, origin = pd.DataFrame(table.vectors, index=table.genes), table.source
     ptrag_sc.pp.gene_embedding(adata, source, **keys, missing="drop")
+    if origin is not None:  # vectors that came with the file keep the name of where they came from
+        adata.uns[EMBEDDING_KEY]["source"] = origin
 
 
 def hold_out(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
