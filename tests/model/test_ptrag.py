@@ -185,6 +185,12 @@ def test_the_learning_rate_can_follow_the_validation_loss(screen):
     assert model.is_trained
 
 
+def test_few_validation_conditions_are_named(screen, caplog):
+    with caplog.at_level(logging.WARNING):
+        train_small(screen, max_epochs=1)
+    assert "Only 2 validation conditions" in caplog.text
+
+
 def test_an_untrained_model_warns(screen):
     with pytest.warns(UserWarning, match="untrained"):
         ptrag_sc.PTRAG(screen, **SMALL).predict(perturbations="G0")

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 TRAINING_STEPS = 3000  # behind max_epochs=None
 STEPS_BETWEEN_CHECKS = 25
 PATIENCE = 20  # validation checks without improvement
+FEW_CONDITIONS = 5
 SET_SIZE = 64
 
 
@@ -259,6 +260,10 @@ class PTRAG(SavedModel, ModulePredictor):
             logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.")
             arguments.pop("check_val_every_n_epoch")
         else:
+            if len(val.query) < FEW_CONDITIONS:
+                logger.warning(
+                    "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
+                )
             arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
         self.module.train()
         TrainRunner(
