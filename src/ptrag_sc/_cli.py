@@ -20,7 +20,7 @@ from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import Predictor, ScreenKeys, read_screen, read_split
 from ptrag_sc.data._assembly import require_controls
-from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.model._tables import read_embedding_table, usable_conditions
 from ptrag_sc.retrieval import GeneEmbedding
 
@@ -100,7 +100,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _check_output(options: argparse.Namespace) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     there = [name for name in (RESULT, SCORES, *(f"{p}.png" for p in PICTURES)) if (options.out / name).exists()]
     if there and not options.overwrite:
         what, remedy = f"{there[0]!r}", "Pass --overwrite or another --out."

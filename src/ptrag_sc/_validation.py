@@ -1,10 +1,11 @@
 """How does the package say that an input cannot be used? Value, place, remedy, in three shapes.
 
-Each function returns the message; the caller raises the exception type that fits.
+Each of the three returns the message; the caller raises the exception type that fits. The two checks below raise.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 N_SHOWN = 6
 
@@ -49,3 +50,46 @@ def unknown(what: str, names: Iterable[str], place: str, known: Iterable[str], r
     hints = "; ".join(f"{n!r}: {listed(hits)}" for n, hits in close.items() if hits)
     hint = f" (closest: {hints})" if hints else ""
     return f"{len(names)} {what.lower()}s are not in {place}: {listed(names)}{hint}. {remedy}"
+
+
+def check_whole(name: str, value: object, place: str, *, minimum: int = 0) -> None:
+    """Refuse anything but a whole number of at least ``minimum``.
+
+    Raises
+    ------
+    TypeError
+        If the value is no whole number.
+    ValueError
+        If it is too small.
+
+    Examples
+    --------
+    >>> check_whole("n_cells", 3, "the request", minimum=1)
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(unusable(f"{name}={value!r}", place, "is no whole number", f"Pass {name} as an int."))
+    if value < minimum:
+        raise ValueError(unusable(f"{name}={value}", place, f"is below {minimum}", f"Pass {minimum} or more."))
+
+
+def check_key(key: object, place: str, *, taken: Iterable[str] = ()) -> None:
+    """Refuse a key under which nothing can be written, or under which an input stands.
+
+    Raises
+    ------
+    ValueError
+        If the key is no string, is empty, holds ``/`` (which h5ad and zarr cannot read back), or is taken.
+
+    Examples
+    --------
+    >>> check_key("ptrag", "tl.predict", taken=["gene_embedding"])
+    """
+    problem = None
+    if not isinstance(key, str) or not key:
+        problem = "is no name"
+    elif "/" in key:
+        problem = "holds '/', which files cannot hold in a key"
+    elif key in taken:
+        problem = "is the name of an input"
+    if problem:
+        raise ValueError(unusable(f"key_added={key!r}", place, problem, "Pass another name."))

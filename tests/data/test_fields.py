@@ -37,6 +37,11 @@ def zero(adata):
     adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
 
 
+def no_x(adata):
+    adata.raw = adata.copy()
+    adata.X = None
+
+
 def duplicate_genes(adata):
     adata.var_names = ["gene0", "gene0", *adata.var_names[2:]]
 
@@ -64,6 +69,7 @@ def cut_split(adata):
         (corrupt_x(np.inf), {}, ValueError, "adata.X holds 1 NaN or infinite values"),
         (corrupt_x(-0.5), {}, ValueError, r"holds negative values \(smallest -0.5\)"),
         (counts, {}, ValueError, r"holds raw counts .* sc.pp.normalize_total\(adata, target_sum=1e4\) and sc.pp.log1p"),
+        (no_x, {}, ValueError, r"Expression in adata.X is missing. Put log1p"),
         (zero, {}, ValueError, "is zero everywhere"),
         (duplicate_genes, {}, ValueError, r"Gene names .* are not unique \('gene0'\). Call"),
         (duplicate_cells, {}, ValueError, r"Cell names .* are not unique \('cell0'\)"),

@@ -314,3 +314,20 @@ def test_missing_embeddings_are_an_error_or_excluded_by_name(caplog):
     assert np.isnan(adata.obsm["ptrag"][without]).all()
     assert not adata.obs.loc[without, "ptrag_predicted"].any()
     assert adata.obs.loc[~without, "ptrag_predicted"].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_epochs": 0}, ValueError, r"max_epochs=0 in train is below 1"),
+        ({"max_epochs": -1}, ValueError, r"max_epochs=-1 in train is below 1"),
+        ({"max_epochs": 1.5}, TypeError, r"max_epochs=1.5 in train is no whole number"),
+        ({"set_size": 0}, ValueError, r"set_size=0 in train is below 1"),
+        ({"batch_size": 2.5}, TypeError, r"batch_size=2.5 in train is no whole number"),
+    ],
+)
+def test_sizes_that_cannot_be_trained_with(screen, options, error, message):
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    with pytest.raises(error, match=message):
+        model.train(**{**TRAIN, **options})
+    assert not model.is_trained

@@ -75,6 +75,13 @@ def test_existing_files_are_kept_unless_asked(trained, tmp_path):
     assert ptrag_sc.PTRAG.load(tmp_path, adata=False).is_trained
 
 
+def test_a_file_in_place_of_the_folder_is_kept(trained, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"is a file. Pass the path of a folder"):
+        trained.save(tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
     trained.save(tmp_path)
     before = (tmp_path / "model.pt").read_bytes()

@@ -242,3 +242,38 @@ def test_virtual_cells_carry_nothing_of_earlier_predictions_or_the_split(trained
     virtual = ptrag_sc.tl.perturb(predicted, model, "G0", cell_types=["K562", "K562"])
     assert set(virtual.obs.columns) == {"gene", "line", "gem", "ptrag_source"}
     assert virtual.obs_names.is_unique
+
+
+@pytest.mark.parametrize("key", ["K562/run1", "", None, 5, "gene_embedding", "_ptrag_sc"])
+def test_keys_under_which_nothing_may_be_written(trained, key):
+    adata = make_screen()
+    for function in (ptrag_sc.tl.predict, ptrag_sc.tl.retrieval):
+        with pytest.raises(ValueError, match=r"key_added=.* Pass another name"):
+            function(adata, trained, key_added=key)
+    assert set(adata.uns) == {"gene_embedding"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"perturbations": None}, r"perturbations in the request is None. Pass a name or a list"),
+        ({"perturbations": 5}, r"perturbations in the request is 5"),
+        ({"perturbations": "G0", "cell_types": 5}, r"cell_types in the request is 5"),
+        ({"perturbations": "G0", "n_cells": 2.5}, r"n_cells=2.5 in the request is no whole number"),
+        ({"perturbations": "G0", "n_cells": True}, r"n_cells=True in the request is no whole number"),
+        ({"perturbations": "G0", "seed": "a"}, r"seed='a' in the request is no whole number"),
+    ],
+)
+def test_arguments_of_the_wrong_type(trained, options, message):
+    with pytest.raises(TypeError, match=message):
+        trained.predict(make_screen(), **options)
+
+
+def test_effects_of_sparse_virtual_cells(trained):
+    adata = make_screen()
+    virtual = ptrag_sc.tl.perturb(adata, trained, "G0")
+    ptrag_sc.tl.effect(adata, predicted=virtual)
+    expected = adata.uns["ptrag"]["effect"]["predicted"]
+    virtual.X = sp.csr_matrix(virtual.X)
+    ptrag_sc.tl.effect(adata, predicted=virtual)
+    np.testing.assert_allclose(adata.uns["ptrag"]["effect"]["predicted"], expected, atol=1e-6)

@@ -56,6 +56,8 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         raise KeyError(absent("Layer", keys.layer, f"{place}.layers", adata.layers, remedy))
     # Predicted cells come on the registered scale in X.
     matrix = adata.layers[keys.layer] if keys.layer in adata.layers else adata.X
+    if matrix is None:
+        raise ValueError(unusable("Expression", place, "is missing", "Put the cells' expression into X."))
     columns = adata.var_names.get_indexer(reference.genes)
     in_order = np.array_equal(columns, np.arange(adata.n_vars))
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)

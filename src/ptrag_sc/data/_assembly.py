@@ -152,6 +152,22 @@ def _first_controls(screen: Screen, cell_type: int, order: np.ndarray, n_cells: 
     return np.sort(controls[np.argsort(order[controls], kind="stable")[:n_cells]])
 
 
+def as_name_list(names: object, argument: str) -> list[str]:
+    """Return one name or several as a list of str.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a string nor a collection.
+    """
+    if isinstance(names, str):
+        return [names]
+    if not isinstance(names, Iterable):
+        problem = f"is {names!r}"
+        raise TypeError(unusable(argument, "the request", problem, "Pass a name or a list of names."))
+    return [str(name) for name in names]
+
+
 def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
     """Return the codes of named cell types; None means all that have controls.
 
@@ -164,7 +180,7 @@ def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
     if names is None:
         return [t for t in range(len(index.cell_types)) if len(index.controls(t))]
     known = {name: t for t, name in enumerate(index.cell_types)}
-    names = [names] if isinstance(names, str) else list(dict.fromkeys(str(name) for name in names))
+    names = list(dict.fromkeys(as_name_list(names, "cell_types")))
     if not names:
         raise ValueError(unusable("cell_types", "the request", "is empty", "Leave cell_types=None to take all."))
     for name in names:

@@ -183,6 +183,9 @@ def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None
     if keys.layer is not None and keys.layer not in holder.layers:
         raise KeyError(absent("Layer", keys.layer, "adata.layers", holder.layers, "Pass layer=<an existing layer>."))
     matrix = holder.X if keys.layer is None else holder.layers[keys.layer]
+    if matrix is None:
+        remedy = "Put log1p of normalised counts into X, or pass layer=..."
+        raise ValueError(unusable("Expression", keys.expression_place, "is missing", remedy))
     own = as_names(holder.var_names)
     reader = CellReader(as_row_matrix(matrix))
     check_expression(reader, place=keys.expression_place, declared=keys.layer is not None)

@@ -8,11 +8,12 @@ from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, RETRIEVAL_SUFFIX
 from ptrag_sc._docs import documented
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data._assembly import (
     PredictedSets,
     Prediction,
     Request,
+    as_name_list,
     assemble,
     find_cell_types,
     population_anndata,
@@ -100,7 +101,7 @@ class Predictor(ABC):
         ValueError
             If none is named, or the control is among them.
         """
-        names = [perturbations] if isinstance(perturbations, str) else [str(p) for p in perturbations]
+        names = as_name_list(perturbations, "perturbations")
         labels = tuple(dict.fromkeys(canonical_labels(names, control=self.keys_.control, sep=self.keys_.sep).tolist()))
         if not labels or self.keys_.control in labels:
             problem = f"hold the control {self.keys_.control!r}" if labels else "are empty"
@@ -131,6 +132,9 @@ class Predictor(ABC):
         -------
         New AnnData, as described at :func:`ptrag_sc.tl.perturb`.
         """
+        for name, value, minimum in (("n_cells", n_cells, 1), ("seed", seed, 0)):
+            if value is not None:
+                check_whole(name, value, "the request", minimum=minimum)
         adata = self.training_data() if adata is None else adata
         labels, screen = self.canonical_labels(perturbations), self.read(adata)
         types = find_cell_types(screen, cell_types)

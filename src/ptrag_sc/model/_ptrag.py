@@ -10,7 +10,7 @@ from mudata import MuData
 from scvi import settings
 from scvi.train import TrainRunner
 
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
@@ -237,6 +237,9 @@ class PTRAG(SavedModel, ModulePredictor):
         ValueError
             If the registered object holds none of the training conditions.
         """
+        sizes = {"max_epochs": max_epochs, "set_size": set_size, "batch_size": batch_size}
+        for name in [n for n, value in sizes.items() if value is not None]:
+            check_whole(name, sizes[name], "train", minimum=1)
         screen = self.read(self.training_data())
         n_done = len(self.history_["train_loss"]) if self.history_ else 0  # further training draws other sets
         labels, train, val = training_sets(

@@ -20,7 +20,7 @@ from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._fields import setup
-from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.retrieval import GeneEmbedding
@@ -143,7 +143,7 @@ class SavedModel(BaseModelClass):
         for path in (model, data) if save_anndata else (model,):
             if path.exists() and not overwrite:
                 raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
-        model.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(model.parent)
         state = {
             "class": type(self).__name__,
             "is_trained": self.is_trained_,

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from ptrag_sc._constants import EMBEDDING_KEY
-from ptrag_sc._validation import absent, listed, unusable
+from ptrag_sc._validation import absent, check_key, listed, unusable
 from ptrag_sc.data._conditions import components, read_perturbations
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._sources import EmbeddingSource, read_embedding
@@ -87,6 +87,7 @@ def gene_embedding(
     """
     if missing not in MISSING:
         raise ValueError(absent("Value", missing, "the choices of missing=", MISSING, "Pass one of them."))
+    check_key(key_added, "pp.gene_embedding")
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     further = [genes] if isinstance(genes, str) else list(genes or ())
     wanted = _genes_of([*np.unique(labels[labels != control].astype(str)), *further], sep)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ptrag_sc._validation import absent, unusable
+from ptrag_sc._validation import absent, check_key, check_whole, unusable
 from ptrag_sc.data import ConditionIndex, draw_split, read_labels, read_perturbations
 
 HOLDOUTS = ("pair", "perturbation", "cell_type")
@@ -78,6 +78,8 @@ def split(
     >>> sorted(adata.obs["split"].unique())
     ['test', 'train', 'val']
     """
+    check_key(key_added, "pp.split", taken=(perturbation_key, cell_type_key))
+    check_whole("seed", seed, "pp.split")
     perturbation = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     cell_type = read_labels(adata.obs, cell_type_key)
     index = ConditionIndex.from_labels(perturbation, cell_type, None, control=control)
@@ -110,6 +112,6 @@ def _check(cell_types: np.ndarray, holdout: str, test_cell_type: str | None, fra
     if test_cell_type is not None and test_cell_type not in cell_types:
         remedy = "Correct test_cell_type=..."
         raise ValueError(absent("Cell type", test_cell_type, "the cell types of this object", cell_types, remedy))
-    if min(fractions) < 0 or sum(fractions) >= 1:
+    if not (min(fractions) >= 0 and sum(fractions) < 1):  # NaN is refused too
         what = f"test_fraction={fractions[0]} and val_fraction={fractions[1]}"
         raise ValueError(unusable(what, "the request", "leave no training conditions", "Let both sum to less than 1."))

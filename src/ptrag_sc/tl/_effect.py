@@ -18,6 +18,7 @@ from ptrag_sc.data import (
     read_labels,
     read_screen,
 )
+from ptrag_sc.data._dataset import as_row_matrix
 from ptrag_sc.data._shifts import group_means
 from ptrag_sc.metrics import effect_slope, pearson_delta
 
@@ -107,7 +108,7 @@ def _predicted_shifts(
     table = pd.DataFrame({"perturbation": labels[rows], "cell_type": read_labels(holder.obs, keys.cell_type_key)[rows]})
     group = table.groupby(["perturbation", "cell_type"]).ngroup().to_numpy()
     conditions = table.drop_duplicates().sort_values(["perturbation", "cell_type"], ignore_index=True)
-    predicted, n = group_means(CellReader(np.asarray(matrix)), rows, group, len(conditions))
+    predicted, n = group_means(CellReader(as_row_matrix(matrix)), rows, group, len(conditions))
     source, _ = group_means(screen.reader, sources, group, len(conditions))
     return conditions.assign(n_predicted=n), predicted - source
 

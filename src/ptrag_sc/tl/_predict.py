@@ -5,8 +5,8 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
-from ptrag_sc._validation import unusable
+from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
+from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
 from ptrag_sc.data._assembly import request_cells
 
@@ -78,6 +78,9 @@ def predict(
         problem = f"is a {type(perturbation).__name__}"
         remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
         raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
+    check_key(key_added, "tl.predict", taken=(model.keys_.embedding_key, SETUP_KEY))
+    if seed is not None:
+        check_whole("seed", seed, "tl.predict")
     adata = adata.copy() if copy else adata
     screen = model.read(adata)
     labels, assigned = _assign(screen, model, perturbation)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import scanpy as sc
 from anndata import AnnData
 
-from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._constants import DEFAULT_KEY, SETUP_KEY
+from ptrag_sc._validation import check_key
 from ptrag_sc.model import PTRAG
 
 
@@ -57,6 +58,7 @@ def retrieval(
     >>> len(adata.uns["ptrag"]["retrieval"])  # 2 cell types x 4 candidates
     8
     """
+    check_key(key_added, "tl.retrieval", taken=(model.keys_.embedding_key, SETUP_KEY))
     table = model.get_retrieval(
         adata, perturbations=perturbations, cell_types=cell_types, gene_embedding=gene_embedding
     )
