@@ -54,6 +54,29 @@ def test_two_runs_with_one_seed_are_bitwise_equal():
     assert (runs[0][1] == runs[1][1]).all()
 
 
+@pytest.fixture
+def two_threads():
+    """Two threads, as a user has by default; the other tests run on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_several_threads_give_equal_runs_too(two_threads):
+    results = []
+    for _ in range(3):
+        adata = ptrag_sc.datasets.simulated(n_cells=4000)
+        keys = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
+        ptrag_sc.PTRAG.setup_anndata(adata, **keys)
+        scvi.settings.seed = 0
+        model = ptrag_sc.PTRAG(adata)
+        model.train(1, accelerator="cpu", enable_progress_bar=False)
+        results.append(model.predict(adata, perturbations=str(model.candidates_[0]), n_cells=50).X)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
 def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, screen):
     model = train_small(screen, retrieval=retrieval)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
+from torch.nn import functional as F
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.nn import LOSSES, CellEncoder, EmbeddingEncoder, Refined, Refiner, SetTransformer
@@ -123,7 +124,8 @@ class PTRAGModule(BaseModuleClass):
     def _encode_candidates(self, indices: Int[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
         """Encode each table row once where the table is the smaller side, else the retrieved rows."""
         if len(self.embeddings) <= indices.numel():
-            return self.encode_embedding(self.embeddings)[indices]
+            # Not encoded[indices]: its gradient is summed by threads in any order, and no two runs are equal.
+            return F.embedding(indices, self.encode_embedding(self.embeddings))
         return self.encode_embedding(self.embeddings[indices])
 
     @auto_move_data
