@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ptrag_sc.nn import LOSSES, energy_distance
+from ptrag_sc.nn import LOSSES, energy_distance, published_energy_distance
 from ptrag_sc.nn import _losses as losses
 
 
@@ -28,6 +28,14 @@ def test_equals_slow_version_on_the_real_cells_only():
     x, y, x_mask, y_mask = sets(0)
     expected = [slow_energy_distance(x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()) for b in range(2)]
     np.testing.assert_allclose(energy_distance(x, y, x_mask, y_mask), expected, rtol=1e-10)
+
+
+def test_published_form_is_half_of_the_biased_statistic():
+    x, y, x_mask, y_mask = sets(0)
+    for b, value in enumerate(published_energy_distance(x, y, x_mask, y_mask)):
+        one, other = x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()
+        slow = cdist(one, other).mean() - cdist(one, one).mean() / 2 - cdist(other, other).mean() / 2
+        np.testing.assert_allclose(value, slow, rtol=1e-10)
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch):
@@ -78,6 +86,14 @@ def test_coincident_cells_give_a_finite_gradient():
     mask = torch.ones(1, 3, dtype=torch.bool)
     energy_distance(x, torch.ones(1, 3, 2), mask, mask).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_float32_whatever_autocast_says():
+    x, y, x_mask, y_mask = sets(8)
+    x, y = x.float() + 5, y.float() + 5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = energy_distance(x, y, x_mask, y_mask)
+    assert torch.equal(half, energy_distance(x, y, x_mask, y_mask))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -10,15 +10,10 @@ from anndata import AnnData
 
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets
-from ptrag_sc.data._assembly import (
-    PredictedSets,
-    Prediction,
-    Request,
-    assemble,
-    find_cell_types,
-    request_population,
-)
+from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
 from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.data._predictor import Run
+from ptrag_sc.data._retrieved import Retrieved
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._tables import TrainingTables
@@ -53,10 +48,12 @@ class ModulePredictor(Predictor):
         table = self.keys_.container(adata, "embedding_key").uns.get(key)
         return resolve_vectors(labels, self.tables_.embedding, table=table, key=key, sep=sep, extra=gene_embedding)
 
-    def run(self, adata: AnnData, screen: Screen, request: Request, *, gene_embedding=None, seed=None) -> Prediction:
-        """Generate every set of a request; an untrained model is used with a warning."""
+    def run(
+        self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
+    ) -> Run:
+        """Prepare what all requests of one call share; an untrained model is used with a warning."""
         self._check_if_trained(warn=True)
-        return super().run(adata, screen, request, gene_embedding=gene_embedding, seed=seed)
+        return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
         """Return the query table of a call; every neighbour is found here, once."""
@@ -130,10 +127,12 @@ class ModulePredictor(Predictor):
         tables = []
         for t in types:
             n_cells = min(RETRIEVAL_CELLS, len(screen.index.controls(t)))
-            request = request_population(screen, labels, [t], n_cells=n_cells, set_size=self.set_size_, seed=None)
-            batches = without_cells(request)
-            named = {"candidates": self.candidates_, "cell_types": screen.index.cell_types}
-            tables.append(assemble(batches, request, n_genes=0, **named).retrieval)
+            size = {"n_cells": n_cells, "set_size": self.set_size_}
+            population = request_population(screen, len(labels), [t], **size, seed=None)
+            retrieved = Retrieved(labels, self.candidates_, screen.index.cell_types)
+            for sets, predicted in without_cells(population.whole()):
+                retrieved.add(sets, predicted)
+            tables.append(retrieved.table())
         return pd.concat(tables, ignore_index=True)
 
 

@@ -1,6 +1,7 @@
 """Which tensors-in, tensors-out parts is the model composed of? Pure torch; knows nothing of AnnData."""
 
-from ._losses import LOSSES, energy_distance
+from ._factored import PairTerms, inverse_std, pair_terms, score_pairs, sum_pairs
+from ._losses import LOSSES, energy_distance, published_energy_distance
 from ._mlp import CellEncoder, EmbeddingEncoder
 from ._refiner import FactoredScorer, Refined, Refiner, logistic_noise, normalised_weights, straight_through_gates
 from ._set_transformer import ContextGatedBlock, SetAttention, SetTransformer
@@ -11,12 +12,18 @@ __all__ = [
     "ContextGatedBlock",
     "EmbeddingEncoder",
     "FactoredScorer",
+    "PairTerms",
     "Refined",
     "Refiner",
     "SetAttention",
     "SetTransformer",
     "energy_distance",
+    "inverse_std",
     "logistic_noise",
     "normalised_weights",
+    "pair_terms",
+    "published_energy_distance",
+    "score_pairs",
     "straight_through_gates",
+    "sum_pairs",
 ]

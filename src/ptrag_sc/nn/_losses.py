@@ -25,26 +25,62 @@ def energy_distance(
     -------
     One value per set; can be slightly negative.
     """
-    # Distances do not change when both sets move; near the origin float32 products lose fewer digits.
-    centre = (y * y_mask[..., None]).sum(1, keepdim=True) / y_mask.sum(1)[:, None, None]
-    x, y = x - centre, y - centre
     n, m = x_mask.sum(1), y_mask.sum(1)
-    cross = _summed_distance(x, y, x_mask, y_mask) / (n * m)
-    within_x = _summed_distance(x, x, x_mask, x_mask) / (n * (n - 1)).clamp(min=1)
-    within_y = _summed_distance(y, y, y_mask, y_mask) / (m * (m - 1)).clamp(min=1)
-    return 2 * cross - within_x - within_y
+    cross, within_x, within_y = _summed_distances(x, y, x_mask, y_mask)
+    return 2 * cross / (n * m) - within_x / (n * (n - 1)).clamp(min=1) - within_y / (m * (m - 1)).clamp(min=1)
 
 
-def _summed_distance(x: Tensor, y: Tensor, x_mask: Bool[Tensor, "B S"], y_mask: Bool[Tensor, "B T"]) -> Tensor:
-    """Return the sum of the distances of all real pairs (B,), rows in chunks so that memory stays bounded."""
+def published_energy_distance(
+    x: Float[Tensor, "B S G"],
+    y: Float[Tensor, "B T G"],
+    x_mask: Bool[Tensor, "B S"],
+    y_mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, " B"]:
+    r"""Loss of the published PT-RAG code, for parity: half of the biased (V-statistic) squared energy distance.
+
+    :math:`E|x-y| - E|x-x'|/2 - E|y-y'|/2`, pairs of a cell with itself included, so its expectation for two samples
+    of one population is above 0.
+    """
+    n, m = x_mask.sum(1), y_mask.sum(1)
+    cross, within_x, within_y = _summed_distances(x, y, x_mask, y_mask)
+    return cross / (n * m) - within_x / (2 * n * n) - within_y / (2 * m * m)
+
+
+def _summed_distances(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums (B,) of the distances of all real pairs: x to y, within x, within y."""
+    # Sums of squares need float32 whatever autocast says.
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (x, y))
+        # Distances do not change when both sets move; near the origin float32 products lose fewer digits.
+        centre = (y * y_mask[..., None]).sum(1, keepdim=True) / y_mask.sum(1)[:, None, None]
+        x, y = x - centre, y - centre
+        x_square, y_square = x.square().sum(-1), y.square().sum(-1)
+        cross = _summed_distance((x, x_square, x_mask), (y, y_square, y_mask), own=False)
+        within = [_summed_distance(z, z, own=True) for z in ((x, x_square, x_mask), (y, y_square, y_mask))]
+    return cross, *within
+
+
+def _summed_distance(first: tuple[Tensor, ...], second: tuple[Tensor, ...], *, own: bool) -> Tensor:
+    """Return the sum of the distances of all real pairs (B,), rows in chunks so that memory stays bounded.
+
+    Parameters
+    ----------
+    first, second
+        Cells (B, S, G), their squared norms (B, S) and masks (B, S).
+    own
+        Whether both are one set, whose diagonal is 0.
+    """
+    y, y_square, y_mask = second
+    column = torch.arange(y.shape[1], device=y.device)
     total = 0.0
-    for start in range(0, x.shape[1], ROWS):
-        part, mask = x[:, start : start + ROWS], x_mask[:, start : start + ROWS]
-        pairs = mask[:, :, None] & y_mask[:, None]
-        if x is y:  # a cell with itself is no pair
-            column = torch.arange(y.shape[1], device=x.device)
-            pairs = pairs & (column != column[start : start + ROWS, None])
-        total = total + (torch.cdist(part, y) * pairs).sum((1, 2))
+    for start in range(0, first[0].shape[1], ROWS):
+        x, x_square, x_mask = (z[:, start : start + ROWS] for z in first)
+        square = x_square[:, :, None] + y_square[:, None] - 2 * (x @ y.transpose(1, 2))
+        used = x_mask[:, :, None] & y_mask[:, None] & (square > 0)
+        if own:
+            used = used & (column != column[start : start + ROWS, None])
+        # The root has no gradient at 0: there the pair adds nothing.
+        total = total + (torch.where(used, square, 1.0).sqrt() * used).sum((1, 2))
     return total
 
 

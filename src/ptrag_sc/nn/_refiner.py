@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptrag_sc.nn._factored import inverse_std, pair_terms, score_pairs
+
 GATE_BIAS = 4.0  # every gate is open before training
 INITIAL_SHARPNESS = 10.0  # of the weights in the cosine similarity
 
@@ -24,12 +26,7 @@ class Refined(NamedTuple):
 
 
 class FactoredScorer(nn.Module):
-    r"""Logit of every (cell, candidate) pair without the tensor of concatenated inputs.
-
-    Computes ``Linear(GELU(Linear(LayerNorm([c; p; k]))))`` for all pairs of S cells and K candidates. LayerNorm and
-    the first linear map are linear in each third given the mean and variance of the whole, which follow from those of
-    the thirds: with :math:`W' = W\,\mathrm{diag}(g) = [W_c|W_p|W_k]`, row sums :math:`t` and
-    :math:`b' = W\beta + b`, the hidden layer is :math:`r_{sj}(A_s + Q_j) + b'`.
+    """Logit of every (cell, candidate) pair: ``Linear(GELU(Linear(LayerNorm([c; p; k]))))``, factored.
 
     Parameters
     ----------
@@ -37,45 +34,26 @@ class FactoredScorer(nn.Module):
         Width H of cell, query and candidate.
     dropout
         Dropout rate of the hidden layer.
+    n_outputs
+        Logits per pair, O.
     """
 
-    def __init__(self, n_hidden: int, dropout: float):
+    def __init__(self, n_hidden: int, dropout: float, n_outputs: int = 1):
         super().__init__()
         self.norm = nn.LayerNorm(3 * n_hidden)
         self.hidden = nn.Linear(3 * n_hidden, n_hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(n_hidden, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, GATE_BIAS)
+        self.out = nn.Linear(n_hidden, n_outputs)
 
     def forward(
         self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B K H"]
-    ) -> Float[Tensor, "B S K"]:
-        """Return the logit that candidate k matters for cell s."""
-        weight = self.hidden.weight * self.norm.weight
-        w_cell, w_query, w_key = weight.chunk(3, dim=1)
-        row_sum = weight.sum(1)
-        bias = self.hidden.weight @ self.norm.bias + self.hidden.bias
-
-        mean_c, mean_p, mean_k = cells.mean(-1), query.mean(-1), keys.mean(-1)
-        cell_part = (
-            cells @ w_cell.T + (query @ w_query.T)[:, None] - ((mean_c + mean_p[:, None]) / 3)[..., None] * row_sum
-        )
-        key_part = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum
-        scale = self._inverse_std(cells, query, keys)
-        hidden = scale[..., None] * (cell_part[:, :, None] + key_part[:, None]) + bias
+    ) -> Float[Tensor, "B S K O"]:
+        """Return the logits of candidate k for cell s."""
+        terms = pair_terms(self.norm, self.hidden, cells, query, keys)
+        scale = inverse_std(cells, query, keys, self.norm.eps)
         # One dropout mask per set, folded into the last layer: a mask per pair would cost more than the scores.
-        last = self.dropout(self.out.weight.expand(len(cells), -1))
-        return (F.gelu(hidden).flatten(1, 2) @ last[..., None]).view(hidden.shape[:3]) + self.out.bias
-
-    def _inverse_std(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
-        """Return 1 / std of the concatenation [c; p; k] from the moments of its thirds."""
-        mean_c, mean_p, mean_k = cells.mean(-1)[:, :, None], query.mean(-1)[:, None, None], keys.mean(-1)[:, None]
-        var_c, var_p, var_k = (x.var(-1, unbiased=False) for x in (cells, query, keys))
-        mean = (mean_c + mean_p + mean_k) / 3
-        within = (var_c[:, :, None] + var_p[:, None, None] + var_k[:, None]) / 3
-        between = ((mean_c - mean) ** 2 + (mean_p - mean) ** 2 + (mean_k - mean) ** 2) / 3
-        return torch.rsqrt(within + between + self.norm.eps)
+        last = self.dropout(self.out.weight.T.expand(len(cells), -1, -1))
+        return score_pairs(terms, scale, last) + self.out.bias
 
 
 def logistic_noise(shape: torch.Size, like: Tensor) -> Tensor:
@@ -131,7 +109,11 @@ class Refiner(nn.Module):
     def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float, candidate_dropout: float):
         super().__init__()
         self.temperature, self.candidate_dropout = temperature, candidate_dropout
-        self.scorer = FactoredScorer(n_hidden, dropout) if gated else None
+        self.scorer = None
+        if gated:
+            self.scorer = FactoredScorer(n_hidden, dropout)
+            nn.init.zeros_(self.scorer.out.weight)
+            nn.init.constant_(self.scorer.out.bias, GATE_BIAS)
         self.value = nn.Linear(n_hidden, n_hidden, bias=False)
         # softplus(x) = INITIAL_SHARPNESS
         self.sharpness = nn.Parameter(torch.tensor([INITIAL_SHARPNESS]).expm1().log())
@@ -162,7 +144,7 @@ class Refiner(nn.Module):
         if self.scorer is None:
             gates = shown.to(cells.dtype)
         else:
-            logits = self.scorer(cells, query, keys)
+            logits = self.scorer(cells, query, keys).squeeze(-1)
             if noise is None and self.training:
                 noise = logistic_noise(logits.shape, logits)
             gates = straight_through_gates(logits, noise, self.temperature) * shown

@@ -1,0 +1,245 @@
+"""What exactly did the published code compute? Its three variants, from our parts: for parity and comparison only.
+
+Follows arXiv:2603.07233 and what its code does at commit 3c19b33. Nothing here is exported, and :class:`ptrag_sc.PTRAG`
+does not use it: the text of the documentation on the published code says why.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptrag_sc._validation import absent
+from ptrag_sc.nn import FactoredScorer, Refined, inverse_std, pair_terms, published_energy_distance, sum_pairs
+from ptrag_sc.retrieval import Queries
+
+VARIANTS = ("state", "vanilla", "ptrag")
+SPARSITY_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class PublishedParams:
+    """Sizes that the shapes of a ``state_dict`` do not tell, and constants."""
+
+    variant: Literal["state", "vanilla", "ptrag"]
+    n_heads: int = 12
+    temperature: float = 0.5
+    dropout: float = 0.1  # of the scorer
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e4
+
+
+class PublishedSizes(NamedTuple):
+    """Widths of the published model; the defaults are those of the paper."""
+
+    n_genes: int
+    n_embedding: int
+    n_hidden: int = 128
+    n_layers: int = 8
+    n_attention: int = 12 * 58  # heads x width of a head
+    n_feed_forward: int = 2784
+    n_batches: int = 0  # 0: no batch term
+
+
+class Selection(NamedTuple):
+    """Scores of the two classes (drop, keep) and the drawn weights."""
+
+    raw: Float[Tensor, "B S K 2"]
+    scaled: Float[Tensor, "B S K 2"]
+    weights: Float[Tensor, "B S K"]
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention with rotary positions and a causal mask (Su et al. 2021, as in Llama)."""
+
+    def __init__(self, n_hidden: int, n_attention: int, n_heads: int, theta: float):
+        super().__init__()
+        self.n_heads, self.theta = n_heads, theta
+        self.q, self.k, self.v = (nn.Linear(n_hidden, n_attention, bias=False) for _ in range(3))
+        self.o = nn.Linear(n_attention, n_hidden, bias=False)
+
+    def forward(self, cells: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
+        """Return what each cell gathers from itself and the cells that stand before it."""
+        q, k, v = (f(cells).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v, is_causal=True)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def _rotate(self, x: Float[Tensor, "B A S W"]) -> Float[Tensor, "B A S W"]:
+        place, pair = torch.arange(x.shape[-2], device=x.device), torch.arange(0, x.shape[-1], 2, device=x.device)
+        angle = (place[:, None] * self.theta ** (-pair / x.shape[-1])).to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class LlamaBlock(nn.Module):
+    """Pre-norm block with RMSNorm and SwiGLU."""
+
+    def __init__(self, sizes: PublishedSizes, params: PublishedParams):
+        super().__init__()
+        n_hidden, wide = sizes.n_hidden, sizes.n_feed_forward
+        self.norm_attention = nn.RMSNorm(n_hidden, eps=params.rms_norm_eps)
+        self.attention = CausalAttention(n_hidden, sizes.n_attention, params.n_heads, params.rope_theta)
+        self.norm_feed_forward = nn.RMSNorm(n_hidden, eps=params.rms_norm_eps)
+        self.gate, self.up = (nn.Linear(n_hidden, wide, bias=False) for _ in range(2))
+        self.down = nn.Linear(wide, n_hidden, bias=False)
+
+    def forward(self, hidden: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
+        """Return the updated cells."""
+        hidden = hidden + self.attention(self.norm_attention(hidden))
+        x = self.norm_feed_forward(hidden)
+        return hidden + self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class LlamaStack(nn.Module):
+    """The published generator: blocks and a last RMSNorm."""
+
+    def __init__(self, sizes: PublishedSizes, params: PublishedParams):
+        super().__init__()
+        self.blocks = nn.ModuleList(LlamaBlock(sizes, params) for _ in range(sizes.n_layers))
+        self.norm = nn.RMSNorm(sizes.n_hidden, eps=params.rms_norm_eps)
+
+    def forward(self, hidden: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
+        """Return the hidden state of the perturbed cells."""
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.norm(hidden)
+
+
+class SummedSelection(nn.Module):
+    """Hard two-class Gumbel-Softmax per candidate; the context is the *sum* of the values that are kept."""
+
+    def __init__(self, n_hidden: int, params: PublishedParams):
+        super().__init__()
+        self.temperature = params.temperature
+        self.scorer = FactoredScorer(n_hidden, params.dropout, n_outputs=2)
+        self.value = nn.Linear(3 * n_hidden, n_hidden)
+
+    def select(self, cells: Tensor, query: Tensor, keys: Tensor, noise: Tensor | None) -> Selection:
+        """Draw the candidates of every cell; the scores are divided by their std over the whole mini-batch."""
+        raw = self.scorer(cells, query, keys)
+        scaled = raw / raw.std()
+        if noise is None:  # as published: in training and at prediction
+            noise = -torch.empty_like(raw).exponential_().log()
+        soft = torch.softmax((scaled + noise) / self.temperature, dim=-1)[..., 1]
+        hard = (scaled + noise).argmax(-1).to(soft.dtype)
+        return Selection(raw, scaled, hard + (soft - soft.detach()))
+
+    def forward(
+        self,
+        cells: Float[Tensor, "B S H"],
+        query: Float[Tensor, "B H"],
+        keys: Float[Tensor, "B K H"],
+        weights: Float[Tensor, "B S K"],
+    ) -> Float[Tensor, "B S H"]:
+        """Return the context."""
+        norm = self.scorer.norm
+        terms = pair_terms(norm, self.value, cells, query, keys)
+        return sum_pairs(terms, inverse_std(cells, query, keys, norm.eps), weights)
+
+
+class SingleHeadAttention(nn.Module):
+    """Softmax attention of cell plus query over the candidates, one head."""
+
+    def __init__(self, n_embedding: int, n_hidden: int):
+        super().__init__()
+        self.encode_candidates = nn.Linear(n_embedding, n_hidden)
+        self.query, self.key, self.value = (nn.Linear(n_hidden, n_hidden) for _ in range(3))
+
+    def forward(
+        self, cells: Float[Tensor, "B S H"], vectors: Float[Tensor, "B K D"]
+    ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S K"]]:
+        """Return context and weights."""
+        keys = self.encode_candidates(vectors)
+        scores = self.query(cells) @ self.key(keys).transpose(1, 2)
+        weights = torch.softmax(scores / cells.shape[-1] ** 0.5, dim=-1)
+        return weights @ self.value(keys), weights
+
+
+class PublishedModule(BaseModuleClass):
+    """One of the published variants, with the inputs and outputs of :class:`PTRAGModule`.
+
+    Parameters
+    ----------
+    embeddings
+        Rows that candidate indices refer to (P, D), as they are: not normalised.
+    sizes, params
+        Widths and constants.
+    """
+
+    def __init__(self, embeddings: Float[Tensor, "P D"], sizes: PublishedSizes, params: PublishedParams):
+        super().__init__()
+        if params.variant not in VARIANTS:
+            raise ValueError(absent("Variant", params.variant, "the published code", VARIANTS, "Pass one of them."))
+        self.params = params
+        self.register_buffer("embeddings", torch.as_tensor(embeddings))
+        self.encode_cells = nn.Linear(sizes.n_genes, sizes.n_hidden)
+        self.encode_embedding = nn.Linear(sizes.n_embedding, sizes.n_hidden)
+        self.encode_batch = nn.Embedding(sizes.n_batches, sizes.n_hidden) if sizes.n_batches else None
+        self.refiner = {
+            "state": lambda: None,
+            "vanilla": lambda: SingleHeadAttention(sizes.n_embedding, sizes.n_hidden),
+            "ptrag": lambda: SummedSelection(sizes.n_hidden, params),
+        }[params.variant]()
+        self.generator = LlamaStack(sizes, params)
+        self.project = nn.Linear(sizes.n_hidden, sizes.n_genes)
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        return {name: tensors[name] for name in ("control_cells", "query")}
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
+        return {"basal": inference_outputs["basal"], "context": inference_outputs["refined"].context}
+
+    @auto_move_data
+    def inference(
+        self,
+        control_cells: Float[Tensor, "B S G"],
+        query: Int[Tensor, " B"],
+        queries: Queries,
+        noise: Float[Tensor, "B S K 2"] | None = None,
+    ) -> dict:
+        """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
+        basal, candidates = self.encode_cells(control_cells), queries.candidates.take(query)
+        encoded = self.encode_embedding(queries.vectors[query])
+        vectors, selection = self.embeddings[candidates.indices], None
+        if self.refiner is None:
+            nothing = basal.new_zeros(*basal.shape[:2], 0)
+            context, weights = basal + encoded[:, None], nothing
+        elif self.params.variant == "vanilla":
+            context, weights = self.refiner(basal + encoded[:, None], vectors)
+        else:
+            keys = self.encode_embedding(vectors)
+            selection = self.refiner.select(basal, encoded, keys, noise)
+            weights = selection.weights
+            context = self.refiner(basal, encoded, keys, weights)
+        refined = Refined(context, weights, weights)
+        return {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
+
+    @auto_move_data
+    def generative(
+        self,
+        basal: Float[Tensor, "B S H"],
+        context: Float[Tensor, "B S H"],
+        batch: Int[Tensor, "B S"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return ``cells`` (B, S, G); the term of the batch enters where the batch of every cell is given."""
+        if batch is not None:
+            context = context + self.encode_batch(batch)
+        return {"cells": F.relu(self.project(self.generator(context) + basal))}
+
+    def loss(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
+    ) -> LossOutput:
+        """Return the V-statistic energy distance averaged over sets, plus 0.1 times the share of kept candidates."""
+        masks = tensors["control_mask"], tensors["target_mask"]
+        distance = published_energy_distance(generative_outputs["cells"], tensors["target_cells"], *masks).mean()
+        metrics, total = {"set_loss": distance}, distance
+        if self.params.variant == "ptrag":
+            # The absolute value has no gradient at 0: only candidates that are kept are pushed, as recorded.
+            kept = inference_outputs["refined"].weights.abs().mean()
+            total, metrics["gate_open"] = distance + SPARSITY_WEIGHT * kept, kept.detach()
+        return LossOutput(loss=total, n_obs_minibatch=len(masks[0]), extra_metrics=metrics)

@@ -1,0 +1,222 @@
+"""Is the reference module the published model, on recorded arrays and against a slow version of any other size?"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
+from ptrag_sc.model._reference_weights import NAMES, load_published, our_name
+
+ROOT = Path(__file__).parents[2]
+DATA = os.environ.get("PTRAG_SC_TEST_DATA")
+CONFIG = {"temperature": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+VARIANTS = ("state", "vanilla", "ptrag")
+# hidden, layers, heads, width of a head, feed-forward, genes, embedding, candidates, sets, cells
+SIZES = {"wide heads": (12, 1, 2, 14, 9, 17, 6, 3, 2, 5), "deep and narrow": (10, 4, 5, 2, 31, 8, 21, 1, 4, 3)}
+
+
+@pytest.fixture(scope="module")
+def parity():
+    spec = importlib.util.spec_from_file_location("parity", ROOT / "benchmarks" / "parity.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_weights(variant, size, rng):
+    h, layers, heads, width, wide, genes, d, *_ = SIZES[size]
+    shapes = {"pert_encoder.0": (h, d), "basal_encoder.0": (h, genes), "project_out.0": (genes, h)}
+    if variant == "vanilla":
+        shapes |= {f"{name}_enc.0": (h, h) for name in ("query", "key", "value")} | {"project_genept_emb.0": (h, d)}
+    if variant == "ptrag":
+        shapes |= {"final_project_genept_emb.0": (h, 3 * h), "cell_pert_scorer.0": (h, 3 * h)}
+        shapes |= {"cell_pert_scorer.3": (2, h)}
+    weights = {f"{name}.weight": rng.normal(size=shape) * 0.3 for name, shape in shapes.items()}
+    weights |= {f"{name}.bias": rng.normal(size=shape[0]) * 0.3 for name, shape in shapes.items()}
+    if variant == "ptrag":
+        weights |= {f"context_input_norm.{kind}": rng.normal(size=3 * h) for kind in ("weight", "bias")}
+    stack = "transformer_backbone."
+    for layer in range(layers):
+        block = f"{stack}layers.{layer}."
+        weights |= {block + f"self_attn.{x}_proj.weight": rng.normal(size=(heads * width, h)) * 0.3 for x in "qkv"}
+        weights[block + "self_attn.o_proj.weight"] = rng.normal(size=(h, heads * width)) * 0.3
+        weights |= {block + f"mlp.{x}_proj.weight": rng.normal(size=(wide, h)) * 0.3 for x in ("gate", "up")}
+        weights[block + "mlp.down_proj.weight"] = rng.normal(size=(h, wide)) * 0.3
+        weights |= {block + f"{x}_layernorm.weight": rng.normal(size=h) for x in ("input", "post_attention")}
+    weights |= {stack + "norm.weight": rng.normal(size=h), stack + "embed_tokens.weight": rng.normal(size=(7, h))}
+    weights["batch_encoder.weight"] = rng.normal(size=(3, h))
+    return {name: torch.as_tensor(x, dtype=torch.float64) for name, x in weights.items()}
+
+
+def linear(x, weights, name):
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def rms(x, gain):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+
+
+def slow_attention(x, weights, block, heads):
+    """Head by head, cell by cell: rotate by the place in the set and look at earlier cells only."""
+    q, k, v = (x @ weights[block + f"self_attn.{n}_proj.weight"].T for n in "qkv")
+    width = q.shape[-1] // heads
+    frequency = 1e4 ** (-2 * torch.arange(width // 2, dtype=torch.float64) / width)
+
+    def rotated(y, place):
+        turned = torch.complex(*y.chunk(2, dim=-1)) * torch.exp(1j * place * frequency)
+        return torch.cat([turned.real, turned.imag], dim=-1)
+
+    out = torch.zeros_like(q)
+    for a in range(heads):
+        part = slice(a * width, (a + 1) * width)
+        for s in range(x.shape[1]):
+            scores = [
+                (rotated(q[:, s, part], s) * rotated(k[:, t, part], t)).sum(-1) / width**0.5 for t in range(s + 1)
+            ]
+            share = torch.softmax(torch.stack(scores, dim=-1), dim=-1)
+            out[:, s, part] = sum(share[:, t, None] * v[:, t, part] for t in range(s + 1))
+    return out @ weights[block + "self_attn.o_proj.weight"].T
+
+
+def slow_published(variant, size, weights, inputs, candidates):
+    """The published order of operations in float64: search per cell, concatenation per pair."""
+    _, layers, heads, *_ = SIZES[size]
+    table, noise = inputs["gene_embeddings"], inputs["gumbel_noise"]
+    cells = linear(inputs["control"], weights, "basal_encoder.0")
+    query = linear(table[inputs["query"]], weights, "pert_encoder.0")[:, None]
+    recorded, penalty = {}, 0.0
+    if variant == "state":
+        context = cells + query
+    elif variant == "vanilla":
+        found = linear(table[candidates], weights, "project_genept_emb.0")
+        key, value = (linear(found, weights, f"{x}_enc.0") for x in ("key", "value"))
+        scores = (linear(cells + query, weights, "query_enc.0")[:, :, None] * key).sum(-1)
+        context = (torch.softmax(scores / cells.shape[-1] ** 0.5, -1)[..., None] * value).sum(2)
+    else:
+        key = linear(table[candidates], weights, "pert_encoder.0")
+        pairs = torch.cat([cells[:, :, None].expand_as(key), query[:, :, None].expand_as(key), key], -1)
+        gain, shift = (weights[f"context_input_norm.{kind}"] for kind in ("weight", "bias"))
+        pairs = F.layer_norm(pairs, pairs.shape[-1:], gain, shift)
+        raw = linear(F.gelu(linear(pairs, weights, "cell_pert_scorer.0")), weights, "cell_pert_scorer.3")
+        scaled = raw / ((raw - raw.mean()).square().sum() / (raw.numel() - 1)).sqrt()
+        soft = torch.softmax((scaled + noise) / 0.5, -1)
+        hard = F.one_hot(soft.argmax(-1), 2).to(soft)
+        kept = (hard + soft - soft.detach())[..., 1]
+        context = (kept[..., None] * linear(pairs, weights, "final_project_genept_emb.0")).sum(2)
+        penalty = 0.1 * kept.abs().mean()
+        recorded = {"raw_scores": raw, "scaled_scores": scaled, "weights": kept, "context": context}
+        recorded["candidates"] = candidates
+    h = context + weights["batch_encoder.weight"][inputs["batch"]]
+    for layer in range(layers):
+        block = f"transformer_backbone.layers.{layer}."
+        h = h + slow_attention(rms(h, weights[block + "input_layernorm.weight"]), weights, block, heads)
+        x = rms(h, weights[block + "post_attention_layernorm.weight"])
+        gate, up = (x @ weights[block + f"mlp.{n}_proj.weight"].T for n in ("gate", "up"))
+        h = h + (F.silu(gate) * up) @ weights[block + "mlp.down_proj.weight"].T
+    h = rms(h, weights["transformer_backbone.norm.weight"])
+    prediction = F.relu(linear(h + cells, weights, "project_out.0"))
+
+    def mean_distance(x, y):
+        return (x[:, :, None] - y[:, None]).square().sum(-1).clamp(min=1e-8).sqrt().mean((1, 2))
+
+    target = inputs["target"]
+    energy = mean_distance(prediction, target)
+    energy = energy - (mean_distance(prediction, prediction) + mean_distance(target, target)) / 2
+    recorded |= {"prediction": prediction, "energy_loss_per_set": energy, "loss": energy.mean() + penalty}
+    return recorded
+
+
+def slow_recording(path, size, seed=0):
+    """Write a file of the layout of the recorded arrays, computed by the slow version."""
+    rng = np.random.default_rng(seed)
+    _, _, heads, _, _, genes, d, k, b, s = SIZES[size]
+    inputs = {
+        "gene_embeddings": rng.normal(size=(11, d)),
+        "query": rng.permutation(11)[:b],
+        "control": rng.gamma(1.0, size=(b, s, genes)),
+        "target": rng.gamma(1.2, size=(b, s, genes)),
+        "batch": rng.integers(0, 3, size=(b, s)),
+        "gumbel_noise": rng.gumbel(size=(b, s, k, 2)),
+    }
+    file = {"config": np.array(json.dumps({**CONFIG, "heads": heads}))}
+    file |= {f"in/{name}": x.astype(np.float32) if x.dtype == float else x for name, x in inputs.items()}
+    tensors = {name: torch.as_tensor(x) for name, x in inputs.items()}
+    candidates = torch.as_tensor(np.repeat(rng.integers(0, 11, size=(b, 1, k)), s, axis=1))
+    for variant in VARIANTS:
+        weights = {n: w.requires_grad_() for n, w in random_weights(variant, size, rng).items()}
+        recorded = slow_published(variant, size, weights, tensors, candidates)
+        recorded["loss"].backward()
+        file |= {f"{variant}/{name}": as_float32(x) for name, x in recorded.items()}
+        file |= {f"{variant}/state_dict/{name}": as_float32(w) for name, w in weights.items()}
+        file |= {
+            f"{variant}/grad_norm/{n}": as_float32(w.grad.norm()) for n, w in weights.items() if w.grad is not None
+        }
+    np.savez(path, **file)
+    return file
+
+
+def as_float32(x):
+    array = x.detach().numpy()
+    return array.astype(np.float32) if array.dtype == float else array
+
+
+@pytest.mark.skipif(not DATA, reason="PTRAG_SC_TEST_DATA is not set: no recorded arrays")
+def test_recorded_arrays_are_reproduced(parity, capsys):
+    assert parity.main([str(Path(DATA) / "golden" / "reference_small.npz")]) == 0
+    errors = json.loads(capsys.readouterr().out.splitlines()[-1])["errors"]
+    assert set(errors) == set(VARIANTS)
+    assert all(row["prediction"] < 1e-6 for row in errors.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_file_of_the_layout_agrees_with_the_slow_version(parity, tmp_path, capsys, size):
+    slow_recording(tmp_path / "file.npz", size)
+    assert parity.main([str(tmp_path / "file.npz")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["ptrag/prediction", "ptrag/context", "vanilla/loss", "state/grad_norm/project_out.0.weight"]
+)
+def test_a_deviation_is_reported(parity, tmp_path, name):
+    file = slow_recording(tmp_path / "file.npz", "wide heads")
+    np.savez(tmp_path / "other.npz", **{**file, name: file[name] * np.float32(1.01)})
+    assert parity.main([str(tmp_path / "other.npz")]) == 1
+
+
+def test_a_file_may_hold_one_variant(parity, tmp_path):
+    file = slow_recording(tmp_path / "file.npz", "wide heads")
+    state = {name: x for name, x in file.items() if name.startswith(("config", "in/", "state/"))}
+    np.savez(tmp_path / "state.npz", **state)
+    assert parity.main([str(tmp_path / "state.npz")]) == 0
+    np.savez(tmp_path / "none.npz", config=file["config"])
+    with pytest.raises(SystemExit, match="none of the variants"):
+        parity.main([str(tmp_path / "none.npz")])
+
+
+def test_unfit_state_dicts_are_refused():
+    weights = random_weights("ptrag", "wide heads", np.random.default_rng(0))
+    table, params = torch.zeros(5, 6), PublishedParams("ptrag", n_heads=2)
+    with pytest.raises(ValueError, match="do not belong to variant 'state'"):
+        load_published(weights, table, PublishedParams("state", n_heads=2))
+    with pytest.raises(KeyError, match=r"refiner\.scorer\.out"):
+        load_published({n: w for n, w in weights.items() if "scorer.3" not in n}, table, params)
+    with pytest.raises(KeyError, match=r"encode_cells\.weight"):
+        load_published({}, table, params)
+    with pytest.raises(ValueError, match="size mismatch"):
+        load_published({**weights, "project_out.0.bias": torch.zeros(3)}, table, params)
+    with pytest.raises(ValueError, match="Variant 'x' does not occur"):
+        load_published(weights, table, PublishedParams("x"))
+
+
+def test_every_renaming_rule_is_used():
+    names = {n for v in VARIANTS for n in random_weights(v, "wide heads", np.random.default_rng(0))}
+    sizes = PublishedSizes(17, 6, 12, 1, 28, 9, 3)
+    ours = {n for v in VARIANTS for n in PublishedModule(torch.zeros(5, 6), sizes, PublishedParams(v, 2)).state_dict()}
+    assert {our_name(n) for n in names if "embed_tokens" not in n} == ours - {"embeddings"}
+    assert len(NAMES) == len({pattern for pattern, _ in NAMES})
