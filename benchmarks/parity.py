@@ -4,11 +4,11 @@
 them with :mod:`ptrag_sc.model._reference` and prints the largest relative errors, a table and then one JSON line. The
 exit status is 1 if any error is above 1e-4 (predictions: 1e-5), else 0.
 
-The file holds ``config`` (a JSON string with at least ``heads``, ``temperature``, ``rms_norm_eps``, ``rope_theta``),
+The file holds ``config`` (a JSON string: at least ``heads``, ``temperature``, ``rms_norm_eps``, ``rope_theta``),
 ``in/*`` (``gene_embeddings`` (P, D), ``query`` (B,), ``control`` and ``target`` (B, S, G), ``batch`` (B, S),
-``gumbel_noise`` (B, S, K, 2)), ``ptrag/candidates`` (B, S, K; for vanilla too), and for every variant (``state``, ``vanilla``,
-``ptrag``) ``prediction``, ``loss``, ``energy_loss_per_set``, ``state_dict/*`` and ``grad_norm/*``; for ``ptrag`` also
-``raw_scores``, ``scaled_scores``, ``weights``, ``context``. Sizes and depth may be any; variants may be missing.
+``gumbel_noise`` (B, S, K, 2)), ``ptrag/candidates`` (B, S, K; used by vanilla too), and for every variant (``state``,
+``vanilla``, ``ptrag``) ``prediction``, ``loss``, ``energy_loss_per_set``, ``state_dict/*`` and ``grad_norm/*``; for
+``ptrag`` also ``raw_scores``, ``scaled_scores``, ``weights``, ``context``. Sizes may be any; variants may be missing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from ptrag_sc.model._reference import VARIANTS, PublishedModule, PublishedParams
 from ptrag_sc.model._reference_weights import load_published, our_name
 from ptrag_sc.nn import published_energy_distance
-from ptrag_sc.retrieval import Candidates, Queries
+from ptrag_sc.retrieval import Candidates, distinct_rows
 
 LIMITS = {"prediction": 1e-5}
 LIMIT = 1e-4  # geomloss, which recorded the losses, clamps squared distances at 1e-8
@@ -70,9 +70,10 @@ def compare(variant: str, file: dict[str, np.ndarray], config: dict) -> dict[str
     embeddings, query = inputs["gene_embeddings"], inputs["query"]
     module = load_published({k: torch.tensor(v) for k, v in arrays.items()}, embeddings, params)
 
-    queries = Queries(embeddings[query], recorded_candidates(file, len(query)))
-    noise = inputs.get("gumbel_noise")
-    inferred = module.inference(inputs["control"], torch.arange(len(query)), queries, noise)
+    candidates = recorded_candidates(file, len(query))
+    rows, slots = distinct_rows(candidates.indices)
+    retrieved = module.encode(embeddings[query], rows, slots, candidates).take(torch.arange(len(query)))
+    inferred = module.inference(inputs["control"], retrieved, inputs.get("gumbel_noise"))
     context = inferred["refined"].context
     cells = module.generative(inferred["basal"], context, inputs["batch"])["cells"]
     mask = torch.ones(cells.shape[:2], dtype=torch.bool)

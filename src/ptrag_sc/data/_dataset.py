@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,6 +39,11 @@ class CellReader:
     def n_genes(self) -> int:
         """Number of genes returned."""
         return self.matrix.shape[1] if self.columns is None else len(self.columns)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is read from disk."""
+        return sp.issparse(self.matrix) or isinstance(self.matrix, np.ndarray)
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Return rows in the order asked for, duplicates included, as float32 (n, G)."""
@@ -78,35 +84,38 @@ def as_row_matrix(matrix: object) -> np.ndarray | sp.csr_matrix | CSRDataset:
     return matrix
 
 
+class RowSource(Protocol):
+    """Where dense rows come from: :class:`CellReader`, or :class:`DeviceMatrix` on an accelerator."""
+
+    def rows(self, indices: np.ndarray) -> np.ndarray | torch.Tensor:
+        """Return rows in the order asked for, duplicates included, as float32 (n, G)."""
+
+
 class CellSetDataset(Dataset):
     """Tensors of cell sets.
 
     Parameters
     ----------
-    reader
+    source
         Rows of the registered matrix.
     with_target
         Whether the observed target cells are read too (training) or not (prediction).
     """
 
-    def __init__(self, reader: CellReader, *, with_target: bool):
-        self.reader = reader
+    def __init__(self, source: RowSource, *, with_target: bool):
+        self.source = source
         self.with_target = with_target
 
-    def _cells(self, rows: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-        cells = np.zeros((*rows.shape, self.reader.n_genes), dtype=np.float32)
-        cells[mask] = self.reader.rows(rows[mask])
-        return torch.from_numpy(cells)
-
     def __getitem__(self, sets: CellSets) -> BATCH:
-        """Return the mini-batch of one :class:`CellSets`; padded places are 0."""
-        batch = {
-            "control_cells": self._cells(sets.control, sets.control_mask),
-            "control_mask": torch.from_numpy(sets.control_mask),
-            "query": torch.from_numpy(sets.query),
-            "cell_type": torch.from_numpy(sets.cell_type),
-        }
-        if self.with_target:
-            batch["target_cells"] = self._cells(sets.target, sets.target_mask)
-            batch["target_mask"] = torch.from_numpy(sets.target_mask)
+        """Return the mini-batch of one :class:`CellSets`, all cells read at once; padded places are 0."""
+        masks = {"control": sets.control_mask, "target": sets.target_mask}
+        rows = {"control": sets.control, "target": sets.target}
+        names = ("control", "target") if self.with_target else ("control",)
+        cells = torch.as_tensor(self.source.rows(np.concatenate([rows[name].ravel() for name in names])))
+        batch = {"query": torch.from_numpy(sets.query), "cell_type": torch.from_numpy(sets.cell_type)}
+        for name, part in zip(names, cells.split([rows[name].size for name in names]), strict=True):
+            part, mask = part.view(*rows[name].shape, -1), torch.from_numpy(masks[name])
+            if not masks[name].all():
+                part.masked_fill_(~mask.to(part.device, non_blocking=True)[..., None], 0.0)
+            batch |= {f"{name}_cells": part, f"{name}_mask": mask}
         return batch

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.nn import LOSSES, CellEncoder, EmbeddingEncoder, Refined, Refiner, SetTransformer
-from ptrag_sc.retrieval import Candidates, Queries
+from ptrag_sc.retrieval import Candidates
 
 RETRIEVAL = ("gumbel", "attention", "none")
 RANGES = {
@@ -55,6 +55,29 @@ class ModuleParams:
             raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))
 
 
+class Retrieved(NamedTuple):
+    """What was retrieved for the B sets of a mini-batch."""
+
+    query: Float[Tensor, "B H"]  # encoded
+    keys: Float[Tensor, "B K H"]  # encoded candidates
+    candidates: Candidates
+
+
+class EncodedQueries(NamedTuple):
+    """Encoded perturbations of one training step or of one prediction call: every row once."""
+
+    vectors: Float[Tensor, "Q H"]
+    keys: Float[Tensor, "U H"]  # the distinct candidates
+    slots: Int[Tensor, "Q K"]  # row of keys in each slot
+    candidates: Candidates
+
+    def take(self, query: Int[Tensor, " B"]) -> Retrieved:
+        """Return what belongs to the queries of B sets."""
+        # Not keys[slots]: the gradient of an index is summed by threads in any order, and no two runs are equal.
+        keys = F.embedding(self.slots[query], self.keys)
+        return Retrieved(F.embedding(query, self.vectors), keys, self.candidates.take(query))
+
+
 class PTRAGModule(BaseModuleClass):
     """PT-RAG on tensors; see :class:`ptrag_sc.PTRAG` for the parameters that are not shapes.
 
@@ -86,7 +109,7 @@ class PTRAGModule(BaseModuleClass):
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        return {name: tensors[name] for name in ("control_cells", "query")}
+        return {"control_cells": tensors["control_cells"]}
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
         return {
@@ -96,13 +119,20 @@ class PTRAGModule(BaseModuleClass):
             "context": inference_outputs["refined"].context,
         }
 
+    def encode(
+        self,
+        vectors: Float[Tensor, "Q D"],
+        rows: Int[Tensor, " U"],
+        slots: Int[Tensor, "Q K"],
+        candidates: Candidates,
+    ) -> EncodedQueries:
+        """Encode queries, and their distinct candidates (rows of the candidate table)."""
+        encode = self.encode_embedding
+        return EncodedQueries(encode(vectors), encode(self.embeddings[rows]), slots, candidates)
+
     @auto_move_data
     def inference(
-        self,
-        control_cells: Float[Tensor, "B S G"],
-        query: Int[Tensor, " B"],
-        queries: Queries,
-        noise: Float[Tensor, "B S K"] | None = None,
+        self, control_cells: Float[Tensor, "B S G"], retrieved: Retrieved, noise: Float[Tensor, "B S K"] | None = None
     ) -> dict[str, Tensor | Candidates | Refined]:
         """Encode the control cells and refine what was retrieved for each set's query.
 
@@ -111,22 +141,13 @@ class PTRAGModule(BaseModuleClass):
         ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`).
         """
         basal = self.encode_cells(control_cells)
-        candidates = queries.candidates.take(query)
-        encoded_query = self.encode_embedding(queries.vectors[query])
+        query, keys, candidates = retrieved
         if self.refiner is None:
-            context = encoded_query[:, None].expand_as(basal)
+            context = query[:, None].expand_as(basal)
             nothing = basal.new_zeros(*basal.shape[:2], 0)
             return {"basal": basal, "candidates": candidates, "refined": Refined(context, nothing, nothing)}
-        keys = self._encode_candidates(candidates.indices)
-        refined = self.refiner(basal, encoded_query, keys, candidates.present, candidates.similarity, noise)
+        refined = self.refiner(basal, query, keys, candidates.present, candidates.similarity, noise)
         return {"basal": basal, "candidates": candidates, "refined": refined}
-
-    def _encode_candidates(self, indices: Int[Tensor, "B K"]) -> Float[Tensor, "B K H"]:
-        """Encode each table row once where the table is the smaller side, else the retrieved rows."""
-        if len(self.embeddings) <= indices.numel():
-            # Not encoded[indices]: its gradient is summed by threads in any order, and no two runs are equal.
-            return F.embedding(indices, self.encode_embedding(self.embeddings))
-        return self.encode_embedding(self.embeddings[indices])
 
     @auto_move_data
     def generative(

@@ -14,10 +14,10 @@ from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_popu
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._predictor import Run
 from ptrag_sc.data._retrieved import Retrieved
-from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.model._module import EncodedQueries, PTRAGModule
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._tables import TrainingTables
-from ptrag_sc.retrieval import Queries, make_queries, resolve_vectors
+from ptrag_sc.retrieval import Queries, distinct_rows, make_queries, resolve_vectors
 
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
 
@@ -55,21 +55,33 @@ class ModulePredictor(Predictor):
         self._check_if_trained(warn=True)
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
-        """Return the query table of a call; every neighbour is found here, once."""
+    def queries(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
+        """Return the query table of a training run or of a call; every neighbour is found here, once."""
         if vectors is None:
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
         own = pd.Index(self.candidates_).get_indexer(list(labels))
         table = self.module.embeddings
+        n_slots = 0 if self.init_params_["retrieval"] == "none" else self.init_params_["n_candidates"]
         return make_queries(
-            torch.as_tensor(vectors, device=table.device),
-            table,
-            torch.as_tensor(own, device=table.device),
-            self.init_params_["n_candidates"],
+            torch.as_tensor(vectors, device=table.device), table, torch.as_tensor(own, device=table.device), n_slots
         )
 
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> EncodedQueries:
+        """Return the encoded queries and candidates of a call."""
+        queries, candidates = self.queries(labels, vectors)
+        rows, slots = distinct_rows(candidates.indices)
+        with torch.no_grad():
+            return self.module.encode(queries, rows, slots, candidates)
+
     def predict_batch(
-        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Queries, seed: int | None
+        self,
+        batch: BATCH,
+        sets: CellSets,
+        labels: tuple[str, ...],
+        screen: Screen,
+        *,
+        state: EncodedQueries,
+        seed: int | None,
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets, and what they rest on."""
         inferred = self._infer(batch, sets, labels, screen, state, seed)
@@ -78,13 +90,14 @@ class ModulePredictor(Predictor):
             cells = self.module.generative(**inputs)["cells"]
         return _as_arrays(cells, inferred)
 
-    def _infer(self, batch, sets, labels, screen, queries, seed) -> dict:
+    def _infer(self, batch, sets, labels, screen, state, seed) -> dict:
         noise = None
         if seed is not None and self.init_params_["retrieval"] == "gumbel":
             noise = gate_noise(sets, labels, screen.index.cell_types, self.init_params_["n_candidates"], seed)
         self.module.eval()
         with torch.no_grad():
-            return self.module.inference(batch["control_cells"], batch["query"], queries, noise)
+            retrieved = state.take(batch["query"].to(self.module.device))
+            return self.module.inference(batch["control_cells"], retrieved, noise)
 
     def get_retrieval(
         self,
@@ -139,13 +152,6 @@ class ModulePredictor(Predictor):
 def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
     """Return the tensors of a mini-batch as arrays; without retrieval K is 0."""
     candidates, refined = inferred["candidates"], inferred["refined"]
-    n_slots = refined.weights.shape[-1]
-    tensors = (
-        cells,
-        candidates.indices[:, :n_slots],
-        candidates.present[:, :n_slots],
-        candidates.similarity[:, :n_slots, 0],
-        refined.weights,
-        refined.gates,
-    )
+    retrieved = candidates.indices, candidates.present, candidates.similarity[..., 0]
+    tensors = cells, *retrieved, refined.weights, refined.gates
     return PredictedSets(*(t.detach().cpu().numpy() for t in tensors))

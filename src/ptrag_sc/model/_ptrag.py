@@ -210,6 +210,7 @@ class PTRAG(SavedModel, ModulePredictor):
         devices: int | list[int] | str = "auto",
         strategy: str = "auto",
         early_stopping: bool = True,
+        data_device: Literal["auto", "host", "accelerator"] = "auto",
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs,
     ) -> None:
@@ -227,15 +228,18 @@ class PTRAG(SavedModel, ModulePredictor):
             As in :class:`lightning.pytorch.Trainer`.
         early_stopping
             Stop when ``validation_loss`` no longer falls.
+        data_device
+            Where the expression matrix lives during training: ``"host"``, ``"accelerator"``, or ``"auto"``: on a CUDA
+            device if it takes less than half of the free memory there.
         plan_kwargs
-            Of the training plan, for example ``{"lr": 1e-3}``.
+            Of the training plan, for example ``{"lr": 1e-3}`` or ``{"compile": True}``.
         **trainer_kwargs
-            Of :class:`scvi.train.Trainer`.
+            Of :class:`scvi.train.Trainer`, for example ``precision="bf16-mixed"``.
 
         Raises
         ------
         ValueError
-            If the registered object holds none of the training conditions.
+            If the registered object holds none of the training conditions, or ``data_device`` cannot be used.
         """
         sizes = {"max_epochs": max_epochs, "set_size": set_size, "batch_size": batch_size}
         for name in [n for n, value in sizes.items() if value is not None]:
@@ -268,11 +272,13 @@ class PTRAG(SavedModel, ModulePredictor):
                     "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
                 )
             arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
+        plan = PTRAGTrainingPlan(self.module, queries=self.queries(labels, None), **(plan_kwargs or {}))
+        prepare = plan.number_perturbations
         self.module.train()
         TrainRunner(
             self,
-            PTRAGTrainingPlan(self.module, queries=self.prepare(labels, None), **(plan_kwargs or {})),
-            CellSetDataModule(screen.reader, train, val),
+            plan,
+            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=prepare),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptrag_sc._validation import absent
+from ptrag_sc.model._module import EncodedQueries, Retrieved
 from ptrag_sc.nn import FactoredScorer, Refined, inverse_std, pair_terms, published_energy_distance, sum_pairs
-from ptrag_sc.retrieval import Queries
+from ptrag_sc.retrieval import Candidates
 
 VARIANTS = ("state", "vanilla", "ptrag")
 SPARSITY_WEIGHT = 0.1
@@ -151,10 +152,9 @@ class SingleHeadAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(n_hidden, n_hidden) for _ in range(3))
 
     def forward(
-        self, cells: Float[Tensor, "B S H"], vectors: Float[Tensor, "B K D"]
+        self, cells: Float[Tensor, "B S H"], keys: Float[Tensor, "B K H"]
     ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S K"]]:
-        """Return context and weights."""
-        keys = self.encode_candidates(vectors)
+        """Return context and weights; keys are candidates as :attr:`encode_candidates` gives them."""
         scores = self.query(cells) @ self.key(keys).transpose(1, 2)
         weights = torch.softmax(scores / cells.shape[-1] ** 0.5, dim=-1)
         return weights @ self.value(keys), weights
@@ -189,33 +189,37 @@ class PublishedModule(BaseModuleClass):
         self.project = nn.Linear(sizes.n_hidden, sizes.n_genes)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        return {name: tensors[name] for name in ("control_cells", "query")}
+        return {"control_cells": tensors["control_cells"]}
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
         return {"basal": inference_outputs["basal"], "context": inference_outputs["refined"].context}
 
+    def encode(
+        self,
+        vectors: Float[Tensor, "Q D"],
+        rows: Int[Tensor, " U"],
+        slots: Int[Tensor, "Q K"],
+        candidates: Candidates,
+    ) -> EncodedQueries:
+        """Encode queries and distinct candidates; vanilla has an encoder of its own for candidates."""
+        encode_keys = self.refiner.encode_candidates if self.params.variant == "vanilla" else self.encode_embedding
+        return EncodedQueries(self.encode_embedding(vectors), encode_keys(self.embeddings[rows]), slots, candidates)
+
     @auto_move_data
     def inference(
-        self,
-        control_cells: Float[Tensor, "B S G"],
-        query: Int[Tensor, " B"],
-        queries: Queries,
-        noise: Float[Tensor, "B S K 2"] | None = None,
+        self, control_cells: Float[Tensor, "B S G"], retrieved: Retrieved, noise: Float[Tensor, "B S K 2"] | None = None
     ) -> dict:
         """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
-        basal, candidates = self.encode_cells(control_cells), queries.candidates.take(query)
-        encoded = self.encode_embedding(queries.vectors[query])
-        vectors, selection = self.embeddings[candidates.indices], None
-        if self.refiner is None:
-            nothing = basal.new_zeros(*basal.shape[:2], 0)
-            context, weights = basal + encoded[:, None], nothing
+        basal, selection = self.encode_cells(control_cells), None
+        query, keys, candidates = retrieved
+        if self.params.variant == "state":
+            context, weights = basal + query[:, None], basal.new_zeros(*basal.shape[:2], 0)
         elif self.params.variant == "vanilla":
-            context, weights = self.refiner(basal + encoded[:, None], vectors)
+            context, weights = self.refiner(basal + query[:, None], keys)
         else:
-            keys = self.encode_embedding(vectors)
-            selection = self.refiner.select(basal, encoded, keys, noise)
+            selection = self.refiner.select(basal, query, keys, noise)
             weights = selection.weights
-            context = self.refiner(basal, encoded, keys, weights)
+            context = self.refiner(basal, query, keys, weights)
         refined = Refined(context, weights, weights)
         return {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
 

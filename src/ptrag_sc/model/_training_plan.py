@@ -6,7 +6,7 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc.model._module import PTRAGModule
-from ptrag_sc.retrieval import Candidates, Queries
+from ptrag_sc.retrieval import Candidates, Queries, distinct_rows
 
 
 class PTRAGTrainingPlan(TrainingPlan):
@@ -40,15 +40,20 @@ class PTRAGTrainingPlan(TrainingPlan):
         super().__init__(module, **options, lr_scheduler_metric=lr_scheduler_metric, **plan_kwargs)
         for name, tensor in {"vectors": queries.vectors, **queries.candidates._asdict()}.items():
             self.register_buffer(f"query_{name}", tensor, persistent=False)
+        self._host_indices = queries.candidates.indices.cpu()
 
-    @property
-    def queries(self) -> Queries:
-        """Query table on the device of the plan."""
-        return Queries(self.query_vectors, Candidates(self.query_indices, self.query_present, self.query_similarity))
+    def number_perturbations(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Number the distinct queries and candidates of a mini-batch, on the host: the device never waits for it."""
+        queries, query = torch.unique(batch["query"], return_inverse=True)
+        rows, slots = distinct_rows(self._host_indices[queries])
+        return {**batch, "queries": queries, "query": query, "rows": rows, "slots": slots}
 
     def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
-        """Run the module on one mini-batch of cell sets."""
-        return self.module(tensors, inference_kwargs={"queries": self.queries}, **kwargs)
+        """Run the module on one mini-batch of cell sets; every perturbation in it is encoded once."""
+        queries = tensors["queries"]
+        candidates = Candidates(self.query_indices, self.query_present, self.query_similarity).take(queries)
+        encoded = self.module.encode(self.query_vectors[queries], tensors["rows"], tensors["slots"], candidates)
+        return self.module(tensors, inference_kwargs={"retrieved": encoded.take(tensors["query"])}, **kwargs)
 
     def configure_optimizers(self) -> dict:
         """Return the optimiser; a learning rate that follows the validation loss is stepped when that is known."""
@@ -56,6 +61,21 @@ class PTRAGTrainingPlan(TrainingPlan):
         if "lr_scheduler" in config:
             config["lr_scheduler"]["frequency"] = self.trainer.check_val_every_n_epoch
         return config
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the loss and log it as ``train_loss``, together with its parts."""
+        _, _, output = self.forward(batch)
+        self.log(
+            "train_loss",
+            output.loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=output.n_obs_minibatch,
+            sync_dist=self.use_sync_dist,
+        )
+        self.compute_and_log_metrics(output, self.train_metrics, "train")
+        return output.loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``."""

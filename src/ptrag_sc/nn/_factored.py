@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Hidden values of pairs that exist at once: on a CPU they stay in its cache, on an accelerator each block is one launch.
+# Hidden values of pairs that exist at once: on a CPU they stay in its cache, elsewhere few launches count.
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**25
 
 

@@ -1,6 +1,6 @@
 """Which training perturbations answer for a query, and in which space are they near?"""
 
-from ._candidates import Candidates, Queries, make_queries, nearest_candidates
+from ._candidates import Candidates, Queries, distinct_rows, make_queries, nearest_candidates
 from ._gene_embeddings import GeneEmbedding
 from ._resolve import resolve_vectors
 from ._sources import SOURCES, read_embedding
@@ -10,6 +10,7 @@ __all__ = [
     "Candidates",
     "GeneEmbedding",
     "Queries",
+    "distinct_rows",
     "make_queries",
     "nearest_candidates",
     "read_embedding",

@@ -25,15 +25,16 @@ class Candidates(NamedTuple):
         return Candidates(self.indices[query], self.present[query], self.similarity[query])
 
 
+def distinct_rows(indices: Int[Tensor, "Q K"]) -> tuple[Int[Tensor, " U"], Int[Tensor, "Q K"]]:
+    """Return the distinct rows and the place of every index among them: what is encoded once."""
+    return torch.unique(indices, return_inverse=True)
+
+
 class Queries(NamedTuple):
     """The perturbations of one call; row 0 is the control: a zero vector with nothing retrieved."""
 
     vectors: Float[Tensor, "Q D"]
     candidates: Candidates
-
-    def to(self, device: torch.device) -> "Queries":
-        """Return the same table on another device."""
-        return Queries(self.vectors.to(device), Candidates(*(t.to(device) for t in self.candidates)))
 
 
 def nearest_candidates(
