@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
 from ptrag_sc.model._reference_weights import NAMES, load_published, our_name
+from ptrag_sc.retrieval import Candidates, distinct_rows, nearest_candidates
 
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("PTRAG_SC_TEST_DATA")
@@ -21,12 +22,16 @@ VARIANTS = ("state", "vanilla", "ptrag")
 SIZES = {"wide heads": (12, 1, 2, 14, 9, 17, 6, 3, 2, 5), "deep and narrow": (10, 4, 5, 2, 31, 8, 21, 1, 4, 3)}
 
 
-@pytest.fixture(scope="module")
-def parity():
-    spec = importlib.util.spec_from_file_location("parity", ROOT / "benchmarks" / "parity.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def parity():
+    return script("parity")
 
 
 def random_weights(variant, size, rng):
@@ -220,3 +225,23 @@ def test_every_renaming_rule_is_used():
     ours = {n for v in VARIANTS for n in PublishedModule(torch.zeros(5, 6), sizes, PublishedParams(v, 2)).state_dict()}
     assert {our_name(n) for n in names if "embed_tokens" not in n} == ours - {"embeddings"}
     assert len(NAMES) == len({pattern for pattern, _ in NAMES})
+
+
+def test_the_published_order_of_operations_computes_the_same():
+    torch.manual_seed(0)
+    sizes, table = PublishedSizes(17, 6, 12, 1, 28, 9), torch.randn(11, 6)
+    slow = script("published_order").PublishedOrder(table, sizes, PublishedParams("ptrag", 2, dropout=0.0))
+    fast = PublishedModule(table, sizes, PublishedParams("ptrag", 2, dropout=0.0))
+    fast.load_state_dict(slow.state_dict())
+    cells, own, noise = torch.rand(4, 5, 17), torch.tensor([3, 0, 10, 3]), -torch.empty(4, 5, 3, 2).exponential_().log()
+    unit = F.normalize(table, dim=1)
+    candidates = nearest_candidates(unit[own], unit, own, 3)
+    found = slow.search(own, 5, 3)
+    assert (found.sort(-1).values == candidates.indices.sort(-1).values[:, None]).all()
+    candidates = Candidates(found[:, 0], candidates.present, candidates.similarity)
+    rows, slots = distinct_rows(candidates.indices)
+    retrieved = fast.encode(table[own], rows, slots, candidates).take(torch.arange(4))
+    expected = fast.inference(cells, retrieved, noise)["refined"]
+    refined = slow.refine(slow.encode_cells(cells), own, 3, noise)
+    torch.testing.assert_close(refined.context, expected.context, rtol=1e-4, atol=1e-5)
+    assert torch.equal(refined.weights > 0.5, expected.weights > 0.5)

@@ -55,17 +55,17 @@ import json, sys
 from test_training_options import trained_weights
 losses = []
 for retrieval in sys.argv[2].split(","):
-    for options in ({}, {"plan_kwargs": {"compile": True, "compile_kwargs": {"backend": sys.argv[1]}}}):
+    for options in ({}, {"plan_kwargs": {"compile": True, "compile_kwargs": json.loads(sys.argv[1])}}):
         loss, prediction = trained_weights(retrieval=retrieval, **options)
         losses.append([loss.tolist(), prediction.tolist()])
 print(json.dumps(losses))
 """
 
 
-def compiled_runs(backend, retrievals):
+def compiled_runs(compile_kwargs, retrievals):
     """Pairs (eager, compiled) of losses and predictions; in a process of its own, without checks of shapes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))}
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE, backend, ",".join(retrievals)]
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, json.dumps(compile_kwargs), ",".join(retrievals)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     runs = json.loads(done.stdout.splitlines()[-1])
@@ -80,12 +80,13 @@ def assert_near(pairs):
 
 def test_a_compiled_graph_computes_the_same():
     # aot_eager traces forward and backward as the default does, and leaves only the generation of code out.
-    assert_near(compiled_runs("aot_eager", ["gumbel", "none"]))
+    assert_near(compiled_runs({"backend": "aot_eager"}, ["gumbel", "none"]))
 
 
 @pytest.mark.slow
 def test_compiled_code_computes_the_same():
-    assert_near(compiled_runs("inductor", ["gumbel", "attention"]))
+    # With the random numbers of eager mode; its own are as good, but others.
+    assert_near(compiled_runs({"options": {"fallback_random": True}}, ["gumbel"]))
 
 
 def plan_and_batch(adata, **options):

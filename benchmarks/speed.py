@@ -1,0 +1,256 @@
+"""What do a training step and a prediction cost, and how much of it is refinement?
+
+``python benchmarks/speed.py`` prints tables and, last, one JSON line: seconds and peak memory of a training step and of
+a prediction for retrieval ``none``, ``attention``, ``gumbel``, with the default generator and with a generator of the
+published width, and for the published order of operations (:mod:`published_order`) at the same sizes in the same run;
+then the refinement stage alone, the loader and the prediction of whole populations. Medians of five; on a CPU seconds
+are processor seconds of one thread, on an accelerator (``--device cuda``) wall seconds.
+
+``--growth`` adds sweeps (many minutes) over candidates per query, cells per set, rows of the candidate table, and cells
+of the screen, with log-log slopes and a figure.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerator import accelerator
+from data_path import rates
+from measure import machine, peak_mib, seconds, table
+from published_order import PublishedOrder
+from torch import Tensor, nn
+
+from ptrag_sc.model._module import ModuleParams, PTRAGModule
+from ptrag_sc.model._reference import LlamaStack, PublishedParams, PublishedSizes
+from ptrag_sc.model._training_plan import PTRAGTrainingPlan
+from ptrag_sc.nn import Refined, published_energy_distance
+from ptrag_sc.retrieval import Queries, distinct_rows, make_queries
+
+RETRIEVAL = ("none", "attention", "gumbel")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B sets of S cells with G genes; K of P candidates with embeddings of width D; N_QUERIES queries."""
+
+    sets: int = 16
+    cells: int = 64
+    genes: int = 2000
+    embedding: int = 1536
+    hidden: int = 128
+    candidates: int = 32
+    layers: int = 8
+    table: int = 2000
+    queries: int = 2000
+    rank: int = 30
+
+
+class PublishedWidth(nn.Module):
+    """A generator of the published width (12 heads of 58, SwiGLU of 2,784) behind the refinement of this package."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        published = PublishedSizes(sizes.genes, sizes.embedding, sizes.hidden, sizes.layers)
+        self.stack = LlamaStack(published, PublishedParams("ptrag"))
+        self.project = nn.Linear(sizes.hidden, sizes.genes)
+
+    def forward(self, basal: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """Return the change of every cell."""
+        return self.project(self.stack(context) + basal)
+
+
+def random_table(sizes: Sizes) -> Tensor:
+    """Return unit rows (P, D)."""
+    torch.manual_seed(0)
+    return nn.functional.normalize(torch.randn(sizes.table, sizes.embedding), dim=1)
+
+
+def random_queries(vectors: Tensor, sizes: Sizes) -> Queries:
+    """Return the query table of the first perturbations of the candidate table."""
+    return make_queries(vectors[: sizes.queries], vectors, torch.arange(sizes.queries), sizes.candidates)
+
+
+def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
+    """Return a mini-batch as the loader gives it, cells already on the device."""
+    torch.manual_seed(1)
+    shape, mask = (sizes.sets, sizes.cells, sizes.genes), torch.ones(sizes.sets, sizes.cells, dtype=torch.bool)
+    cells = {name: torch.rand(shape, device=device) for name in ("control_cells", "target_cells")}
+    query = torch.randint(1, sizes.queries + 1, (sizes.sets,))
+    return {**cells, "control_mask": mask.to(device), "target_mask": mask.to(device), "query": query}
+
+
+def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_width: bool) -> PTRAGModule:
+    """Return an untrained module of this package."""
+    params = ModuleParams(retrieval, sizes.hidden, sizes.layers, 4, 0.1, 0.3, 0.5, 0.01, "energy_distance")
+    module = PTRAGModule(vectors, torch.randn(sizes.rank, sizes.genes), params)
+    if published_width:
+        module.generator = PublishedWidth(sizes)
+    return module
+
+
+def steps(module: PTRAGModule, queries: Queries, batch: dict[str, Tensor], device: torch.device, **options) -> tuple:
+    """Return (training step, prediction) of a module: the real training plan, and what ``predict`` runs."""
+    plan = PTRAGTrainingPlan(module, queries=queries, **options).to(device)
+    optimizer = torch.optim.AdamW(plan.parameters(), lr=5e-4)
+
+    def train(autocast: bool = False) -> None:
+        plan.train()
+        prepared = {name: x.to(device) for name, x in plan.number_perturbations(batch).items()}
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = plan.forward(prepared)[2].loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(plan.parameters(), 10.0)
+        optimizer.step()
+
+    rows, slots = distinct_rows(queries.candidates.indices)
+    moved = Queries(queries.vectors.to(device), type(queries.candidates)(*(x.to(device) for x in queries.candidates)))
+    with torch.no_grad():
+        encoded = module.encode(moved.vectors, rows.to(device), slots.to(device), moved.candidates)
+
+    @torch.no_grad()
+    def predict() -> None:
+        module.eval()
+        inferred = module.inference(batch["control_cells"], encoded.take(batch["query"].to(device)))
+        module.generative(**module._get_generative_input(batch, inferred))
+
+    return train, predict
+
+
+def published_steps(module: PublishedOrder, batch: dict[str, Tensor], sizes: Sizes, device: torch.device) -> tuple:
+    """Return (training step, prediction) in the published order of operations."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4)
+    own = (batch["query"] - 1).to(device)
+
+    def cells() -> tuple[Tensor, Refined]:
+        inferred = module.inference(batch["control_cells"], own, sizes.candidates)
+        return module.generative(inferred["basal"], inferred["refined"].context)["cells"], inferred["refined"]
+
+    def train() -> None:
+        module.train()
+        optimizer.zero_grad()
+        predicted, refined = cells()
+        masks = batch["control_mask"], batch["target_mask"]
+        loss = published_energy_distance(predicted, batch["target_cells"], *masks).mean()
+        (loss + 0.1 * refined.weights.abs().mean()).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 10.0)
+        optimizer.step()
+
+    @torch.no_grad()
+    def predict() -> None:
+        module.eval()
+        cells()
+
+    return train, predict
+
+
+def refinement(module: PTRAGModule, queries: Queries, sizes: Sizes, device: torch.device) -> tuple:
+    """Return (forward and backward, forward) of the refinement stage alone, encoding of perturbations included."""
+    plan, batch = PTRAGTrainingPlan(module, queries=queries).to(device), random_batch(sizes, device)
+    basal = torch.randn(sizes.sets, sizes.cells, sizes.hidden, device=device, requires_grad=True)
+
+    def context() -> Tensor:
+        b = {name: x.to(device) for name, x in plan.number_perturbations({"query": batch["query"]}).items()}
+        candidates = type(queries.candidates)(plan.query_indices, plan.query_present, plan.query_similarity)
+        encoded = module.encode(plan.query_vectors[b["queries"]], b["rows"], b["slots"], candidates.take(b["queries"]))
+        query, keys, kept = encoded.take(b["query"])
+        return module.refiner(basal, query, keys, kept.present, kept.similarity).context
+
+    return stage(module, context)
+
+
+def published_refinement(module: PublishedOrder, sizes: Sizes, device: torch.device) -> tuple:
+    """Return the same of the published order of operations."""
+    basal = torch.randn(sizes.sets, sizes.cells, sizes.hidden, device=device, requires_grad=True)
+    own = (random_batch(sizes, device)["query"] - 1).to(device)
+    return stage(module, lambda: module.refine(basal, own, sizes.candidates).context)
+
+
+def stage(module: nn.Module, context: Callable[[], Tensor]) -> tuple:
+    """Return (forward and backward, forward) of a stage."""
+
+    def both() -> None:
+        module.train()
+        context().sum().backward()
+
+    @torch.no_grad()
+    def forward() -> None:
+        module.eval()
+        context()
+
+    return both, forward
+
+
+def headline(sizes: Sizes, device: torch.device) -> tuple[list[dict], dict[str, float]]:
+    """Measure every configuration; return the rows of the table and the ratios of the promises."""
+    vectors, batch = random_table(sizes), random_batch(sizes, device)
+    queries, shallow = random_queries(vectors, sizes), replace(sizes, layers=4)
+    pairs: dict[str, tuple] = {}
+    for name, used, wide in (
+        ("default, 4 layers", shallow, False),
+        ("default", sizes, False),
+        ("published", sizes, True),
+    ):
+        for retrieval in RETRIEVAL:
+            module = make_module(retrieval, used, vectors, published_width=wide).to(device)
+            pairs[f"{name}: {retrieval}"] = steps(module, queries, batch, device)
+    published = PublishedSizes(sizes.genes, sizes.embedding, sizes.hidden, sizes.layers)
+    slow = PublishedOrder(vectors, published, PublishedParams("ptrag")).to(device)
+    pairs["published: published order"] = published_steps(slow, batch, sizes, device)
+    gumbel = make_module("gumbel", sizes, vectors, published_width=False).to(device)
+    pairs["refinement only: gumbel"] = refinement(gumbel, queries, sizes, device)
+    pairs["refinement only: published order"] = published_refinement(slow, sizes, device)
+    train = seconds({name: pair[0] for name, pair in pairs.items()}, device)
+    predict = seconds({name: pair[1] for name, pair in pairs.items()}, device)
+    memory = {name: peak_mib(pair[0], device) for name, pair in pairs.items()}
+    rows = [
+        dict(zip(("generator", "retrieval"), name.split(": "), strict=True))
+        | {"training step (ms)": 1e3 * train[name], "prediction (ms)": 1e3 * predict[name], "peak (MiB)": memory[name]}
+        for name in pairs
+    ]
+    ratios = {
+        "refinement_speedup": train["refinement only: published order"] / train["refinement only: gumbel"],
+        "refinement_memory": memory["refinement only: published order"] / memory["refinement only: gumbel"],
+        "published_step_over_ours": train["published: published order"] / train["published: gumbel"],
+    }
+    for kind, taken in (("train", train), ("predict", predict)):
+        for width in ("published", "default", "default, 4 layers"):
+            key = f"{width.replace(', ', '_').replace(' ', '_')}_{kind}_gumbel_over_none"
+            ratios[key] = taken[f"{width}: gumbel"] / taken[f"{width}: none"]
+    return rows, ratios
+
+
+def main() -> None:
+    """Print tables and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--growth", action="store_true", help="add the sweeps")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the figure of --growth")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device, sizes = torch.device(arguments.device), Sizes()
+    result: dict[str, object] = {"machine": machine(device), "sizes": vars(sizes)}
+    print(result["machine"], sizes, sep="\n")
+    rows, ratios = headline(sizes, device)
+    result |= {"steps": rows, "ratios": ratios}
+    print("\n" + table(rows) + "\n\n" + table([{"ratio": k, "value": v} for k, v in ratios.items()]), flush=True)
+    speeds = rates(device, n_genes=sizes.genes, batch_size=sizes.sets, set_size=sizes.cells)
+    result["rates"] = speeds
+    print("\n" + table([{"rate": k, "value": v} for k, v in speeds.items()]), flush=True)
+    if device.type == "cuda":
+        result["accelerator"] = accelerator(device)
+        print("\n" + table(result["accelerator"]), flush=True)
+    if arguments.growth:
+        from growth import growth  # imports this file
+
+        result["growth"] = growth(sizes, device, arguments.out)
+        for name, rows in result["growth"].items():
+            print(f"\n{name}\n" + table(rows if isinstance(rows, list) else [rows]), flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
