@@ -136,6 +136,8 @@ def draw(result: dict, curves: dict[str, tuple[str, str, str]], path: Path) -> N
         ax.loglog(xs, ys, "o-", color="C0", label=f"measured, slope {result['slopes'][label]:.2f}")
         ax.loglog(xs, ys[0] * xs / xs[0], ":", color="0.5", label="proportional")
         ax.set(xlabel=label, ylabel=y, xticks=xs, xticklabels=[f"{int(v):,}" for v in xs])
+        labels = dict.fromkeys(f"{float(f'{v:.2g}'):g}" for v in ys)  # equal values once
+        ax.set_yticks([float(v) for v in labels], labels)
         ax.minorticks_off()
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import ptrag_sc
 from ptrag_sc.data import CellSetDataset
+from ptrag_sc.data._device_matrix import DeviceMatrix
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 from ptrag_sc.retrieval import distinct_rows
@@ -155,3 +156,37 @@ def test_unusable_data_devices_are_refused(tmp_path):
         model.train(1, **TRAIN, data_device="gpu")
     with pytest.raises(ValueError, match="cannot hold a matrix on disk"):
         model.train(1, **TRAIN, data_device="accelerator")
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
+def test_no_step_on_a_gpu_waits(retrieval):
+    model, plan, batch = plan_and_batch(make_screen(), retrieval=retrieval)
+    device = torch.device("cuda")
+    matrix, rows = DeviceMatrix(model.read(model.adata).reader, device), np.arange(20)
+    plan = plan.to(device)
+    optimizer = torch.optim.AdamW(plan.parameters())
+    prepared = {name: x.pin_memory() for name, x in plan.number_perturbations(batch).items()}
+    matrix.rows(rows)  # the first call sets up the device
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        matrix.rows(rows)
+        sent = {name: x.to(device, non_blocking=True) for name, x in prepared.items()}
+        plan.forward(sent)[2].loss.backward()
+        torch.nn.utils.clip_grad_norm_(plan.parameters(), 10.0)
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_computes_the_same(plain):
+    for data_device in ("host", "accelerator", "auto"):
+        loss, prediction = trained_weights(accelerator="gpu", devices=1, data_device=data_device)
+        np.testing.assert_allclose(loss, plain[0], rtol=0.05)
+        assert np.corrcoef(prediction.ravel(), plain[1].ravel())[0, 1] > 0.99
