@@ -1,5 +1,6 @@
 """How good is a model, next to simple baselines?"""
 
 from ._evaluate import evaluate
+from ._lift import selection_lift
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "selection_lift"]

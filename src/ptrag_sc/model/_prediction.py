@@ -1,24 +1,34 @@
 """How does a trained module answer a request for predicted cells, or for what was retrieved?"""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets
 from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._predictor import Run
 from ptrag_sc.data._retrieved import Retrieved
+from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import EncodedQueries, PTRAGModule
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._tables import TrainingTables
-from ptrag_sc.retrieval import Queries, distinct_rows, make_queries, resolve_vectors
+from ptrag_sc.retrieval import (
+    Queries,
+    distinct_rows,
+    make_queries,
+    random_candidates,
+    resolve_vectors,
+    shuffled_names,
+    with_control,
+)
 
+NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
 
 
@@ -55,20 +65,36 @@ class ModulePredictor(Predictor):
         self._check_if_trained(warn=True)
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
-    def queries(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> Queries:
-        """Return the query table of a training run or of a call; every neighbour is found here, once."""
+    def queries(
+        self, labels: tuple[str, ...], vectors: np.ndarray | None, *, random_seed: int | None = None
+    ) -> Queries:
+        """Return the query table of a training run or of a call; every neighbour is found here, once.
+
+        With ``random_seed`` the candidates of each query are drawn at random instead.
+        """
         if vectors is None:
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
         own = pd.Index(self.candidates_).get_indexer(list(labels))
         table = self.module.embeddings
         n_slots = 0 if self.init_params_["retrieval"] == "none" else self.init_params_["n_candidates"]
-        return make_queries(
-            torch.as_tensor(vectors, device=table.device), table, torch.as_tensor(own, device=table.device), n_slots
+        arguments = (
+            torch.as_tensor(vectors, device=table.device),
+            table,
+            torch.as_tensor(own, device=table.device),
+            n_slots,
         )
+        if random_seed is None:
+            return make_queries(*arguments)
+        keys = name_hash(np.array(labels, dtype=object), random_seed)
+        return with_control(arguments[0], random_candidates(*arguments, keys))
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> EncodedQueries:
         """Return the encoded queries and candidates of a call."""
-        queries, candidates = self.queries(labels, vectors)
+        return self.encode(self.queries(labels, vectors))
+
+    def encode(self, table: Queries) -> EncodedQueries:
+        """Return a query table with every query and every distinct candidate encoded once."""
+        queries, candidates = table
         rows, slots = distinct_rows(candidates.indices)
         with torch.no_grad():
             return self.module.encode(queries, rows, slots, candidates)
@@ -106,6 +132,8 @@ class ModulePredictor(Predictor):
         perturbations: str | Iterable[str] | None = None,
         cell_types: str | Iterable[str] | None = None,
         gene_embedding: object = None,
+        null: Literal["random", "shuffled"] | None = None,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Return what is retrieved for perturbations in cell types, without generating cells.
 
@@ -119,17 +147,33 @@ class ModulePredictor(Predictor):
             None takes all that have control cells.
         gene_embedding
             Table for genes that neither the model nor ``adata`` knows.
+        null
+            ``"random"``: the model sees candidates drawn at random; ``"shuffled"``: what is retrieved, under names
+            that are dealt anew. None: the retrieval itself.
+        seed
+            Of the null.
 
         Returns
         -------
         Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
         ``weight`` (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
+
+        Raises
+        ------
+        KeyError
+            If a cell type does not occur or a gene has no embedding.
+        ValueError
+            If ``null`` is something else.
         """
+        if null not in (None, *NULLS):
+            raise ValueError(absent("null=", null, "get_retrieval", NULLS, "Pass one of them, or None."))
+        check_whole("seed", seed, "get_retrieval")
         adata = self.training_data() if adata is None else adata
         screen = self.read(adata)
         named = self.split_["perturbation"].unique() if perturbations is None else perturbations
         labels, types = self.canonical_labels(named), find_cell_types(screen, cell_types)
-        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding))
+        vectors = self.resolve(labels, adata, gene_embedding)
+        state = self.encode(self.queries(labels, vectors, random_seed=seed if null == "random" else None))
         dataset = CellSetDataset(screen.reader, with_target=False)
 
         def without_cells(request):
@@ -146,7 +190,8 @@ class ModulePredictor(Predictor):
             for sets, predicted in without_cells(population.whole()):
                 retrieved.add(sets, predicted)
             tables.append(retrieved.table())
-        return pd.concat(tables, ignore_index=True)
+        table = pd.concat(tables, ignore_index=True)
+        return shuffled_names(table, self.candidates_, seed) if null == "shuffled" else table
 
 
 def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:

@@ -54,7 +54,8 @@ def nearest_candidates(
         Number of slots K, at most P.
     """
     parts = [
-        _nearest(vectors[i : i + CHUNK], table, own[i : i + CHUNK], n_candidates) for i in range(0, len(vectors), CHUNK)
+        _nearest(vectors[i : i + CHUNK], table, own[i : i + CHUNK], n_candidates)
+        for i in range(0, max(1, len(vectors)), CHUNK)
     ]
     return Candidates(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -79,8 +80,10 @@ def make_queries(
     vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_candidates: int
 ) -> Queries:
     """Return the query table of one call: the control in row 0, then the given queries with their candidates."""
-    vectors = torch.cat(
-        [torch.zeros_like(vectors[:1]) if len(vectors) else table.new_zeros(1, table.shape[1]), vectors]
-    )
-    own = torch.cat([own.new_full((1,), -1), own])
-    return Queries(vectors, nearest_candidates(vectors, table, own, n_candidates))
+    return with_control(vectors, nearest_candidates(vectors, table, own, n_candidates))
+
+
+def with_control(vectors: Float[Tensor, "Q D"], candidates: Candidates) -> Queries:
+    """Return the query table with the control before the given queries: a zero vector without candidates."""
+    vectors = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
+    return Queries(vectors, Candidates(*(torch.cat([x.new_zeros(1, *x.shape[1:]), x]) for x in candidates)))
