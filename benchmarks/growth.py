@@ -17,13 +17,14 @@ PREDICT = """
 import resource, sys, tempfile, time
 from pathlib import Path
 from data_path import screen_model
+from ptrag_sc.tl import perturb
 model = screen_model(20_000, 500)
 n_controls = int((model.adata.obs["perturbation"] == "non-targeting").sum())
 names = [f"{a}+{b}" for i, a in enumerate(model.candidates_) for b in model.candidates_[:i]]
 names = names[: -(-int(sys.argv[1]) // n_controls)]
 with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
-    path = model.predict(perturbations=names, out=Path(folder) / "virtual.h5ad", progress=False)
+    perturb(model.adata, model, names, out=Path(folder) / "virtual.h5ad", progress=False)
     seconds = time.perf_counter() - start
 print(len(names) * n_controls, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -1,6 +1,7 @@
-"""How do predictions leave: as rows of arrays, a table of what was retrieved, and AnnData?"""
+"""How do predictions leave: which control cell becomes which row, and how do rows become an AnnData?"""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,21 +9,18 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ptrag_sc._constants import PREDICTED_SUFFIX, SOURCE_SUFFIX
+from ptrag_sc._constants import PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._fields import Screen, ScreenKeys
 from ptrag_sc.data._set_sampler import CellSets, PlannedSet, deal_sets, name_hash
-
-RETRIEVAL_COLUMNS = ["perturbation", "cell_type", "candidate", "rank", "similarity", "weight", "selected"]
 
 
 class Request(NamedTuple):
     """What is to be predicted: N output rows in sets."""
 
-    labels: tuple[str, ...]  # the perturbations; query q > 0 is labels[q - 1], query 0 the control
     planned: list[PlannedSet]
     source: np.ndarray  # (N,) row of the control cell that each output is generated from; -1: not predicted
-    query: np.ndarray  # (N,)
+    query: np.ndarray  # (N,) q > 0 is the q-th perturbation of the call, 0 the control
 
 
 class PredictedSets(NamedTuple):
@@ -41,7 +39,50 @@ class Prediction(NamedTuple):
 
     cells: np.ndarray  # (N, G) float32, NaN where not predicted
     weights: sp.csr_matrix  # (N, C)
-    retrieval: pd.DataFrame  # RETRIEVAL_COLUMNS, one row per condition and retrieved candidate
+
+
+class Population(NamedTuple):
+    """What is to be predicted: the same sets of control cells under every perturbation.
+
+    Output rows stand perturbation by perturbation and set by set, so that consecutive sets are consecutive rows.
+    """
+
+    n_labels: int
+    sets: list[tuple[int, int, np.ndarray]]  # cell type, ordinal, control rows (s,)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Control rows under one perturbation."""
+        return np.concatenate([rows for _, _, rows in self.sets])
+
+    @property
+    def n_obs(self) -> int:
+        """Number of output rows."""
+        return self.n_labels * len(self.rows)
+
+    def whole(self) -> Request:
+        """Return one request for all rows."""
+        return self._piece(range(self.n_labels * len(self.sets)))
+
+    def n_pieces(self, n_sets: int) -> int:
+        """Return how many requests :meth:`pieces` yields."""
+        return math.ceil(self.n_labels * len(self.sets) / n_sets)
+
+    def pieces(self, n_sets: int) -> Iterator[Request]:
+        """Yield requests of up to ``n_sets`` sets each; together they are the population, row by row."""
+        run = range(self.n_labels * len(self.sets))
+        for i in range(self.n_pieces(n_sets)):
+            yield self._piece(run[i * n_sets : (i + 1) * n_sets])
+
+    def _piece(self, run: range) -> Request:
+        planned, n_rows = [], 0
+        for i in run:
+            q, s = divmod(i, len(self.sets))
+            cell_type, ordinal, rows = self.sets[s]
+            planned.append(PlannedSet(q + 1, cell_type, ordinal, np.arange(n_rows, n_rows + len(rows)), rows))
+            n_rows += len(rows)
+        query = np.repeat([each.query for each in planned], [len(each.source) for each in planned])
+        return Request(planned, np.concatenate([each.source for each in planned]), query)
 
 
 def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
@@ -60,9 +101,7 @@ def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
     return rows
 
 
-def request_cells(
-    screen: Screen, assigned: np.ndarray, labels: Iterable[str], *, set_size: int, seed: int | None
-) -> Request:
+def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: int | None) -> Request:
     """Plan one output row per cell of the screen.
 
     Parameters
@@ -70,9 +109,7 @@ def request_cells(
     screen
         The screen.
     assigned
-        Query of every cell (n,): 0 control, q > 0 ``labels[q - 1]``, -1 not predicted.
-    labels
-        Perturbations.
+        Query of every cell (n,): 0 control, q > 0 the q-th perturbation, -1 not predicted.
     set_size
         Largest set.
     seed
@@ -96,7 +133,7 @@ def request_cells(
         for ordinal, (rows, sources) in enumerate(sets):
             source[rows] = sources
             planned.append(PlannedSet(int(q), int(t), ordinal, rows, sources))
-    return Request(tuple(labels), planned, source, np.asarray(assigned))
+    return Request(planned, source, np.asarray(assigned))
 
 
 def _dealt(batch, order, cells, controls, set_size):
@@ -108,13 +145,13 @@ def _dealt(batch, order, cells, controls, set_size):
 
 def request_population(
     screen: Screen,
-    labels: Iterable[str],
+    n_labels: int,
     cell_types: list[int],
     *,
     n_cells: int | None,
     set_size: int,
     seed: int | None,
-) -> Request:
+) -> Population:
     """Plan one output row per (perturbation, cell type, control cell); ``n_cells`` takes that many of the controls.
 
     Raises
@@ -122,20 +159,12 @@ def request_population(
     ValueError
         If a cell type has no controls, or fewer than ``n_cells``.
     """
-    labels, planned, source, query = tuple(labels), [], [], []
-    order = name_hash(screen.names, seed or 0)
-    n_rows = 0
-    for q in range(1, len(labels) + 1):
-        for t in cell_types:
-            controls = _first_controls(screen, t, order, n_cells)
-            sets = _dealt(screen.index.batch, order, controls, controls, set_size)
-            for ordinal, (rows, _) in enumerate(sets):
-                output = n_rows + np.searchsorted(controls, rows)
-                planned.append(PlannedSet(q, t, ordinal, output, rows))
-            source.append(controls)
-            query.append(np.full(len(controls), q))
-            n_rows += len(controls)
-    return Request(labels, planned, np.concatenate(source), np.concatenate(query))
+    order, sets = name_hash(screen.names, seed or 0), []
+    for t in cell_types:
+        controls = _first_controls(screen, t, order, n_cells)
+        dealt = _dealt(screen.index.batch, order, controls, controls, set_size)
+        sets += [(t, ordinal, rows) for ordinal, (rows, _) in enumerate(dealt)]
+    return Population(n_labels, sets)
 
 
 def _first_controls(screen: Screen, cell_type: int, order: np.ndarray, n_cells: int | None) -> np.ndarray:
@@ -189,82 +218,66 @@ def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
     return [known[name] for name in names]
 
 
-def assemble(
-    batches: Iterable[tuple[CellSets, PredictedSets]],
-    request: Request,
-    *,
-    n_genes: int,
-    candidates: np.ndarray,
-    cell_types: np.ndarray,
-) -> Prediction:
-    """Put generated sets back in row order and sum up what was retrieved for each condition."""
-    cells = np.full((len(request.source), n_genes), np.nan, dtype=np.float32)
-    entries, tally = [], {}
+def assemble(batches: Iterable[tuple[CellSets, PredictedSets]], *, shape: tuple[int, int, int]) -> Prediction:
+    """Put generated sets into row order; ``shape`` is (N, G, C)."""
+    n_rows, n_genes, n_candidates = shape
+    cells = np.full((n_rows, n_genes), np.nan, dtype=np.float32)
+    entries = []
     for sets, predicted in batches:
         cells[sets.target[sets.target_mask]] = predicted.cells[sets.target_mask]
-        for b, condition in enumerate(zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)):
-            real, shown = sets.target_mask[b], predicted.present[b]
-            weights, gates = (x[b][real][:, shown] for x in (predicted.weights, predicted.gates))
-            columns, similarity = predicted.indices[b][shown], predicted.similarity[b][shown]
-            s, k = np.nonzero(weights)
-            entries.append((sets.target[b][real][s], columns[k], weights[s, k]))
-            sums = np.array([real.sum() * np.ones(len(columns)), weights.sum(0), gates.sum(0)])
-            previous = tally.get(condition, (columns, similarity, 0.0))[2]
-            tally[condition] = (columns, similarity, previous + sums)
+        weights = predicted.weights * (sets.target_mask[:, :, None] & predicted.present[:, None, :])
+        b, s, k = np.nonzero(weights)
+        entries.append((sets.target[b, s], predicted.indices[b, k], weights[b, s, k]))
     rows, columns, values = (np.concatenate(e) for e in zip(*entries, strict=True)) if entries else ([], [], [])
-    weights = sp.csr_matrix((values, (rows, columns)), shape=(len(cells), len(candidates)), dtype=np.float32)
-    return Prediction(cells, weights, _retrieval_table(tally, request.labels, candidates, cell_types))
+    weights = sp.csr_matrix((values, (rows, columns)), shape=(n_rows, n_candidates), dtype=np.float32)
+    return Prediction(cells, weights)
 
 
-def _retrieval_table(
-    tally: dict, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray
-) -> pd.DataFrame:
-    tables = [
-        pd.DataFrame(
-            {
-                "perturbation": labels[q - 1],
-                "cell_type": cell_types[t],
-                "candidate": candidates[columns],
-                "rank": np.arange(len(columns)),
-                "similarity": similarity,
-                "weight": weight / n,
-                "selected": gate / n,
-            }
-        )
-        for (q, t), (columns, similarity, (n, weight, gate)) in sorted(tally.items(), key=lambda item: item[0])
-        if q > 0 and len(columns)
-    ]
-    if not tables:
-        return pd.DataFrame(
-            {c: pd.Series(dtype=object if c in RETRIEVAL_COLUMNS[:3] else float) for c in RETRIEVAL_COLUMNS}
-        )
-    return pd.concat(tables, ignore_index=True)
-
-
-def source_obs(adata, keys: ScreenKeys, rows: np.ndarray) -> pd.DataFrame:
-    """Return the user's own obs columns of some cells, the registered ones included.
+def source_obs(adata, keys: ScreenKeys) -> pd.DataFrame:
+    """Return what predicted cells take over from their source: the user's own obs columns and the registered ones.
 
     The split is left out, as it speaks of the source cell's condition, and so is what earlier predictions wrote.
     """
-    obs = keys.expression_holder(adata).obs.iloc[rows].copy()
+    obs = keys.expression_holder(adata).obs.copy(deep=False)
     for argument in ("perturbation_key", "cell_type_key", "batch_key"):
         column = getattr(keys, argument)
         if column is not None:
-            obs[column] = keys.container(adata, argument).obs[column].iloc[rows].to_numpy()
+            obs[column] = keys.container(adata, argument).obs[column].array
     written = {name + suffix for name in adata.uns for suffix in (SOURCE_SUFFIX, PREDICTED_SUFFIX)}
     dropped = [c for c in obs if str(c).startswith("_scvi_") or c in written or c == keys.split_key]
     return obs.drop(columns=dropped)
 
 
 def population_anndata(
-    adata, keys: ScreenKeys, request: Request, prediction: Prediction, *, genes: np.ndarray, key: str
+    prediction: Prediction,
+    request: Request,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    *,
+    labels: tuple[str, ...],
+    column: str,
+    key: str,
 ) -> AnnData:
-    """Return predicted cells as an AnnData with the genes of the model and the obs columns of the source cells."""
-    holder = keys.expression_holder(adata)
-    obs = source_obs(adata, keys, request.source)
-    sources = holder.obs_names[request.source].astype(str)
-    labels = np.array(request.labels, dtype=object)[request.query - 1]
-    obs[keys.perturbation_key] = pd.Categorical(labels)
+    """Return predicted cells as an AnnData.
+
+    Parameters
+    ----------
+    prediction, request
+        The rows (N) and where they come from.
+    obs
+        Columns of every cell of the screen (:func:`source_obs`).
+    var
+        Genes (G) of the prediction.
+    labels
+        Perturbations of the call; all are categories, also of a piece that holds a few.
+    column
+        Where the perturbation stands in ``obs``.
+    key
+        Name of the prediction.
+    """
+    sources = obs.index[request.source].astype(str)
+    obs = obs.iloc[request.source].copy()
+    obs[column] = pd.Categorical(np.array(labels, dtype=object)[request.query - 1], categories=sorted(labels))
     obs[key + SOURCE_SUFFIX] = sources.to_numpy()
-    obs.index = pd.Index([f"{s}-{p}" for s, p in zip(sources, labels, strict=True)])
-    return AnnData(prediction.cells, obs=obs, var=holder.var.loc[genes].copy())
+    obs.index = pd.Index([f"{s}-{p}" for s, p in zip(sources, obs[column], strict=True)])
+    return AnnData(prediction.cells, obs=obs, var=var, obsm={key + RETRIEVAL_SUFFIX: prediction.weights})

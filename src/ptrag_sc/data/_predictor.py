@@ -2,14 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from scvi.utils import track
 
-from ptrag_sc._constants import DEFAULT_KEY, RETRIEVAL_SUFFIX
+from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data._assembly import (
+    Population,
     PredictedSets,
     Prediction,
     Request,
@@ -18,11 +23,17 @@ from ptrag_sc.data._assembly import (
     find_cell_types,
     population_anndata,
     request_population,
+    source_obs,
 )
 from ptrag_sc.data._conditions import canonical_labels
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
+from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._retrieved import Retrieved
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
+from ptrag_sc.data._stream import check_columns, storable, write_stream
+
+CHUNK = 4096  # output rows in memory at a time when predictions go to a file
 
 
 class Predictor(ABC):
@@ -73,25 +84,12 @@ class Predictor(ABC):
         """Return the arrays of an AnnData, genes in the order of the predictor."""
         return read_screen(adata, self.keys_, genes=self.genes_)
 
-    def run(self, adata: AnnData, screen: Screen, request: Request, *, gene_embedding=None, seed=None) -> Prediction:
-        """Generate every set of a request and put the rows in order."""
-        vectors = self.resolve(request.labels, adata, gene_embedding)
-        state = self.prepare(request.labels, vectors)
-        sets = SequentialSets(request.planned, batch_size=self._prediction_batch_size)
-        return assemble(
-            self._generate(screen, request.labels, sets, state, seed),
-            request,
-            n_genes=len(self.genes_),
-            candidates=self.candidates_,
-            cell_types=screen.index.cell_types,
-        )
-
-    def _generate(
-        self, screen: Screen, labels: tuple[str, ...], batches: Iterable[CellSets], state: object, seed: int | None
-    ) -> Iterator[tuple[CellSets, PredictedSets]]:
-        dataset = CellSetDataset(screen.reader, with_target=False)
-        for sets in batches:
-            yield sets, self.predict_batch(dataset[sets], sets, labels, screen, state=state, seed=seed)
+    def run(
+        self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
+    ) -> "Run":
+        """Prepare what all requests of one call share."""
+        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding))
+        return Run(self, screen, labels, state=state, seed=seed)
 
     def canonical_labels(self, perturbations: str | Iterable[str]) -> tuple[str, ...]:
         """Return distinct canonical labels in the order asked for.
@@ -130,7 +128,38 @@ class Predictor(ABC):
 
         Returns
         -------
-        New AnnData, as described at :func:`ptrag_sc.tl.perturb`.
+        New AnnData, as described at :func:`ptrag_sc.tl.perturb` (which can also write it to a file).
+        """
+        virtual = self.virtual_cells(
+            adata,
+            perturbations=perturbations,
+            cell_types=cell_types,
+            n_cells=n_cells,
+            gene_embedding=gene_embedding,
+            seed=seed,
+            nonnegative=nonnegative,
+        )
+        return virtual.in_memory()
+
+    @documented
+    def virtual_cells(
+        self,
+        adata: AnnData | None,
+        *,
+        perturbations: str | Iterable[str],
+        cell_types: str | Iterable[str] | None,
+        n_cells: int | None,
+        gene_embedding: object,
+        seed: int | None,
+        nonnegative: bool,
+    ) -> "VirtualCells":
+        """Plan the populations that perturbations would give; no cell is generated yet.
+
+        Parameters
+        ----------
+        adata
+            Object with control cells; None takes the training data.
+        {perturb_parameters}
         """
         for name, value, minimum in (("n_cells", n_cells, 1), ("seed", seed, 0)):
             if value is not None:
@@ -138,15 +167,12 @@ class Predictor(ABC):
         adata = self.training_data() if adata is None else adata
         labels, screen = self.canonical_labels(perturbations), self.read(adata)
         types = find_cell_types(screen, cell_types)
-        request = request_population(screen, labels, types, n_cells=n_cells, set_size=self.set_size_, seed=seed)
-        prediction = self.run(adata, screen, request, gene_embedding=gene_embedding, seed=seed)
-        if nonnegative:
-            np.maximum(prediction.cells, 0, out=prediction.cells)
-        result = population_anndata(adata, self.keys_, request, prediction, genes=self.genes_, key=DEFAULT_KEY)
+        size = {"n_cells": n_cells, "set_size": self.set_size_}
+        population = request_population(screen, len(labels), types, **size, seed=seed)
+        run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
+        var = self.keys_.expression_holder(adata).var.loc[self.genes_].copy()
         params = {"seed": seed, "nonnegative": nonnegative, "n_cells": n_cells}
-        result.uns[DEFAULT_KEY] = self.describe(prediction, params)
-        result.obsm[DEFAULT_KEY + RETRIEVAL_SUFFIX] = prediction.weights
-        return result
+        return VirtualCells(run, population, source_obs(adata, self.keys_), var, params)
 
     @abstractmethod
     def training_data(self) -> AnnData:
@@ -163,11 +189,102 @@ class Predictor(ABC):
         arguments = {name: value for name, value in given.items() if value is not None}
         return {"model": type(self).__name__, **self.keys_.to_uns(), **arguments}
 
-    def describe(self, prediction: Prediction, params: dict) -> dict:
+    def describe(self, retrieved: Retrieved, params: dict) -> dict:
         """Return what stands in ``.uns[key]`` beside a prediction."""
         return {
             "params": self.params(**params),
             "genes": self.genes_.astype(object),
             "candidates": self.candidates_.astype(object),
-            "retrieval": prediction.retrieval,
+            "retrieval": retrieved.table(),
         }
+
+
+class Run:
+    """One call of a predictor: what was prepared once, and the sums of what was retrieved so far.
+
+    Parameters
+    ----------
+    predictor, screen, labels
+        What answers, the cells that it starts from, and the perturbations.
+    state
+        What :meth:`Predictor.prepare` returned.
+    seed
+        None is deterministic.
+    """
+
+    def __init__(
+        self, predictor: Predictor, screen: Screen, labels: tuple[str, ...], *, state: object, seed: int | None
+    ):
+        self.predictor, self.screen, self.labels, self.state, self.seed = predictor, screen, labels, state, seed
+        self.retrieved = Retrieved(labels, predictor.candidates_, screen.index.cell_types)
+
+    def answer(self, request: Request) -> Prediction:
+        """Generate every set of a request and put the rows in order."""
+        shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
+        return assemble(self._generate(request), shape=shape)
+
+    def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
+        dataset, predict_batch = CellSetDataset(self.screen.reader, with_target=False), self.predictor.predict_batch
+        for sets in SequentialSets(request.planned, batch_size=self.predictor._prediction_batch_size):
+            predicted = predict_batch(dataset[sets], sets, self.labels, self.screen, state=self.state, seed=self.seed)
+            self.retrieved.add(sets, predicted)
+            yield sets, predicted
+
+
+@dataclass(frozen=True)
+class VirtualCells:
+    """Populations that are planned, and generated once: in memory, or piece by piece into a file.
+
+    Parameters
+    ----------
+    run
+        What generates them.
+    population
+        Their sets.
+    obs
+        Columns of every cell of the screen.
+    var
+        Genes (G) of the predictor.
+    params
+        Arguments of the call.
+    """
+
+    run: Run
+    population: Population
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    params: dict
+
+    def in_memory(self) -> AnnData:
+        """Return all cells."""
+        whole = self._piece(self.population.whole())
+        whole.uns.update(self._uns())
+        return whole
+
+    def write(self, path: Path, *, progress: bool) -> None:
+        """Write all cells to a file ``.h5ad`` or ``.zarr``, with at most about ``CHUNK`` of them in memory.
+
+        Raises
+        ------
+        TypeError
+            If a column of ``obs`` or ``var`` cannot be written.
+        """
+        stored = replace(self, obs=storable(self.obs), var=storable(self.var))
+        check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
+        # Pieces are whole mini-batches: every set is generated beside the same sets as in memory.
+        batch_size = self.run.predictor._prediction_batch_size
+        largest = max(len(rows) for _, _, rows in self.population.sets)
+        n_sets = max(1, CHUNK // (largest * batch_size)) * batch_size
+        n_pieces, requests = self.population.n_pieces(n_sets), self.population.pieces(n_sets)
+        pieces = map(stored._piece, track(requests, "Predicting", not progress, total=n_pieces))
+        write_beside(path, lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns))
+
+    def _piece(self, request: Request) -> AnnData:
+        prediction, keys = self.run.answer(request), self.run.predictor.keys_
+        if self.params["nonnegative"]:
+            np.maximum(prediction.cells, 0, out=prediction.cells)
+        names = {"labels": self.run.labels, "column": keys.perturbation_key, "key": DEFAULT_KEY}
+        return population_anndata(prediction, request, self.obs, self.var, **names)
+
+    def _uns(self) -> dict:
+        return {DEFAULT_KEY: self.run.predictor.describe(self.run.retrieved, self.params)}

@@ -84,8 +84,9 @@ def predict(
     adata = adata.copy() if copy else adata
     screen = model.read(adata)
     labels, assigned = _assign(screen, model, perturbation)
-    request = request_cells(screen, assigned, labels, set_size=model.set_size_, seed=seed)
-    prediction = model.run(adata, screen, request, seed=seed)
+    request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
+    run = model.run(adata, screen, labels, seed=seed)
+    prediction = run.answer(request)
     if nonnegative:
         np.maximum(prediction.cells, 0, out=prediction.cells)
     done = request.source >= 0
@@ -95,7 +96,7 @@ def predict(
     adata.obs[key_added + SOURCE_SUFFIX] = pd.Categorical(sources)
     adata.obs[key_added + PREDICTED_SUFFIX] = done
     params = {"perturbation": perturbation, "seed": seed, "nonnegative": nonnegative}
-    adata.uns[key_added] = model.describe(prediction, params)
+    adata.uns[key_added] = model.describe(run.retrieved, params)
     sc.logging.info(
         f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]"
     )
