@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from anndata import AnnData
+from packaging.version import Version
 
 import ptrag_sc
 from ptrag_sc.data import _predictor, _stream
@@ -46,6 +47,11 @@ def layout(path):
     return found
 
 
+def as_text(params):
+    """Nested entries in any order: files sort them."""
+    return {k: str(sorted(v.items()) if hasattr(v, "items") else v) for k, v in params.items()}
+
+
 def assert_same(found, expected, *, frames=True):
     np.testing.assert_array_equal(found.X, expected.X)
     assert found.X.dtype == np.float32
@@ -59,7 +65,7 @@ def assert_same(found, expected, *, frames=True):
         np.testing.assert_array_equal(getattr(weights, part), getattr(expected_weights, part))
         assert getattr(weights, part).dtype == getattr(expected_weights, part).dtype
     uns, expected_uns = (x.uns["ptrag"] for x in (found, expected))
-    assert {k: str(v) for k, v in uns["params"].items()} == {k: str(v) for k, v in expected_uns["params"].items()}
+    assert as_text(uns["params"]) == as_text(expected_uns["params"])
     for name in ("genes", "candidates"):
         assert list(uns[name]) == list(expected_uns[name])
     for column in expected_uns["retrieval"]:
@@ -146,7 +152,9 @@ def test_strings_with_gaps_become_categories_as_in_anndata(trained, in_small_pie
     donor = np.where(np.arange(adata.n_obs) % 2, "d1", "d2").astype(object)
     adata.obs["donor"] = donor
     adata.obs["donor"] = adata.obs["donor"].where(adata.obs_names != last)
-    adata.obs["nullable"] = pd.array(donor, dtype="string")
+    # The first release of anndata 0.12 cannot write these at all.
+    nullable = Version(anndata.__version__) > Version("0.12.0")
+    adata.obs["nullable"] = pd.array(donor, dtype="string") if nullable else donor
     adata.var["note"] = ["x", None, *["y"] * 28]
     assert last in control
     expected = ptrag_sc.tl.perturb(adata, trained, REQUEST)

@@ -63,7 +63,7 @@ def storable(frame: pd.DataFrame) -> pd.DataFrame:
     for name, column in frame.items():
         lost = column.isna().any() if column.dtype == object else no_nullable
         if lost and pd.api.types.infer_dtype(column, skipna=True) == "string":
-            changed[name] = column.astype("category")
+            changed[name] = column.astype(object).astype("category")
     return frame.assign(**changed)
 
 
