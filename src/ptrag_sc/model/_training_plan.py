@@ -1,5 +1,7 @@
 """What happens in a training step, in a validation step, and at the end?"""
 
+from inspect import signature
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scvi.module.base import LossOutput
@@ -37,6 +39,8 @@ class PTRAGTrainingPlan(TrainingPlan):
         **plan_kwargs,
     ):
         options = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "eps": eps}
+        if "fused_optimizer" in signature(TrainingPlan).parameters:
+            options["fused_optimizer"] = False  # scvi-tools 1.5: a fused one refuses clipping in mixed precision
         super().__init__(module, **options, lr_scheduler_metric=lr_scheduler_metric, **plan_kwargs)
         for name, tensor in {"vectors": queries.vectors, **queries.candidates._asdict()}.items():
             self.register_buffer(f"query_{name}", tensor, persistent=False)
