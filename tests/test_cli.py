@@ -17,7 +17,7 @@ from scipy.stats import pearsonr
 
 import ptrag_sc
 from ptrag_sc import _cli
-from ptrag_sc.metrics import METRICS
+from ptrag_sc.metrics import DEFAULT_METRICS
 
 PICTURES = {"training.png", "effect.png", "embedding.png", "retrieval.png", "retrieval_matrix.png"}
 METHODS = {"PTRAG", "NoEffect", "MeanShift", "NearestPerturbations"}
@@ -106,8 +106,8 @@ def test_scores_cover_the_held_out_conditions_of_every_method(finished):
     for (_, _), part in scores.groupby(["method", "metric"]):
         assert sorted(zip(part["perturbation"], part["cell_type"], strict=True)) == sorted(conditions)
     assert set(scores["method"]) == METHODS
-    assert set(scores["metric"]) == set(METRICS)
-    for word in (*METHODS, *METRICS, "type_0", "type_1"):
+    assert set(scores["metric"]) == set(DEFAULT_METRICS)
+    for word in (*METHODS, *DEFAULT_METRICS, "type_0", "type_1"):
         assert word in out
     shown = scores.query("method == 'MeanShift' and metric == 'pearson_delta' and cell_type == 'type_0'")[
         "value"

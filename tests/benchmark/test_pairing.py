@@ -3,9 +3,10 @@
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 import ptrag_sc
-from ptrag_sc.benchmark._pairing import pair_conditions, read_cells
+from ptrag_sc.benchmark._pairing import check_scales, pair_conditions, read_cells
 from ptrag_sc.metrics import Reference
 from screens import KEYS, make_screen
 
@@ -76,6 +77,7 @@ def missing_label(adata):
         (repeated_gene, ValueError, r"predicted.var_names are not unique \('gene1'\)"),
         (missing_label, ValueError, r"missing \(NaN\) for 1 cells, the first being 'cell7'"),
         (lambda a: anndata.AnnData(a.X, obs=a.obs[["line"]], var=a.var), KeyError, "Column 'gene' does not occur"),
+        (lambda a: a[:0].copy(), ValueError, "The object in predicted holds no cells"),
     ],
 )
 def test_unusable_objects_are_refused(screen, reference, change, error, message):
@@ -106,3 +108,29 @@ def test_nothing_shared_is_an_error(screen, reference):
     ]
     with pytest.raises(ValueError, match=r"share no perturbed condition \(real: 'G0', 'ctl'; predicted: 'G1', 'ctl'\)"):
         pair_conditions(*sides, control="ctl")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 1, 7], True), ([0, 1, 6.5], False), ([0, -1, 7], False), ([0, 0, 0], False), ([0, 1, 1], False)],
+)
+@pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
+def test_raw_counts_are_recognised(screen, reference, values, expected, kind):
+    x = np.zeros(screen.shape, dtype=np.float32)
+    x[:3, 5] = values
+    cells = read_cells(anndata.AnnData(kind(x), obs=screen.obs, var=screen.var), reference, place="real")
+    assert cells.counts is expected
+
+
+def test_scales_must_agree(screen, reference):
+    logs = read_cells(screen, reference, place="real")
+    counts = logs._replace(counts=True)
+    check_scales(logs, logs, layer=None)
+    check_scales(counts, counts, layer="counts")
+    for sides, layer, place in (
+        ((counts, logs), None, "real"),
+        ((logs, counts), "counts", "predicted"),
+        ((counts, counts), None, "real and predicted"),
+    ):
+        with pytest.raises(ValueError, match=f"Expression in {place} looks like raw counts"):
+            check_scales(*sides, layer=layer)

@@ -1,7 +1,19 @@
 """Which simple predictors must a model beat?"""
 
+from ._additive import Additive
+from ._linear import LinearShift
 from ._mean_shift import MeanShift
 from ._nearest import NearestPerturbations
 from ._no_effect import NoEffect
+from ._perturbation_mean import PerturbationMean
+from ._stacked import Stacked
 
-__all__ = ["MeanShift", "NearestPerturbations", "NoEffect"]
+__all__ = [
+    "Additive",
+    "LinearShift",
+    "MeanShift",
+    "NearestPerturbations",
+    "NoEffect",
+    "PerturbationMean",
+    "Stacked",
+]

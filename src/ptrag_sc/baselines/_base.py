@@ -1,17 +1,21 @@
 """What do all baselines share? Registration, fitting on training conditions, and prediction like PTRAG."""
 
+import logging
 from abc import abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import (
     CellSets,
+    ConditionIndex,
     Predictor,
     Screen,
     ScreenKeys,
+    components,
     condition_split,
     control_means,
     mean_shifts,
@@ -21,7 +25,19 @@ from ptrag_sc.data import (
 from ptrag_sc.data._assembly import PredictedSets
 from ptrag_sc.data._dataset import BATCH
 
+logger = logging.getLogger(__name__)
+
 SET_SIZE = 512  # cells are shifted one by one: the size of a set changes nothing
+NOTHING = np.zeros(0)
+
+
+class Answer(NamedTuple):
+    """The shift of one query, and the K candidates behind it (none where nothing is retrieved)."""
+
+    shift: np.ndarray  # (G,)
+    candidates: np.ndarray = NOTHING  # (K,) rows of ``candidates_``
+    similarity: np.ndarray = NOTHING  # (K,)
+    weights: np.ndarray = NOTHING  # (K,)
 
 
 class Baseline(Predictor):
@@ -32,7 +48,14 @@ class Baseline(Predictor):
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`. Without ``split_key`` every condition counts as
         training.
+
+    Attributes
+    ----------
+    trained_on_
+        Columns ``perturbation``, ``cell_type`` of the conditions that :meth:`fit` learned from.
     """
+
+    _splits: tuple[str, ...] = ("train",)  # which conditions are learned from
 
     def __init__(self, adata: AnnData):
         self.adata, self.keys_, self.set_size_ = adata, ScreenKeys.of(adata), SET_SIZE
@@ -40,33 +63,58 @@ class Baseline(Predictor):
         self.fitted_ = False
 
     def fit(self) -> "Baseline":
-        """Learn from the training conditions and return the baseline itself."""
+        """Learn from the training conditions and return the baseline itself.
+
+        Conditions of a single cell, and of genes without embedding where one is needed, are left out with a warning
+        that names them, as in PTRAG.
+
+        Raises
+        ------
+        ValueError
+            If no training condition is left, or a cell type has no control cells.
+        """
         screen = read_screen(self.adata, self.keys_)
         self.genes_ = screen.genes
-        split = read_split(self.adata, self.keys_)
-        train = screen.index.conditions
+        table = self._learnable(screen.index)
+        shifts = mean_shifts(screen.reader, screen.index, table, control_means(screen.reader, screen.index)).shift
+        named = screen.index.named(table)
+        self._learn(named, shifts)
+        self.trained_on_, self.fitted_ = named[["perturbation", "cell_type"]], True
+        return self
+
+    def _learnable(self, index: ConditionIndex) -> pd.DataFrame:
+        """Return the conditions (codes) that are learned from, each with its split."""
+        split, place = read_split(self.adata, self.keys_), f"adata.obs[{self.keys_.split_key!r}]"
+        table = index.conditions.assign(split="train")
         if split is not None:
-            table = condition_split(screen.index, split, place=f"adata.obs[{self.keys_.split_key!r}]")
-            train = table[table["split"] == "train"].reset_index(drop=True)
-        if train.empty:
+            table = condition_split(index, split, place=place)
+        table = table[table["split"].isin(self._splits)]
+        if not (table["split"] == "train").any():
             raise ValueError(
                 unusable("The split", "the data", "has no training condition", "Label conditions 'train'.")
             )
-        controls = control_means(screen.reader, screen.index)
-        shifts = mean_shifts(screen.reader, screen.index, train, controls).shift
-        self._learn(screen.index.named(train), shifts)
-        self.fitted_ = True
-        return self
+        names = index.named(table)
+        parts = [components(p, self.keys_.sep) for p in names["perturbation"]]
+        excluded = np.array([not set(self.excluded_).isdisjoint(part) for part in parts])
+        single = (table["n_cells"] < 2).to_numpy() & ~excluded
+        for left_out, why in ((excluded, "without gene embedding"), (single, "of a single cell")):
+            if left_out.any():
+                shown = listed(names["perturbation"][left_out] + " in " + names["cell_type"][left_out])
+                logger.warning("Left out %d conditions %s: %s.", left_out.sum(), why, shown)
+        table = table[~excluded & ~single].reset_index(drop=True)
+        if not (table["split"] == "train").any():
+            problem = "has cells or embeddings for no training condition"
+            remedy = "Give conditions two cells or more, and genes a vector."
+            raise ValueError(unusable("The screen", "the data", problem, remedy))
+        return table
 
     @abstractmethod
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        """Learn from training conditions (names) and their batch-matched mean shifts (C, G)."""
+        """Learn from conditions (names, with their split) and their batch-matched mean shifts (C, G)."""
 
     @abstractmethod
-    def _shift(
-        self, query: int, cell_type: str, state: object
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the shift (G,) of a query > 0, and candidates (K,), similarity (K,) and weights (K,) behind it."""
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
+        """Return the shift of a perturbation, whose embedding is ``vector`` (D,), in a cell type."""
 
     def training_data(self) -> AnnData:
         """Return the registered object."""
@@ -92,22 +140,19 @@ class Baseline(Predictor):
         self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: object, seed: int | None
     ) -> PredictedSets:
         """Return control cells plus the shift of each set's condition; the control itself is not shifted."""
-        nothing = np.zeros(0)
+        unchanged = Answer(np.zeros(len(self.genes_)))
         answers = [
-            self._shift(q, str(screen.index.cell_types[t]), state)
+            self._shift(labels[q - 1], None if state is None else state[q - 1], str(screen.index.cell_types[t]))
             if q > 0
-            else (np.zeros(1), nothing, nothing, nothing)
+            else unchanged
             for q, t in zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)
         ]
-        n_slots = max(len(indices) for _, indices, _, _ in answers)
+        n_slots = max(len(answer.candidates) for answer in answers)
         padded = np.zeros((3, len(answers), n_slots))
         present = np.zeros((len(answers), n_slots), dtype=bool)
         for b, (_, *fields) in enumerate(answers):
             padded[:, b, : len(fields[0])], present[b, : len(fields[0])] = fields, True
-        cells = (
-            batch["control_cells"].numpy()
-            + np.stack([np.broadcast_to(s, len(self.genes_)) for s, *_ in answers])[:, None]
-        )
+        cells = batch["control_cells"].numpy() + np.stack([answer.shift for answer in answers])[:, None]
         shape = (*sets.target.shape, n_slots)
         weights = np.broadcast_to(padded[2][:, None], shape)
         gates = np.broadcast_to(present[:, None].astype(float), shape)

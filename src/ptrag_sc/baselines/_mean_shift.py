@@ -3,17 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from ptrag_sc.baselines._base import Baseline
-
-
-def mean_by_cell_type(conditions: pd.DataFrame, shifts: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the mean shift (G,) of each cell type, and of all conditions for cell types without training data."""
-    of_type = {t: shifts[rows].mean(0) for t, rows in conditions.groupby("cell_type").indices.items()}
-    return of_type, shifts.mean(0)
+from ptrag_sc.baselines._base import Answer, Baseline
+from ptrag_sc.baselines._means import mean_by_cell_type
 
 
 class MeanShift(Baseline):
     """Control cells plus the mean training shift of the cell type; no perturbation is told from another.
+
+    A cell type without training data takes the mean shift of all training conditions.
 
     Parameters
     ----------
@@ -35,6 +32,5 @@ class MeanShift(Baseline):
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.of_type_, self.overall_ = mean_by_cell_type(conditions, shifts)
 
-    def _shift(self, query, cell_type, state):
-        nothing = np.zeros(0)
-        return self.of_type_.get(cell_type, self.overall_), nothing, nothing, nothing
+    def _shift(self, label, vector, cell_type):
+        return Answer(self.of_type_.get(cell_type, self.overall_))

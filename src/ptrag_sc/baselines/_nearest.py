@@ -1,29 +1,49 @@
 """What if a perturbation did what its nearest measured neighbours do?"""
 
+from typing import Literal, NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
-from ptrag_sc._validation import absent, unusable
-from ptrag_sc.baselines._base import Baseline
-from ptrag_sc.baselines._mean_shift import mean_by_cell_type
-from ptrag_sc.data import components
-from ptrag_sc.retrieval import GeneEmbedding, nearest_candidates, resolve_vectors
+from ptrag_sc._validation import unusable
+from ptrag_sc.baselines._base import Answer
+from ptrag_sc.baselines._embedded import EmbeddedBaseline
+from ptrag_sc.baselines._means import mean_by
+from ptrag_sc.baselines._responses import ResponseSpace
+from ptrag_sc.retrieval import nearest_candidates
 
 
-class NearestPerturbations(Baseline):
+class Measured(NamedTuple):
+    """What one cell type has of the candidates: n of them, and m of these that have a response elsewhere."""
+
+    rows: np.ndarray  # (n,) of the candidates
+    shifts: np.ndarray  # (n, G)
+    among: np.ndarray  # (m,) of the n
+    responses: np.ndarray  # (m, R), unit norm
+
+
+class NearestPerturbations(EmbeddedBaseline):
     r"""Control cells plus the weighted mean shift of the nearest perturbations measured in the cell type.
 
-    The weights of the K perturbations of highest cosine :math:`s_k` in the gene embedding are
-    :math:`w_k \propto \exp(s_k / \tau)`: as the vectors have unit norm, kernel regression (Nadaraya 1964, Watson 1964)
-    with a Gaussian kernel of variance :math:`\tau`. The perturbation itself, where it was measured, is left out. A cell
-    type without training data takes the neighbours' shifts averaged over cell types.
+    The weights of the K perturbations of highest cosine :math:`s_k` are :math:`w_k \propto \exp(s_k / \tau)`: as
+    directions have unit norm, kernel regression (Nadaraya 1964, Watson 1964) with a Gaussian kernel of variance
+    :math:`\tau`. The perturbation itself, where it was measured, is left out. A cell type without training data takes
+    the neighbours' shifts averaged over cell types.
+
+    Perturbations are near in one of two spaces. In ``"gene_embedding"`` the cosine is that of their embeddings. In
+    ``"response"`` it is that of what they did in training conditions of the *other* cell types: the mean over these of
+    shift less mean shift of the cell type, in the 30 leading directions of all training conditions (fewer where there
+    are fewer). The response of a combination that no other cell type has is the sum of its genes'. A query without
+    response, or whose cell type has no neighbour with one, is answered in the gene embedding.
 
     Parameters
     ----------
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
+    space
+        Where perturbations are near.
     n_neighbors
         Neighbours, K; fewer where fewer are measured.
     temperature
@@ -49,54 +69,45 @@ class NearestPerturbations(Baseline):
     3
     """
 
-    def __init__(self, adata: AnnData, *, n_neighbors: int = 20, temperature: float = 0.2):
-        super().__init__(adata)
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        space: Literal["gene_embedding", "response"] = "gene_embedding",
+        n_neighbors: int = 20,
+        temperature: float = 0.2,
+    ):
+        super().__init__(adata, space=space)
         if n_neighbors < 1:
             raise ValueError(unusable(f"n_neighbors={n_neighbors}", "the constructor", "is below 1", "Pass 1 or more."))
         if not temperature > 0:
             raise ValueError(
                 unusable(f"temperature={temperature}", "the constructor", "is not positive", "Pass for example 0.2.")
             )
-        key = self.keys_.embedding_key
-        if key not in adata.uns:
-            raise KeyError(
-                absent("Gene embedding", key, "adata.uns", adata.uns, "Run ptrag_sc.pp.gene_embedding first.")
-            )
         self.n_neighbors, self.temperature = n_neighbors, temperature
-        self.embedding_ = GeneEmbedding.from_uns(adata.uns[key], key)
-        self.excluded_ = self.embedding_.excluded
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        parts = [components(p, self.keys_.sep) for p in conditions["perturbation"]]
-        known = np.array([set(self.excluded_).isdisjoint(part) for part in parts])
-        if not known.any():
-            problem = "excludes every training perturbation"
-            raise ValueError(unusable("Gene embedding", "adata.uns", problem, "Add vectors of perturbed genes."))
-        conditions, shifts = conditions[known].reset_index(drop=True), shifts[known]
-        self.candidates_ = np.unique(conditions["perturbation"].to_numpy(dtype=str))
+        self.candidates_, averaged = mean_by(conditions["perturbation"], shifts)
         self.vectors_ = self.embedding_.vectors_for(tuple(self.candidates_), self.keys_.sep)
         row = np.searchsorted(self.candidates_, conditions["perturbation"].to_numpy(dtype=str))
-        self.measured_ = {t: (row[rows], shifts[rows]) for t, rows in conditions.groupby("cell_type").indices.items()}
-        averaged, _ = mean_by_cell_type(conditions.assign(cell_type=conditions["perturbation"]), shifts)
-        self.anywhere_ = np.arange(len(self.candidates_)), np.stack([averaged[p] for p in self.candidates_])
+        self.responses_ = ResponseSpace.of(conditions, shifts) if self.space == "response" else None
+        of_type = conditions.groupby("cell_type").indices.items()
+        self.measured_ = {t: self._measured(t, row[rows], shifts[rows]) for t, rows in of_type}
+        self.anywhere_ = self._measured(None, np.arange(len(self.candidates_)), averaged)
 
-    def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
-        """Return the embedding (Q, D) of each perturbation: own table, then ``adata``, then ``gene_embedding``."""
-        key = self.keys_.embedding_key
-        table = self.keys_.container(adata, "embedding_key").uns.get(key)
-        return resolve_vectors(labels, self.embedding_, table=table, key=key, sep=self.keys_.sep, extra=gene_embedding)
+    def _measured(self, cell_type: str | None, rows: np.ndarray, shifts: np.ndarray) -> Measured:
+        if self.responses_ is None:
+            return Measured(rows, shifts, np.zeros(0, dtype=np.int64), np.zeros((0, 0)))
+        among, table = self.responses_[cell_type].known(self.candidates_[rows], self.keys_.sep)
+        return Measured(rows, shifts, among, table / np.linalg.norm(table, axis=1, keepdims=True))
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> tuple[tuple[str, ...], np.ndarray]:
-        """Return labels and vectors: neighbours depend on what is measured in the cell type."""
-        return labels, vectors
-
-    def _shift(self, query, cell_type, state):
-        labels, vectors = state
-        rows, shifts = self.measured_.get(cell_type, self.anywhere_)
-        own = np.flatnonzero(self.candidates_[rows] == labels[query - 1])
+    def _shift(self, label, vector, cell_type):
+        measured = self.measured_.get(cell_type, self.anywhere_)
+        rows, shifts, query, table = self._candidates(label, vector, cell_type, measured)
+        own = np.flatnonzero(self.candidates_[rows] == label)
         nearest = nearest_candidates(
-            torch.as_tensor(vectors[query - 1 : query]),
-            torch.as_tensor(self.vectors_[rows]),
+            torch.as_tensor(query[None], dtype=torch.float32),
+            torch.as_tensor(table, dtype=torch.float32),
             torch.as_tensor(own[:1] if len(own) else [-1]),
             min(self.n_neighbors, len(rows)),
         )
@@ -104,4 +115,15 @@ class NearestPerturbations(Baseline):
         indices, similarity = nearest.indices[0].numpy()[kept], nearest.similarity[0, :, 0].double().numpy()[kept]
         weights = np.exp((similarity - similarity.max(initial=-1)) / self.temperature)
         weights /= max(weights.sum(), 1.0)
-        return weights @ shifts[indices], rows[indices], similarity, weights
+        return Answer(weights @ shifts[indices], rows[indices], similarity, weights)
+
+    def _candidates(
+        self, label: str, vector: np.ndarray, cell_type: str, measured: Measured
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return candidates (n,), their shifts (n, G), and unit vectors of query and candidates in one space."""
+        rows, shifts, among, table = measured
+        if self.responses_ is not None:
+            query = self.responses_[cell_type].of(label, self.keys_.sep)
+            if query is not None and (self.candidates_[rows[among]] != label).any():
+                return rows[among], shifts[among], query / np.linalg.norm(query), table
+        return rows, shifts, vector, self.vectors_[rows]

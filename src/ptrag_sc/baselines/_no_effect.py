@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ptrag_sc.baselines._base import Baseline
+from ptrag_sc.baselines._base import Answer, Baseline
 
 
 class NoEffect(Baseline):
@@ -30,6 +30,5 @@ class NoEffect(Baseline):
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         pass
 
-    def _shift(self, query, cell_type, state):
-        nothing = np.zeros(0)
-        return np.zeros(1), nothing, nothing, nothing
+    def _shift(self, label, vector, cell_type):
+        return Answer(np.zeros(len(self.genes_)))

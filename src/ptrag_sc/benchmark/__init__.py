@@ -1,6 +1,20 @@
 """How good is a model, next to simple baselines?"""
 
+from ._ceilings import interpolated_duplicate, split_half
+from ._cell_eval import to_cell_eval
+from ._compare import compare
 from ._evaluate import evaluate
 from ._lift import selection_lift
+from ._pertpy import pertpy_metric
+from ._summary import summary
 
-__all__ = ["evaluate", "selection_lift"]
+__all__ = [
+    "compare",
+    "evaluate",
+    "interpolated_duplicate",
+    "pertpy_metric",
+    "selection_lift",
+    "split_half",
+    "summary",
+    "to_cell_eval",
+]

@@ -17,6 +17,11 @@ class Cells(NamedTuple):
 
     reader: CellReader
     labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch where registered; one row per cell
+    counts: bool  # whether the values look like raw counts
+
+    def conditions(self) -> dict[tuple[str, str], np.ndarray]:
+        """Return the rows of every (perturbation, cell type), controls included."""
+        return self.labels.groupby(["perturbation", "cell_type"]).indices
 
     def batches(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the batch names of some cells, or None without batches."""
@@ -43,6 +48,8 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         If the expression holds NaN or infinite values, or gene names are not unique.
     """
     keys = reference.keys
+    if not adata.n_obs:
+        raise ValueError(unusable("The object", place, "holds no cells", "Pass the cells to compare."))
     if not adata.var_names.is_unique:
         twice = listed(adata.var_names[adata.var_names.duplicated()].unique())
         remedy = "Call var_names_make_unique() on it."
@@ -61,11 +68,7 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     columns = adata.var_names.get_indexer(reference.genes)
     in_order = np.array_equal(columns, np.arange(adata.n_vars))
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
-    n_bad = sum(int(values.size - np.isfinite(values).sum()) for values in reader.values())
-    if n_bad:
-        raise ValueError(
-            unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out.")
-        )
+    counts = _look_like_counts(reader, place=place)
     labels = {
         "perturbation": read_labels(adata.obs, keys.perturbation_key),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
@@ -73,7 +76,43 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     labels["perturbation"] = canonical_labels(labels["perturbation"], control=keys.control, sep=keys.sep)
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
-    return Cells(reader, pd.DataFrame(labels))
+    return Cells(reader, pd.DataFrame(labels), counts)
+
+
+def _look_like_counts(reader: CellReader, *, place: str) -> bool:
+    """Return whether all values are whole and some exceed 1, refusing NaN and infinities."""
+    n_bad, whole, largest = 0, True, 0.0
+    for values in reader.values():
+        smallest, top = values.min(initial=0.0), values.max(initial=0.0)
+        if not np.isfinite(smallest + top):  # both carry NaN and infinities on
+            n_bad += int(values.size - np.isfinite(values).sum())
+        # A few values tell most matrices of logarithms from counts.
+        whole = whole and smallest >= 0 and all((v == np.rint(v)).all() for v in (values[:64], values))
+        largest = max(largest, float(top))
+    if n_bad:
+        raise ValueError(
+            unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out.")
+        )
+    return bool(whole and largest > 1)
+
+
+def check_scales(real: Cells, predicted: Cells, *, layer: str | None) -> None:
+    """Refuse raw counts on one side only, or on both where the registered scale is that of ``X``.
+
+    Raises
+    ------
+    ValueError
+        Naming the side that looks like raw counts.
+    """
+    sides = {"real": real.counts, "predicted": predicted.counts}
+    if not any(sides.values()) or (layer is not None and all(sides.values())):
+        return
+    place = " and ".join(name for name, counts in sides.items() if counts)
+    remedy = "Run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) on it first."
+    if layer is not None:
+        remedy = f"Give both sides on the scale of the registered layer {layer!r}."
+    problem = "looks like raw counts (whole numbers), unlike the reference"
+    raise ValueError(unusable("Expression", place, problem, remedy))
 
 
 def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair]:
@@ -84,7 +123,7 @@ def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair
     ValueError
         If there is none.
     """
-    rows = [cells.labels.groupby(["perturbation", "cell_type"]).indices for cells in (real, predicted)]
+    rows = [cells.conditions() for cells in (real, predicted)]
     shared = sorted(c for c in rows[1] if c in rows[0] and c[0] != control)
     if not shared:
         found = [listed(sorted({c[0] for c in r})) for r in rows]

@@ -54,3 +54,107 @@ def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray)
     shift = real - reference
     square = float(shift @ shift)
     return float((predicted - reference) @ shift / square) if square >= MIN_NORM**2 else 0.0
+
+
+def mse(real: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over genes of the squared error of the mean expression.
+
+    Most genes do not respond, so the mean of the training perturbations scores better than a noisy replicate.
+
+    Parameters
+    ----------
+    real, predicted
+        Mean expression (G,).
+
+    Returns
+    -------
+    The error, in squared units of expression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mse(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    2.0
+    """
+    return float(np.square(predicted - real).mean())
+
+
+def mae(real: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over genes of the absolute error of the mean expression.
+
+    Parameters
+    ----------
+    real, predicted
+        Mean expression (G,).
+
+    Returns
+    -------
+    The error, in units of expression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mae(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    1.0
+    """
+    return float(np.abs(predicted - real).mean())
+
+
+def wmse(real: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> float:
+    """Squared error of the mean expression, weighted towards the genes that tell the perturbation from the others.
+
+    The weights are those of :func:`t_weights` (Mejia et al. 2025): unlike the plain error this one does not reward
+    the mean of all perturbations.
+
+    Parameters
+    ----------
+    real, predicted
+        Mean expression (G,).
+    weights
+        Weight of every gene (G,), summing to 1.
+
+    Returns
+    -------
+    The error, in squared units of expression; NaN without weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wmse(np.array([1.0, 2.0]), np.array([1.0, 4.0]), np.array([0.75, 0.25]))
+    1.0
+    """
+    return float(weights @ np.square(predicted - real))
+
+
+def r2w_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted share of the variance over genes of the real shift that the predicted shift explains.
+
+    ``1 - sum w (predicted - real)^2 / sum w (shift - mean shift)^2`` with the weights of :func:`t_weights` and the
+    weighted mean over genes (Mejia et al. 2025). With the centre as reference it is ``r2w_delta_pert``.
+
+    Parameters
+    ----------
+    real, predicted, reference
+        Mean expression (G,).
+    weights
+        Weight of every gene (G,), summing to 1.
+
+    Returns
+    -------
+    At most 1, not bounded below; 0 where the real shift does not vary over genes (1 if the prediction equals it); NaN
+    without weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r2w_delta(np.array([1.0, 3.0]), np.array([1.0, 2.0]), np.zeros(2), np.array([0.5, 0.5]))
+    0.5
+    """
+    if np.isnan(weights).any():
+        return float("nan")
+    shift = real - reference
+    error = weights @ np.square(predicted - real)
+    spread = weights @ np.square(shift - weights @ shift)
+    if spread < MIN_NORM**2:
+        return float(error < MIN_NORM**2)
+    return float(1 - error / spread)

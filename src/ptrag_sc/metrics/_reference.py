@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.linalg import eigh
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import (
@@ -165,5 +166,5 @@ def _principal_components(
         covariance += cells.T @ cells
     mean /= len(rows)
     covariance = covariance / len(rows) - np.outer(mean, mean)
-    _, vectors = np.linalg.eigh(covariance)
-    return mean, np.ascontiguousarray(vectors[:, ::-1][:, :n_components].T)
+    _, vectors = eigh(covariance, subset_by_index=[reader.n_genes - n_components, reader.n_genes - 1])
+    return mean, np.ascontiguousarray(vectors[:, ::-1].T)

@@ -40,6 +40,11 @@ class ModulePredictor(Predictor):
     init_params_: dict[str, Any]
     split_: pd.DataFrame
 
+    @property
+    def trained_on_(self) -> pd.DataFrame:
+        """Conditions (``perturbation``, ``cell_type``) of the training and validation split."""
+        return self.split_.loc[self.split_["split"] != "test", ["perturbation", "cell_type"]]
+
     def training_data(self) -> AnnData:
         """Return the registered object.
 

@@ -32,6 +32,8 @@ class PublishedParams:
     dropout: float = 0.1  # of the scorer
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e4
+    scaled: bool = True  # scores divided by their std over the mini-batch; False shows what that costs
+    causal: bool = True  # cells see earlier cells only, by their place; False (neither) shows what that costs
 
 
 class PublishedSizes(NamedTuple):
@@ -57,16 +59,18 @@ class Selection(NamedTuple):
 class CausalAttention(nn.Module):
     """Multi-head attention with rotary positions and a causal mask (Su et al. 2021, as in Llama)."""
 
-    def __init__(self, n_hidden: int, n_attention: int, n_heads: int, theta: float):
+    def __init__(self, sizes: PublishedSizes, params: PublishedParams):
         super().__init__()
-        self.n_heads, self.theta = n_heads, theta
-        self.q, self.k, self.v = (nn.Linear(n_hidden, n_attention, bias=False) for _ in range(3))
-        self.o = nn.Linear(n_attention, n_hidden, bias=False)
+        self.n_heads, self.theta, self.causal = params.n_heads, params.rope_theta, params.causal
+        self.q, self.k, self.v = (nn.Linear(sizes.n_hidden, sizes.n_attention, bias=False) for _ in range(3))
+        self.o = nn.Linear(sizes.n_attention, sizes.n_hidden, bias=False)
 
     def forward(self, cells: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
         """Return what each cell gathers from itself and the cells that stand before it."""
         q, k, v = (f(cells).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v, is_causal=True)
+        if self.causal:
+            q, k = self._rotate(q), self._rotate(k)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
     def _rotate(self, x: Float[Tensor, "B A S W"]) -> Float[Tensor, "B A S W"]:
@@ -84,7 +88,7 @@ class LlamaBlock(nn.Module):
         super().__init__()
         n_hidden, wide = sizes.n_hidden, sizes.n_feed_forward
         self.norm_attention = nn.RMSNorm(n_hidden, eps=params.rms_norm_eps)
-        self.attention = CausalAttention(n_hidden, sizes.n_attention, params.n_heads, params.rope_theta)
+        self.attention = CausalAttention(sizes, params)
         self.norm_feed_forward = nn.RMSNorm(n_hidden, eps=params.rms_norm_eps)
         self.gate, self.up = (nn.Linear(n_hidden, wide, bias=False) for _ in range(2))
         self.down = nn.Linear(wide, n_hidden, bias=False)
@@ -116,14 +120,14 @@ class SummedSelection(nn.Module):
 
     def __init__(self, n_hidden: int, params: PublishedParams):
         super().__init__()
-        self.temperature = params.temperature
+        self.temperature, self.scaled = params.temperature, params.scaled
         self.scorer = FactoredScorer(n_hidden, params.dropout, n_outputs=2)
         self.value = nn.Linear(3 * n_hidden, n_hidden)
 
     def select(self, cells: Tensor, query: Tensor, keys: Tensor, noise: Tensor | None) -> Selection:
         """Draw the candidates of every cell; the scores are divided by their std over the whole mini-batch."""
         raw = self.scorer(cells, query, keys)
-        scaled = raw / raw.std()
+        scaled = raw / raw.std() if self.scaled else raw
         if noise is None:  # as published: in training and at prediction
             noise = -torch.empty_like(raw).exponential_().log()
         soft = torch.softmax((scaled + noise) / self.temperature, dim=-1)[..., 1]

@@ -1,0 +1,294 @@
+"""Does retrieval help, where, and which baseline wins?
+
+``python benchmarks/evidence.py --out FOLDER`` runs the study: PT-RAG with several gene embeddings and without
+retrieval, all baselines, floors and ceilings, on simulated and real screens, several seeds of split and initialisation
+each. It writes one JSON and one figure per task and ``evidence.md`` with all tables. It can be interrupted: a finished
+(seed, method) pair, and every trained model, is kept in FOLDER and never computed again. ``--task`` runs one task (so
+that several run side by side), ``--quick`` a small version that needs no data folder (under 20 minutes).
+
+Real screens are read from the folder that the environment variable ``PTRAG_SC_TEST_DATA`` names; tasks whose file is
+missing are skipped with a message. Nothing is tuned here: every learned model has its defaults and trains to its early
+stop on validation conditions.
+"""
+
+import argparse
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+import torch
+from anndata import AnnData
+from measure import machine, table
+
+import ptrag_sc
+from ptrag_sc import PTRAG, baselines
+from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
+
+KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
+METRICS = [*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2"]
+SHOWN = ["pearson_delta", "pearson_delta_pert", "pds_cosine", "energy_distance"]
+SEEDS = (0, 1, 2)
+N_CELLS = 2000  # control cells per cell type, or all: sampled ones would add noise to every predicted mean
+DATA = os.environ.get("PTRAG_SC_TEST_DATA")
+
+
+class Task(NamedTuple):
+    """A screen and how it is split."""
+
+    title: str
+    load: Callable[[], AnnData]
+    split: Callable[[AnnData, int], None]
+    batch_key: str | None = "batch"
+    scored: str | None = None  # key of strong_perturbations.json: only these are scored
+    published: bool = False  # whether the published architecture runs here too
+
+
+def data_file(name: str) -> Path:
+    return Path(DATA or "") / "data" / name
+
+
+def real_screen(name: str, *, size_factors: str | None = None, cell_type: str | None = None) -> AnnData:
+    """Return a log-normalised screen with text embeddings of its perturbed genes."""
+    adata = ad.read_h5ad(data_file(name))
+    if cell_type is not None:
+        adata = adata[adata.obs["cell_type"] == cell_type].copy()
+    if size_factors is None:
+        sc.pp.normalize_total(adata, target_sum=1e4)
+    else:
+        factor = adata.obs[size_factors].to_numpy(dtype=float)
+        adata.X = (adata.X.multiply((factor.mean() / factor)[:, None])).tocsr().astype(np.float32)
+    sc.pp.log1p(adata)
+    source = adata.uns.get("gene_embedding", str(data_file("gene_emb_minilm_l6_v2_384.npz")))
+    names = {"perturbation_key": KEYS["perturbation_key"], "control": KEYS["control"]}
+    ptrag_sc.pp.gene_embedding(adata, source, **names, missing="drop")
+    return adata
+
+
+def grouped_folds(adata: AnnData, seed: int) -> None:
+    """Hold out one of three folds of genes, with every combination that contains one; a sixth of the rest validates."""
+    labels = adata.obs["perturbation"].astype(str)
+    genes = np.array(sorted({g for name in labels.unique() if name != KEYS["control"] for g in name.split("+")}))
+    order = np.random.default_rng(0).permutation(genes)  # the folds; the seed chooses one
+    fold = {gene: i % 6 for i, gene in enumerate(order)}
+    found = [set() if name == KEYS["control"] else {fold[g] for g in name.split("+")} for name in labels]
+    test, val = {2 * (seed % 3), 2 * (seed % 3) + 1}, {(2 * (seed % 3) + 2) % 6}
+    adata.obs["split"] = ["test" if f & test else "val" if f & val else "train" for f in found]
+
+
+def drawn(adata: AnnData, seed: int, **options) -> None:
+    ptrag_sc.pp.split(adata, **KEYS, **options, seed=seed)
+
+
+PAIRS = {"holdout": "pair", "test_fraction": 0.3, "val_fraction": 0.1}
+TARGET = {"holdout": "pair", "test_cell_type": "RPE1", "test_fraction": 0.56, "val_fraction": 0.08}
+UNSEEN = {"holdout": "perturbation", "test_fraction": 0.3, "val_fraction": 0.1}
+SEMIREAL = partial(real_screen, "semireal_k562_rpe1.h5ad")
+TASKS = {
+    "simulated": Task("Simulated, held-out pairs", ptrag_sc.datasets.simulated, partial(drawn, **PAIRS)),
+    "semireal_pairs": Task(
+        "Semi-real K562/RPE1, held-out pairs of RPE1 (36 % in training)",
+        SEMIREAL,
+        partial(drawn, **TARGET),
+        published=True,
+    ),
+    "semireal_unseen": Task(
+        "Semi-real K562/RPE1, perturbations unseen in both lines", SEMIREAL, partial(drawn, **UNSEEN)
+    ),
+    "papalexi": Task(
+        "Papalexi THP-1, three folds of genes, strong perturbations",
+        partial(real_screen, "papalexi_thp1_299genes.h5ad", size_factors="total_umis"),
+        grouped_folds,
+        scored="papalexi_thp1",
+    ),
+    "norman": Task(
+        "Norman K562 (CRISPRa), three folds of genes, strong perturbations",
+        partial(real_screen, "norman_mcfaline_devel.h5ad", size_factors="size_factor_library", cell_type="K562"),
+        grouped_folds,
+        scored="norman_k562",
+    ),
+}
+
+
+def embedded(adata: AnnData, kind: str, seed: int) -> AnnData:
+    """Return a copy whose gene embedding is text as it is, permuted between genes, random, or one-hot."""
+    copy = adata.copy()
+    own = copy.uns["gene_embedding"]
+    genes, vectors = np.asarray(own["genes"], dtype=str), np.asarray(own["vectors"])
+    rng = np.random.default_rng([seed, 1])
+    vectors = {
+        "text": lambda: vectors,
+        "permuted": lambda: vectors[rng.permutation(len(vectors))],
+        "random": lambda: rng.normal(size=vectors.shape),
+        "one-hot": lambda: np.eye(len(vectors)),
+    }[kind]()
+    names = {"perturbation_key": KEYS["perturbation_key"], "control": KEYS["control"]}
+    ptrag_sc.pp.gene_embedding(copy, pd.DataFrame(vectors, index=genes), **names, missing="drop")
+    return copy
+
+
+class PublishedPTRAG(PTRAG):
+    """The published architecture, in the training loop and the sets of this package."""
+
+    frozen = scaled = causal = True
+
+    @classmethod
+    def _module_cls(cls, vectors, basis, params):
+        sizes = PublishedSizes(basis.shape[1], vectors.shape[1])
+        module = PublishedModule(vectors, sizes, PublishedParams("ptrag", scaled=cls.scaled, causal=cls.causal))
+        if cls.frozen:  # as observed: the generator and the output layer stay as they were initialised
+            for parameter in (*module.generator.parameters(), *module.project.parameters()):
+                parameter.requires_grad_(False)
+        return module
+
+
+class PublishedTrained(PublishedPTRAG):
+    frozen = False
+
+
+class PublishedUnscaled(PublishedTrained):
+    scaled = False
+
+
+class PublishedUnordered(PublishedUnscaled):
+    causal = False
+
+
+def trained(
+    adata: AnnData, seed: int, *, folder: Path, kind: str = "text", cls: type = PTRAG, max_epochs=None, **options
+) -> PTRAG:
+    """Return a model trained to its early stop, from its folder if it is there."""
+    adata = embedded(adata, kind, seed)
+    PTRAG.setup_anndata(adata, **KEYS, batch_key="batch", split_key="split")
+    place = folder / f"{cls.__name__}-{kind}-{options.get('retrieval', 'gumbel')}-{seed}"
+    if place.exists():
+        return cls.load(place, adata=adata)
+    scvi.settings.seed = seed
+    n_train = adata.obs.loc[(adata.obs["split"] == "train"), "perturbation"].nunique() - 1
+    model = cls(adata, n_candidates=min(32, max(1, n_train - 1)), **options)
+    model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
+    model.save(place)
+    return model
+
+
+def fitted(adata: AnnData, seed: int, *, cls: type, **options):
+    return cls(adata, **options).fit()
+
+
+def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Callable]:
+    """Return every method of a task."""
+    learn = partial(trained, folder=folder, max_epochs=max_epochs)
+    found = {f"PTRAG gumbel, {kind}": partial(learn, kind=kind) for kind in ("text", "permuted", "random", "one-hot")}
+    found |= {f"PTRAG {kind}, text": partial(learn, retrieval=kind) for kind in ("attention", "none")}
+    simple = {
+        "perturbation mean": {"cls": baselines.PerturbationMean},
+        "additive": {"cls": baselines.Additive},
+        "neighbours, text (5)": {"cls": baselines.NearestPerturbations, "n_neighbors": 5},
+        "neighbours, text (20)": {"cls": baselines.NearestPerturbations, "n_neighbors": 20},
+        "neighbours, response (20)": {"cls": baselines.NearestPerturbations, "n_neighbors": 20, "space": "response"},
+        "ridge, text": {"cls": baselines.LinearShift},
+        "ridge, response": {"cls": baselines.LinearShift, "space": "response"},
+        "stacked": {"cls": baselines.Stacked},
+    }
+    found |= {name: partial(fitted, **options) for name, options in simple.items()}
+    if task.published:
+        classes = {
+            "published": PublishedPTRAG,
+            "published, all trained": PublishedTrained,
+            "published, trained, not scaled": PublishedUnscaled,
+            "published, trained, not scaled, no order": PublishedUnordered,
+        }
+        found |= {name: partial(learn, cls=cls) for name, cls in classes.items()}
+    return found
+
+
+def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max_epochs: int | None) -> dict:
+    """Run a task, as far as it is not there yet, and write its scores and its figure."""
+    task, start = TASKS[name], time.perf_counter()
+    adata = task.load()
+    task.split(adata, seeds[0])
+    PTRAG.setup_anndata(adata, **KEYS, batch_key=task.batch_key, split_key="split")
+    wanted = {
+        m: call for m, call in methods(task, out / name / "models", max_epochs).items() if chosen is None or chosen in m
+    }
+    options = {"split": task.split, "seeds": seeds, "metrics": METRICS, "n_cells": N_CELLS, "cache": out / name}
+    scores = ptrag_sc.benchmark.compare(adata, wanted, **options)
+    if task.scored is not None:
+        strong = set(json.loads(data_file("strong_perturbations.json").read_text())[task.scored]["strong"])
+        scores = scores[scores["perturbation"].isin({ptrag_name(s) for s in strong})]
+    scores.to_csv(out / f"{name}.csv", index=False)
+    summaries = {t: ptrag_sc.benchmark.summary(scores, truth=t) for t in ("half", "all")}
+    figure = ptrag_sc.pl.benchmark(summaries["half"], metrics=SHOWN, return_fig=True)
+    figure.savefig(out / f"{name}.png", dpi=110)
+    result = {"task": name, "title": task.title, "seeds": list(seeds), "seconds": time.perf_counter() - start}
+    result |= {"machine": machine(torch.device("cpu")), "n_conditions": int(summaries["all"]["n_conditions"].max())}
+    result["summary"] = {t: s.to_dict("records") for t, s in summaries.items()}
+    (out / f"{name}.json").write_text(json.dumps(result, default=float))
+    return result
+
+
+def ptrag_name(label: str) -> str:
+    """Return the canonical form of a label."""
+    return "+".join(sorted(label.split("+")))
+
+
+def page(results: list[dict]) -> str:
+    """Return all tables as Markdown."""
+    parts = []
+    for result in results:
+        summary = pd.DataFrame(result["summary"]["all"])
+        rows = []
+        for method, part in summary.groupby("method", sort=False):
+            values = part.set_index("metric")
+            cells = {
+                m: f"{values.at[m, 'mean']:.3f} ± {(values.at[m, 'high'] - values.at[m, 'low']) / 2:.3f}"
+                for m in METRICS
+                if m in values.index
+            }
+            rows.append({"method": method} | cells)
+        rows.sort(key=lambda row: -float(row["pearson_delta"].split()[0]))
+        about = f"{result['n_conditions']} conditions, seeds {result['seeds']}; all real cells; ± half a 95 % interval"
+        parts.append(f"### {result['title']}\n\n{about}\n\n{table(rows)}\n\n![]({result['task']}.png)\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run what was asked for and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; what is there is not run again")
+    parser.add_argument("--task", choices=list(TASKS), action="append", help="one task; repeat for several")
+    parser.add_argument("--methods", help="only methods whose name contains this")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--quick", action="store_true", help="simulated screen only, one seed, short training")
+    parser.add_argument("--page", action="store_true", help="only write evidence.md from the results that are there")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = ["simulated"] if arguments.quick else arguments.task or list(TASKS)
+    seeds, epochs = ((0,), 20) if arguments.quick else (tuple(arguments.seeds), None)
+    for name in [] if arguments.page else names:
+        if name != "simulated" and not (DATA and data_file("semireal_k562_rpe1.h5ad").exists()):
+            print(f"{name}: skipped, PTRAG_SC_TEST_DATA names no folder with its data")
+            continue
+        result = run(name, arguments.out, seeds=seeds, chosen=arguments.methods, max_epochs=epochs)
+        print(f"{name}: {result['seconds']:.0f} s", flush=True)
+    results = [json.loads(path.read_text()) for n in TASKS if (path := arguments.out / f"{n}.json").exists()]
+    (arguments.out / "evidence.md").write_text(page(results))
+    print(page(results))
+    print(json.dumps({r["task"]: r["seconds"] for r in results}))
+
+
+if __name__ == "__main__":
+    main()

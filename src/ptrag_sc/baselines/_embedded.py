@@ -1,0 +1,46 @@
+"""What do baselines share that know perturbations by their gene embedding, or by their responses?"""
+
+import numpy as np
+from anndata import AnnData
+
+from ptrag_sc._validation import absent
+from ptrag_sc.baselines._base import Baseline
+from ptrag_sc.retrieval import GeneEmbedding, resolve_vectors
+
+SPACES = ("gene_embedding", "response")
+
+
+class EmbeddedBaseline(Baseline):
+    """A baseline that needs the gene embedding.
+
+    Parameters
+    ----------
+    adata
+        Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
+    space
+        What perturbations are known by.
+
+    Raises
+    ------
+    KeyError
+        If the object has no gene embedding.
+    ValueError
+        If the space is unknown.
+    """
+
+    def __init__(self, adata: AnnData, *, space: str):
+        super().__init__(adata)
+        if space not in SPACES:
+            raise ValueError(absent("space=", space, "the known values", SPACES, "Pass one of them."))
+        key = self.keys_.embedding_key
+        uns = self.keys_.container(adata, "embedding_key").uns
+        if key not in uns:
+            raise KeyError(absent("Gene embedding", key, "adata.uns", uns, "Run ptrag_sc.pp.gene_embedding first."))
+        self.space, self.embedding_ = space, GeneEmbedding.from_uns(uns[key], key)
+        self.excluded_ = self.embedding_.excluded
+
+    def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
+        """Return the embedding (Q, D) of each perturbation: own table, then ``adata``, then ``gene_embedding``."""
+        key = self.keys_.embedding_key
+        table = self.keys_.container(adata, "embedding_key").uns.get(key)
+        return resolve_vectors(labels, self.embedding_, table=table, key=key, sep=self.keys_.sep, extra=gene_embedding)

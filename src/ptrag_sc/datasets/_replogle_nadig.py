@@ -1,0 +1,233 @@
+"""How does the Replogle-Nadig screen, 22 GB, become an AnnData that fits into memory?"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pooch
+import scipy.sparse as sp
+from anndata import AnnData
+
+from ptrag_sc._validation import absent, check_whole, unusable
+from ptrag_sc.data import read_labels
+from ptrag_sc.data._dataset import as_row_matrix
+
+URL = "https://huggingface.co/datasets/arcinstitute/Replogle-Nadig-Preprint/resolve/main/replogle.h5ad"
+COLUMNS = ("gene", "cell_line", "gem_group")
+CONTROL = "non-targeting"
+ROWS = 4096  # cells in memory at once
+N_BINS = 20  # of mean expression, within which dispersions are compared
+
+logger = logging.getLogger(__name__)
+
+
+def replogle_nadig(
+    path: str | os.PathLike | None = None,
+    *,
+    url: str = URL,
+    sha256: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> AnnData:
+    """Open the Replogle-Nadig CRISPRi screen, without reading its expression.
+
+    643,413 cells of K562, RPE1, Jurkat and HepG2, 6,642 genes, 2,023 perturbed genes and controls: the screens of [1]_
+    and [2]_ in one file, as published with STATE. It has 22 GB: download it yourself and pass its path, or pass the
+    SHA-256 that its page shows, and it is downloaded once and checked.
+
+    Parameters
+    ----------
+    path
+        The downloaded file; None downloads it.
+    url
+        Where it is.
+    sha256
+        Its checksum. No checksum is known to this package, and nothing is downloaded without one. A local file is
+        checked too, if it is given.
+    cache_dir
+        Folder of the download; None is the user's cache folder for ptrag_sc.
+
+    Returns
+    -------
+    AnnData backed by the file. Its conventions: ``perturbation_key="gene"``, ``control="non-targeting"``,
+    ``cell_type_key="cell_line"``, ``batch_key="gem_group"`` (numbers that cell lines share: ptrag_sc never takes them
+    for one batch). The 2,000 genes of ``obsm["X_hvg"]`` belong to no split of yours:
+    :func:`select_training_genes` chooses them from training cells.
+
+    Raises
+    ------
+    OSError
+        If the download fails, or there is no such file.
+    ValueError
+        If a download has no checksum, or a file another one.
+    KeyError
+        If the file lacks a column or the control label.
+
+    References
+    ----------
+    .. [1] Replogle et al. (2022), Mapping information-rich genotype-phenotype landscapes with genome-scale Perturb-seq.
+    .. [2] Nadig et al. (2025), Transcriptome-wide analysis of differential expression in perturbation atlases.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.replogle_nadig("replogle.h5ad")  # doctest: +SKIP
+    >>> keys = {"perturbation_key": "gene", "control": "non-targeting", "cell_type_key": "cell_line"}
+    >>> ptrag_sc.pp.split(adata, **keys, test_cell_type="hepg2", test_fraction=0.36)  # doctest: +SKIP
+    >>> adata = ptrag_sc.datasets.select_training_genes(adata, counts=True)  # doctest: +SKIP
+    """
+    file = _downloaded(url, sha256, cache_dir) if path is None else Path(path)
+    if not file.is_file():
+        remedy = "Pass the path of the downloaded replogle.h5ad."
+        raise FileNotFoundError(unusable("The file", str(file), "does not exist", remedy))
+    if path is not None and sha256 is not None and pooch.file_hash(str(file)) != _digest(sha256):
+        remedy = "Download it again, or correct sha256."
+        raise ValueError(unusable("The file", str(file), "has another SHA-256", remedy))
+    adata = anndata.read_h5ad(file, backed="r")
+    for column in COLUMNS:
+        if column not in adata.obs:
+            raise KeyError(absent("Column", column, f"obs of {file}", adata.obs.columns, "Pass replogle.h5ad."))
+    if CONTROL not in set(adata.obs[COLUMNS[0]]):
+        found = adata.obs[COLUMNS[0]].astype(str).unique()
+        raise KeyError(absent("Control label", CONTROL, f"obs['gene'] of {file}", found, "Pass replogle.h5ad."))
+    return adata
+
+
+def select_training_genes(
+    adata: AnnData,
+    *,
+    counts: bool,
+    split_key: str = "split",
+    n_genes: int = 2000,
+    target_sum: float = 1e4,
+) -> AnnData:
+    """Bring the variable genes of the training cells into memory, log-normalised.
+
+    Reads ``X`` twice, a few thousand cells at a time. Genes are ranked as the flavor "seurat" of scanpy does [1]_ (the
+    dispersion var/mean of normalised expression, standardised among genes of similar mean), from cells labelled
+    ``train`` alone: genes that are chosen with test cells tell about them.
+
+    Parameters
+    ----------
+    adata
+        Screen with a split, in memory or backed by a file; it is not changed.
+    counts
+        Whether ``X`` holds counts, which are divided by the cell's total over *all* genes, times ``target_sum``, and
+        log1p is taken. Otherwise it holds log1p of normalised counts, and its values are kept.
+    split_key
+        Column of ``obs`` written by :func:`ptrag_sc.pp.split`; control cells are ``train`` there.
+    n_genes
+        Number of genes to keep; all, if there are no more.
+    target_sum
+        Counts per cell after normalisation.
+
+    Returns
+    -------
+    New AnnData of all cells x ``n_genes``: ``X`` CSR float32, ``obs`` and the chosen rows of ``var`` copied.
+
+    Raises
+    ------
+    KeyError
+        If the split column does not exist.
+    ValueError
+        If no cell is labelled ``train``, ``X`` is not on the scale that ``counts`` says, or a cell has no counts.
+
+    References
+    ----------
+    .. [1] Satija et al. (2015), Spatial reconstruction of single-cell gene expression data.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> keys = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
+    >>> ptrag_sc.pp.split(adata, **keys)
+    >>> select_training_genes(adata, counts=False, n_genes=20).shape
+    (600, 20)
+    """
+    check_whole("n_genes", n_genes, "select_training_genes", minimum=1)
+    seen = read_labels(adata.obs, split_key) == "train"
+    if not seen.any():
+        raise ValueError(
+            unusable("The split", f"adata.obs[{split_key!r}]", "has no cell labelled 'train'", "Split it.")
+        )
+    chosen = np.sort(_most_variable(*_moments(adata, seen, counts, target_sum), n_genes))
+    parts = [sp.csr_matrix(cells[:, chosen]) for _, cells in _logged(adata, counts, target_sum)]
+    logger.info("%d of %d genes kept: the most variable in %d training cells.", len(chosen), adata.n_vars, seen.sum())
+    return AnnData(sp.vstack(parts, format="csr"), obs=adata.obs.copy(), var=adata.var.iloc[chosen].copy())
+
+
+def _downloaded(url: str, sha256: str | None, cache_dir: str | os.PathLike | None) -> Path:
+    if sha256 is None:
+        remedy = "Pass path= of a file that you downloaded, or the sha256= that its page shows."
+        raise ValueError(unusable("The file", url, "has no checksum known to ptrag_sc", remedy))
+    folder = Path(cache_dir) if cache_dir is not None else Path(pooch.os_cache("ptrag_sc"))
+    has_tqdm = importlib.util.find_spec("tqdm") is not None
+    known_hash = f"sha256:{_digest(sha256)}"
+    try:
+        return Path(pooch.retrieve(url, known_hash, fname=Path(url).name, path=folder, progressbar=has_tqdm))
+    except OSError as error:
+        remedy = "Download it elsewhere and pass its path."
+        raise OSError(unusable("The file", url, f"could not be downloaded ({error})", remedy)) from error
+
+
+def _digest(sha256: str) -> str:
+    return sha256.removeprefix("sha256:").lower()
+
+
+def _logged(adata: AnnData, counts: bool, target_sum: float) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows and their log-normalised expression (n, G) float32, piece by piece."""
+    matrix = as_row_matrix(adata.X)
+    for start in range(0, adata.n_obs, ROWS):
+        rows = slice(start, min(start + ROWS, adata.n_obs))
+        block = matrix[rows]
+        cells = (block.toarray() if sp.issparse(block) else np.asarray(block)).astype(np.float32)
+        _check(cells, counts)
+        if counts:
+            totals = cells.sum(1, dtype=np.float64)[:, None]
+            if not totals.all():
+                first = adata.obs_names[start + int(np.argmin(totals))]
+                raise ValueError(unusable(f"Cell {first!r}", "adata.X", "has no counts", "Remove such cells."))
+            cells = np.log1p(cells * (target_sum / totals)).astype(np.float32)
+        yield rows, cells
+
+
+def _check(cells: np.ndarray, counts: bool) -> None:
+    whole = bool((cells == np.rint(cells)).all())
+    if not np.isfinite(cells).all() or cells.min() < 0:
+        problem = "holds negative, NaN or infinite values"
+        raise ValueError(unusable("Expression", "adata.X", problem, "Pass counts, or log1p of normalised counts."))
+    if whole != counts:
+        problem = "holds fractions, not counts" if counts else "holds whole numbers, not log1p of normalised counts"
+        raise ValueError(unusable("Expression", "adata.X", problem, f"Pass counts={not counts}."))
+
+
+def _moments(adata: AnnData, seen: np.ndarray, counts: bool, target_sum: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance (G,) of normalised, not logged, expression of the cells seen."""
+    n, total, square = 0, np.zeros(adata.n_vars), np.zeros(adata.n_vars)
+    for rows, cells in _logged(adata, counts, target_sum):
+        linear = np.expm1(cells[seen[rows]].astype(np.float64))
+        n += len(linear)
+        total += linear.sum(0)
+        square += np.einsum("ng,ng->g", linear, linear)
+    mean = total / n
+    return mean, np.maximum(square / n - mean**2, 0) * n / max(n - 1, 1)
+
+
+def _most_variable(mean: np.ndarray, variance: np.ndarray, n_genes: int) -> np.ndarray:
+    """Return the genes whose log dispersion stands out most among genes of similar log mean."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dispersion = np.log(variance / mean)  # NaN, last in the order, for genes without expression or variance
+    dispersion[~np.isfinite(dispersion)] = np.nan
+    table = pd.DataFrame({"dispersion": dispersion, "bin": pd.cut(np.log1p(mean), N_BINS, labels=False)})
+    bins = table.groupby("bin")["dispersion"]
+    centre, spread = bins.transform("mean"), bins.transform("std")
+    # A gene alone in its bin has no spread to compare with: its score is 1, as in Seurat.
+    score = ((dispersion - centre) / spread).where(spread.notna(), 1.0).where(np.isfinite(dispersion))
+    order = np.argsort(-score.to_numpy(), kind="stable")  # NaN comes last
+    return order[: min(n_genes, len(order))]

@@ -1,0 +1,122 @@
+"""Which method is best, by how much, and how far is it from the floor and the ceiling?"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ptrag_sc._validation import absent, unusable
+from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, SMALL, finish
+
+NEEDED = ("metric", "method", "kind", "mean", "low", "high")
+FLOOR_COLOUR, CEILING_COLOUR = "#A6A6A6", "#009E73"
+ROW_HEIGHT, PANEL_WIDTH = 0.3, 2.6  # inches
+# "higher" metrics are best at the right, "lower" ones at the left; "closer" ones have their best value marked.
+ARROWS = {"higher": "better →", "lower": "← better", "closer": "best: 1"}
+
+
+def benchmark(
+    summary: pd.DataFrame,
+    *,
+    metrics: Sequence[str] | None = None,
+    directions: dict[str, str] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> np.ndarray | Figure:
+    """One panel per metric: a dot for every method with its interval, floors as grey and ceilings as green lines.
+
+    Methods stand in the order of the first metric, the best on top.
+
+    Parameters
+    ----------
+    summary
+        Table of :func:`ptrag_sc.benchmark.summary`.
+    metrics
+        Panels, in this order. None: all metrics of the table.
+    directions
+        For each metric ``"higher"``, ``"lower"`` or ``"closer"``. None: those of :data:`ptrag_sc.metrics.METRICS`,
+        and ``"higher"`` for metrics that are not there.
+    show
+        Whether to show the figure. None: ``scanpy.settings.autoshow``, unless ``return_fig`` is given.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes of the panels (n,), or the figure.
+
+    Raises
+    ------
+    KeyError
+        If a column or metric is missing.
+    ValueError
+        If the table holds no method.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> ptrag_sc.pl.benchmark(ptrag_sc.benchmark.summary(scores))  # doctest: +SKIP
+    """
+    if lacking := [c for c in NEEDED if c not in summary]:
+        remedy = "Pass the table of ptrag_sc.benchmark.summary."
+        raise KeyError(absent("Column", lacking[0], "the summary", summary.columns, remedy))
+    known = list(dict.fromkeys(summary["metric"]))
+    metrics = known if metrics is None else list(metrics)
+    if strange := [m for m in metrics if m not in known]:
+        raise KeyError(absent("Metric", strange[0], "the summary", known, "Pass metrics that are in the table."))
+    if not (summary["kind"] == "method").any():
+        raise ValueError(unusable("The summary", "pl.benchmark", "holds no method", "Compare at least one."))
+    directions = {**dict.fromkeys(metrics, "higher"), **_table_directions(), **(directions or {})}
+    order = _order(summary, metrics[0], directions[metrics[0]])
+    size = PANEL_WIDTH * len(metrics) + 1.2, ROW_HEIGHT * len(order) + 1.4
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        _panel(ax, summary[summary["metric"] == metric].set_index("method"), order, directions[metric])
+        ax.set_title(metric, fontsize=SMALL + 1)
+    axes[0, 0].set_yticks(range(len(order)), order)
+    axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    _legend(figure, summary)
+    result = finish(axes[0, 0], given=False, show=show, return_fig=return_fig)
+    return result if return_fig else axes[0]
+
+
+def _table_directions() -> dict[str, str]:
+    from ptrag_sc.metrics import METRICS
+
+    return {name: row.direction for name, row in METRICS.items()}
+
+
+def _order(summary: pd.DataFrame, metric: str, direction: str) -> list[str]:
+    rows = summary[(summary["metric"] == metric) & (summary["kind"] == "method")].set_index("method")["mean"]
+    distance = {"higher": -rows, "lower": rows, "closer": (rows - 1).abs()}[direction]
+    return distance.sort_values(kind="stable").index.tolist()
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, order: list[str], direction: str) -> None:
+    for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
+        for value in rows.loc[rows["kind"] == kind, "mean"].dropna():
+            ax.axvline(value, color=colour, ls=style, lw=1.4, zorder=0)
+    own = rows.reindex(order)
+    place = np.arange(len(order))
+    ax.hlines(place, own["low"], own["high"], color=OBSERVED_COLOUR, lw=1.8)
+    ax.plot(own["mean"], place, "o", color=OBSERVED_COLOUR, ms=6)
+    ax.set_xlabel(ARROWS[direction], fontsize=SMALL, color=LINE_COLOUR)
+    ax.tick_params(labelsize=SMALL)
+    ax.locator_params(axis="x", nbins=4)
+    ax.grid(axis="y", color="0.93", lw=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+
+
+def _legend(figure: Figure, summary: pd.DataFrame) -> None:
+    lines, labels = [plt.Line2D([], [], color=OBSERVED_COLOUR, marker="o")], ["method, 95 % interval"]
+    for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
+        names = summary.loc[summary["kind"] == kind, "method"].unique()
+        if len(names):
+            lines.append(plt.Line2D([], [], color=colour, ls=style, lw=1.4))
+            labels.append(f"{kind}: {', '.join(names)}")
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=SMALL)

@@ -1,0 +1,182 @@
+"""Is a comparison fair, resumable, and deaf to test conditions?"""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ptrag_sc
+from ptrag_sc.baselines import MeanShift, NearestPerturbations
+from ptrag_sc.benchmark import compare, evaluate, split_half, summary
+from screens import KEYS, make_screen
+
+METRICS = ["pearson_delta", "energy_distance"]
+OPTIONS = {"metrics": METRICS, "seeds": [0, 1], "progress": False}
+
+
+def draw(adata, seed):
+    ptrag_sc.pp.split(
+        adata,
+        perturbation_key="gene",
+        cell_type_key="line",
+        control="ctl",
+        test_fraction=0.3,
+        val_fraction=0.1,
+        seed=seed,
+    )
+
+
+def nearest(adata, seed):
+    return NearestPerturbations(adata, n_neighbors=3).fit()
+
+
+@pytest.fixture
+def screen():
+    adata = make_screen()
+    draw(adata, 0)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem", split_key="split")
+    return adata
+
+
+def test_every_row_is_a_test_condition_and_floors_and_ceilings_are_there(screen):
+    before = screen.obs["split"].copy()
+    scores = compare(screen, {"nearest": nearest}, split=draw, **OPTIONS)
+    assert screen.obs["split"].equals(before)  # the user's object is not touched
+    kinds = scores.drop_duplicates(["method", "kind", "truth"]).groupby("kind")["truth"].agg(sorted).to_dict()
+    assert kinds == {"method": ["all", "half"], "floor": ["all", "all", "half", "half"], "ceiling": ["half", "half"]}
+    for seed, part in scores.groupby("seed"):
+        draw(screen, seed)
+        obs = screen.obs[(screen.obs["split"] == "test") & (screen.obs["gene"] != "ctl")]
+        held_out = set(zip(obs["gene"].astype(str), obs["line"].astype(str), strict=True))
+        found = set(zip(part["perturbation"].astype(str), part["cell_type"].astype(str), strict=True))
+        assert found == held_out
+        assert (part.groupby(["method", "truth", "metric"]).size() == len(held_out)).all()
+
+
+def test_scores_are_those_of_evaluate(screen):
+    scores = compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, n_cells=20)
+    reference = ptrag_sc.metrics.Reference.from_adata(screen)
+    test = screen.obs[(screen.obs["split"] == "test") & (screen.obs["gene"] != "ctl")]
+    fitted, half = nearest(screen, 0), split_half(screen, 0).real
+    for cell_type, rows in test.groupby("line", observed=True):
+        predicted = fitted.predict(perturbations=sorted(rows["gene"].unique()), cell_types=cell_type, n_cells=20)
+        for truth, real in (("half", half), ("all", screen)):
+            expected = evaluate(real, predicted, reference=reference, metrics="pearson_delta")
+            found = scores[(scores["method"] == "nearest") & (scores["truth"] == truth)]
+            found = found[(found["cell_type"] == cell_type) & (found["metric"] == "pearson_delta")]
+            np.testing.assert_allclose(sorted(found["value"]), sorted(expected["value"]), rtol=1e-5)
+
+
+def test_a_predicted_object_is_as_good_as_a_predictor(screen):
+    def predicted(adata, seed):
+        fitted = MeanShift(adata).fit()
+        labels = adata.obs.loc[(adata.obs["split"] == "test") & (adata.obs["gene"] != "ctl"), "gene"].unique()
+        return fitted.predict(perturbations=list(labels))
+
+    scores = compare(screen, {"cells": predicted}, **OPTIONS)
+    wide = scores[scores["metric"] == "pearson_delta"].pivot_table(
+        index=["seed", "truth", "perturbation", "cell_type"], columns="method", values="value", observed=True
+    )
+    np.testing.assert_allclose(wide["cells"], wide["mean shift"])
+
+
+def test_a_finished_part_is_not_computed_again(screen, tmp_path):
+    calls = []
+
+    def counted(adata, seed):
+        calls.append(seed)
+        if seed == 1 and len(calls) == 2:
+            raise RuntimeError("interrupted")
+        return nearest(adata, seed)
+
+    options = {**OPTIONS, "split": draw, "cache": tmp_path / "cache"}
+    with pytest.raises(RuntimeError, match="interrupted"):
+        compare(screen, {"nearest": counted}, **options)
+    resumed = compare(screen, {"nearest": counted}, **options)
+    assert calls == [0, 1, 1]
+    again = compare(screen, {"nearest": counted}, **options)
+    assert calls == [0, 1, 1]
+    pd.testing.assert_frame_equal(resumed, again)
+    fresh = compare(screen, {"nearest": nearest}, split=draw, **OPTIONS)
+    pd.testing.assert_frame_equal(resumed, fresh, check_exact=False, check_dtype=False)
+
+
+def test_a_cache_of_something_else_is_refused(screen, tmp_path):
+    compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, cache=tmp_path)
+    with pytest.raises(ValueError, match="holds scores of other data, another split or other metrics"):
+        compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0], "metrics": ["mse"]}, cache=tmp_path)
+    draw(screen, 7)
+    with pytest.raises(ValueError, match="holds scores of other data"):
+        compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, cache=tmp_path)
+
+
+def test_a_predictor_that_saw_a_test_condition_is_refused(screen):
+    everything = screen.copy()
+    everything.obs["split"] = "train"
+    leaky = MeanShift(everything).fit()
+    with pytest.raises(ValueError, match="'leaky' in seed 0 was trained on test conditions: 'G"):
+        compare(screen, {"leaky": lambda adata, seed: leaky}, **OPTIONS)
+
+
+def test_ptrag_says_what_it_was_trained_on(screen):
+    model = ptrag_sc.PTRAG(screen, n_candidates=3, n_hidden=8, n_layers=1, n_heads=2)
+    seen = set(map(tuple, model.trained_on_.to_numpy().tolist()))
+    test = screen.obs[screen.obs["split"] == "test"]
+    assert seen.isdisjoint(zip(test["gene"], test["line"], strict=True))
+    assert len(seen) == len(model.split_[model.split_["split"] != "test"])
+
+
+def test_unusable_requests_are_refused(screen):
+    with pytest.raises(ValueError, match="are empty"):
+        compare(screen, {}, **OPTIONS)
+    with pytest.raises(ValueError, match="Method names 'mean shift'"):
+        compare(screen, {"mean shift": nearest}, **OPTIONS)
+    with pytest.raises(KeyError, match="pearson_delt"):
+        compare(screen, {"nearest": nearest}, seeds=[0], metrics=["pearson_delt"], progress=False)
+    with pytest.raises(ValueError, match="n_cells=1"):
+        compare(screen, {"nearest": nearest}, **OPTIONS, n_cells=1)
+    screen.obs["split"] = "train"
+    with pytest.raises(ValueError, match="holds no test condition"):
+        compare(screen, {"nearest": nearest}, **OPTIONS)
+    bare = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(bare, **KEYS)
+    with pytest.raises(ValueError, match="without split_key"):
+        compare(bare, {"nearest": nearest}, **OPTIONS)
+
+
+def table(n=60, gain=0.1, noise=0.05, seeds=3):
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(seeds):
+        level = rng.normal(size=n) * 0.3  # what both methods share is no noise of their difference
+        for name, shift in (("new", gain), ("mean shift", 0.0)):
+            values = level + shift + rng.normal(size=n) * noise
+            rows += [(name, "method", seed, "half", f"P{p}", "t", "pearson_delta", v) for p, v in enumerate(values)]
+    columns = ["method", "kind", "seed", "truth", "perturbation", "cell_type", "metric", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_differences_are_paired_and_their_interval_covers():
+    result = summary(table()).set_index("method")
+    assert result.loc["new", "difference"] == pytest.approx(0.1, abs=0.02)
+    width = result.loc["new", "difference_high"] - result.loc["new", "difference_low"]
+    assert width < 0.3 * (result.loc["new", "high"] - result.loc["new", "low"])
+    assert result.loc["new", "positive_seeds"] == 1
+    assert result.loc["mean shift", ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+    # The standard error of a mean of 60 differences of sd .05 * sqrt(2 / 3 seeds).
+    assert width == pytest.approx(2 * 1.96 * 0.05 * (2 / 3) ** 0.5 / 60**0.5, rel=0.35)
+
+
+def test_missing_values_are_left_out_of_pairs():
+    scores = table(n=10, noise=0.0, seeds=1)
+    scores.loc[(scores["method"] == "new") & (scores["perturbation"] == "P3"), "value"] = np.nan
+    assert summary(scores).set_index("method").loc["new", "difference"] == pytest.approx(0.1)
+    scores.loc[scores["method"] == "new", "value"] = np.nan
+    assert np.isnan(summary(scores).set_index("method").loc["new", "difference"])
+
+
+def test_a_summary_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="is empty"):
+        summary(table()[:0])
+    with pytest.raises(KeyError, match="Method 'x' does not occur"):
+        summary(table(), against="x")
+    with pytest.raises(KeyError, match="Truth 'all' does not occur"):
+        summary(table(), truth="all")
