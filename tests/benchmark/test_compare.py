@@ -79,6 +79,20 @@ def test_a_predicted_object_is_as_good_as_a_predictor(screen):
     np.testing.assert_allclose(wide["cells"], wide["mean shift"])
 
 
+def test_a_method_may_build_a_model_on_what_it_is_given_and_metrics_may_be_own_rows(screen):
+    def model(adata, seed):
+        return ptrag_sc.PTRAG(adata, n_candidates=3, n_hidden=8, n_layers=1, n_heads=2)
+
+    own = {"error": ptrag_sc.metrics.METRICS["mse"]}
+    scores = compare(screen, {"untrained": model}, seeds=[0], metrics=own, progress=False)
+    assert set(scores["metric"]) == {"error"}
+    # Untrained, every cell stays as it is.
+    wide = scores[scores["truth"] == "all"].pivot_table(
+        index=["perturbation", "cell_type"], columns="method", values="value", observed=True
+    )
+    np.testing.assert_allclose(wide["untrained"], wide["no effect"], rtol=1e-5)
+
+
 def test_a_finished_part_is_not_computed_again(screen, tmp_path):
     calls = []
 

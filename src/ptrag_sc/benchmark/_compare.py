@@ -14,10 +14,11 @@ from scvi.utils import track
 from ptrag_sc._validation import check_whole, listed, unusable
 from ptrag_sc.baselines import MeanShift, NoEffect
 from ptrag_sc.benchmark._ceilings import interpolated_duplicate, split_half
-from ptrag_sc.benchmark._evaluate import evaluate
+from ptrag_sc.benchmark._evaluate import chosen_metrics, evaluate
 from ptrag_sc.data import Predictor, ScreenKeys, condition_split, read_screen, read_split
 from ptrag_sc.data._files import make_folder, write_beside
-from ptrag_sc.metrics import Reference
+from ptrag_sc.metrics import Metric, Reference
+from ptrag_sc.model import PTRAG
 
 N_CELLS = 1000
 FLOORS = {
@@ -43,7 +44,7 @@ def compare(
     *,
     split: Callable[[AnnData, int], None] | None = None,
     seeds: Iterable[int] = (0, 1, 2),
-    metrics: Iterable[str] | None = None,
+    metrics: str | Iterable[str] | Mapping[str, Metric] | None = None,
     n_cells: int = N_CELLS,
     cache: str | Path | None = None,
     progress: bool = True,
@@ -70,7 +71,7 @@ def compare(
     seeds
         One split and one initialisation each.
     metrics
-        Rows of :data:`ptrag_sc.metrics.METRICS`; None takes the default ones.
+        As in :func:`evaluate`; None takes the default ones.
     n_cells
         Control cells per cell type from which populations are predicted, where there are that many.
     cache
@@ -107,17 +108,19 @@ def compare(
     >>> sorted(scores["method"].unique())
     ['interpolated duplicate', 'mean shift', 'neighbours', 'no effect', 'split half']
     """
-    keys, seeds, names = ScreenKeys.of(adata), list(seeds), _known(metrics)
+    keys, seeds, rows = ScreenKeys.of(adata), list(seeds), chosen_metrics(metrics)
     _check(keys, methods, seeds)
     check_whole("n_cells", n_cells, "compare", minimum=2)
     calls = [("method", methods), ("floor", FLOORS), ("ceiling", CEILINGS)]
     tasks = [Task(s, name, kind, call) for s in seeds for kind, group in calls for name, call in group.items()]
     adata, parts, ready = adata.copy(), [], None
+    # A copy is not known to scvi-tools.
+    PTRAG.setup_anndata(adata, **{name: value for name, value in keys.to_uns().items() if name != "modalities"})
     for task in track(tasks, description="comparing", disable=not progress):
         if ready is None or ready.seed != task.seed:
             if split is not None:
                 split(adata, task.seed)
-            ready = _Ready(adata, keys, task.seed, names)
+            ready = _Ready(adata, keys, task.seed, rows)
         parts.append(_cached(cache, ready, task, lambda task=task, ready=ready: _scored(ready, task, n_cells)))
     return pd.concat(parts, ignore_index=True)
 
@@ -125,7 +128,7 @@ def compare(
 class _Ready:
     """A split, what it holds out, and what predictions are compared with; read when first needed."""
 
-    def __init__(self, adata: AnnData, keys: ScreenKeys, seed: int, metrics: list[str]):
+    def __init__(self, adata: AnnData, keys: ScreenKeys, seed: int, metrics: dict[str, Metric]):
         self.adata, self.keys, self.seed, self.metrics = adata, keys, seed, metrics
         screen = read_screen(adata, keys)
         table = condition_split(screen.index, read_split(adata, keys), place=f"adata.obs[{keys.split_key!r}]")
@@ -149,7 +152,7 @@ class _Ready:
     @property
     def fingerprint(self) -> str:
         """Number of what scores depend on beside the method."""
-        digest = hashlib.sha256(json.dumps([self.adata.shape, self.metrics, self.keys.to_uns()]).encode())
+        digest = hashlib.sha256(json.dumps([self.adata.shape, list(self.metrics), self.keys.to_uns()]).encode())
         digest.update(pd.util.hash_pandas_object(self.test, index=False).to_numpy().tobytes())
         digest.update(pd.util.hash_array(self.adata.obs_names.to_numpy(dtype=object)).tobytes())
         return digest.hexdigest()[:16]
@@ -213,10 +216,6 @@ def _file_name(name: str) -> str:
     """Return a name that any file system takes; a digest keeps those apart that become equal."""
     plain = "".join(c if c.isalnum() else "_" for c in name)
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def _known(metrics: Iterable[str] | None) -> list[str] | None:
-    return None if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
 
 
 def _check(keys: ScreenKeys, methods: Mapping[str, Method], seeds: list[int]) -> None:

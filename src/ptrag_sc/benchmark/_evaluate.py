@@ -1,7 +1,7 @@
 """How good are predicted cells, condition by condition?"""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
@@ -22,7 +22,11 @@ COLUMNS = ["perturbation", "cell_type", "metric", "value", "n_real", "n_predicte
 
 
 def evaluate(
-    real: AnnData, predicted: AnnData, *, reference: Reference, metrics: str | Iterable[str] | None = None
+    real: AnnData,
+    predicted: AnnData,
+    *,
+    reference: Reference,
+    metrics: str | Iterable[str] | Mapping[str, Metric] | None = None,
 ) -> pd.DataFrame:
     """Compare predicted with real cells of every condition that both objects hold.
 
@@ -43,7 +47,8 @@ def evaluate(
     metrics
         Rows of :data:`ptrag_sc.metrics.METRICS`; None takes the seven of
         :data:`ptrag_sc.metrics.DEFAULT_METRICS`: ``pearson_delta``, ``pearson_delta_pert``, ``pds_cosine``, ``wmse``,
-        ``effect_slope``, ``energy_distance``, ``variance_ratio``.
+        ``effect_slope``, ``energy_distance``, ``variance_ratio``. A mapping gives rows of your own, such as those of
+        :func:`pertpy_metric`, by name.
 
     Returns
     -------
@@ -71,7 +76,7 @@ def evaluate(
     >>> bool((scores["value"] > 0.999).all())
     True
     """
-    rows = _chosen(metrics)
+    rows = chosen_metrics(metrics)
     sides = read_cells(real, reference, place="real"), read_cells(predicted, reference, place="predicted")
     check_scales(*sides, layer=reference.keys.layer)
     pairs = pair_conditions(*sides, control=reference.keys.control)
@@ -91,7 +96,16 @@ def evaluate(
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _chosen(metrics: str | Iterable[str] | None) -> dict[str, Metric]:
+def chosen_metrics(metrics: str | Iterable[str] | Mapping[str, Metric] | None) -> dict[str, Metric]:
+    """Return rows by name.
+
+    Raises
+    ------
+    KeyError
+        If a name is not in the table.
+    """
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
     names = DEFAULT_METRICS if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     strange = [name for name in names if name not in METRICS]
     if strange:
@@ -204,7 +218,7 @@ def _values_of_means(
 def _perturbed_genes(panel: list[Pair], reference: Reference) -> np.ndarray:
     """Return whether each gene (G,) is perturbed in one of the conditions."""
     names = {gene for pair in panel for gene in components(pair.perturbation, reference.keys.sep)}
-    return np.isin(reference.genes.astype(str), sorted(names))
+    return np.array([gene in names for gene in reference.genes], dtype=bool)
 
 
 def _control_cells(real: Cells, cell_type: str, reference: Reference) -> np.ndarray:

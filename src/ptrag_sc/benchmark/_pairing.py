@@ -54,7 +54,8 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         twice = listed(adata.var_names[adata.var_names.duplicated()].unique())
         remedy = "Call var_names_make_unique() on it."
         raise ValueError(unusable("Gene names", f"{place}.var_names", f"are not unique ({twice})", remedy))
-    lacking = np.setdiff1d(reference.genes, adata.var_names)
+    columns = adata.var_names.get_indexer(reference.genes)
+    lacking = reference.genes[columns < 0]
     if len(lacking):
         problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
         raise KeyError(unusable("The gene set", f"{place}.var_names", problem, "Compare objects with the same genes."))
@@ -65,7 +66,6 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     matrix = adata.layers[keys.layer] if keys.layer in adata.layers else adata.X
     if matrix is None:
         raise ValueError(unusable("Expression", place, "is missing", "Put the cells' expression into X."))
-    columns = adata.var_names.get_indexer(reference.genes)
     in_order = np.array_equal(columns, np.arange(adata.n_vars))
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
     counts = _look_like_counts(reader, place=place)

@@ -31,8 +31,8 @@ def pertpy_metric(name: str, *, space: Literal["pcs", "genes"] = "pcs", **distan
     :class:`ptrag_sc.metrics.Reference`, as ``energy_distance`` does, or in genes. What is computed is pertpy's
     definition in the installed version, which is not always ours under a similar name:
 
-    - ``"edistance"``: 2E|x-y| - E|x-x'| - E|y-y'|, the factor of our ``energy_distance``. pertpy 1.0.3 and 1.4.0 count
-      each cell's distance of 0 to itself (V-statistic: 0 for identical cells, positive for two samples of one
+    - ``"edistance"``: ``2E|x-y| - E|x-x'| - E|y-y'|``, the factor of our ``energy_distance``. pertpy 1.0.3 and 1.4.0
+      count each cell's distance of 0 to itself (V-statistic: 0 for identical cells, positive for two samples of one
       population); 1.0.4 to 1.2.0 leave it out, as ours does.
     - ``"mmd"``: V-statistic; the kernel is linear by default and sees the means only.
     - ``"wasserstein"``: the cost of regularised transport of *squared* distances, not 0 for identical cells; 1.0 stands
