@@ -56,3 +56,19 @@ def test_unusable_tables_are_refused():
         ptrag_sc.pl.benchmark(SUMMARY, metrics=["mse"])
     with pytest.raises(ValueError, match="holds no method"):
         ptrag_sc.pl.benchmark(SUMMARY[SUMMARY["kind"] == "floor"])
+
+
+def test_nothing_is_shown_or_cut_off_unasked(monkeypatch):
+    calls = []
+    monkeypatch.setattr(plt, "show", lambda: calls.append("shown"))
+    monkeypatch.setattr("matplotlib.get_backend", lambda: "QtAgg")
+    figure = ptrag_sc.pl.benchmark(SUMMARY, return_fig=True)
+    assert calls == []
+    ptrag_sc.pl.benchmark(SUMMARY, show=True)
+    assert calls == ["shown"]
+    figure.canvas.draw()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(box.x0, box.y0) >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01
+    plt.close("all")
