@@ -233,8 +233,34 @@ def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max
     result = {"task": name, "title": task.title, "seeds": list(seeds), "seconds": time.perf_counter() - start}
     result |= {"machine": machine(torch.device("cpu")), "n_conditions": int(summaries["all"]["n_conditions"].max())}
     result["summary"] = {t: s.to_dict("records") for t, s in summaries.items()}
+    if "truth" in adata.uns:
+        result["lift"] = lifts(adata, task, out / name / "models", seeds).to_dict("records")
     (out / f"{name}.json").write_text(json.dumps(result, default=float))
     return result
+
+
+def lifts(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Return the lift of the selection, where the truth is known, of trained, untrained and shuffled models.
+
+    Shuffled is the model that was trained on embeddings permuted between genes. All seeds together: a bootstrap draws
+    perturbations.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for seed in seeds:
+        task.split(adata, seed)
+        for kind, name in (("text", "trained"), ("permuted", "shuffled")):
+            model = trained(adata, seed, folder=folder, kind=kind)
+            tables.setdefault(name, []).append(model.get_retrieval(adata))
+            if kind == "text":
+                untrained = PTRAG(model.adata, n_candidates=model.init_params_["n_candidates"])
+                tables.setdefault("untrained", []).append(untrained.get_retrieval(adata))
+                tables.setdefault("trained, random candidates", []).append(model.get_retrieval(adata, null="random"))
+    relevant, parts = adata.uns["truth"]["relevant"], []
+    for name, of_name in tables.items():
+        for by in ("selected", "weight"):
+            part = ptrag_sc.benchmark.selection_lift(pd.concat(of_name), relevant, by=by)
+            parts.append(part.assign(model=name, by=by))
+    return pd.concat(parts)[["model", "by", "cell_type", "share_relevant", "share_selected", "lift", "low", "high"]]
 
 
 def ptrag_name(label: str) -> str:
@@ -259,6 +285,8 @@ def page(results: list[dict]) -> str:
         rows.sort(key=lambda row: -float(row["pearson_delta"].split()[0]))
         about = f"{result['n_conditions']} conditions, seeds {result['seeds']}; all real cells; ± half a 95 % interval"
         parts.append(f"### {result['title']}\n\n{about}\n\n{table(rows)}\n\n![]({result['task']}.png)\n")
+        if "lift" in result:
+            parts.append(f"Lift of the selection over the share of relevant candidates:\n\n{table(result['lift'])}\n")
     return "\n".join(parts)
 
 
