@@ -75,8 +75,8 @@ def compare(variant: str, file: dict[str, np.ndarray], config: dict) -> dict[str
     retrieved = module.encode(embeddings[query], rows, slots, candidates).take(torch.arange(len(query)))
     inferred = module.inference(inputs["control"], retrieved, inputs.get("gumbel_noise"))
     context = inferred["refined"].context
-    cells = module.generative(inferred["basal"], context, inputs["batch"])["cells"]
-    mask = torch.ones(cells.shape[:2], dtype=torch.bool)
+    mask = torch.ones(context.shape[:2], dtype=torch.bool)
+    cells = module.generative(inferred["basal"], context, mask, inputs["batch"])["cells"]
     tensors = {"target_cells": inputs["target"], "control_mask": mask, "target_mask": mask}
     loss = module.loss(tensors, inferred, {"cells": cells}).loss
     loss.backward()

@@ -59,7 +59,7 @@ class PublishedWidth(nn.Module):
 
     def forward(self, basal: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """Return the change of every cell."""
-        return self.project(self.stack(context) + basal)
+        return self.project(self.stack(context, mask) + basal)
 
 
 def random_table(sizes: Sizes) -> Tensor:
@@ -127,7 +127,8 @@ def published_steps(module: PublishedOrder, batch: dict[str, Tensor], sizes: Siz
 
     def cells() -> tuple[Tensor, Refined]:
         inferred = module.inference(batch["control_cells"], own, sizes.candidates)
-        return module.generative(inferred["basal"], inferred["refined"].context)["cells"], inferred["refined"]
+        context = inferred["refined"].context
+        return module.generative(inferred["basal"], context, batch["control_mask"])["cells"], inferred["refined"]
 
     def train() -> None:
         module.train()

@@ -7,9 +7,10 @@ import pytest
 import ptrag_sc
 from ptrag_sc.baselines import MeanShift, NearestPerturbations
 from ptrag_sc.benchmark import compare, evaluate, split_half, summary
+from ptrag_sc.metrics import METRICS as METRICS_TABLE
 from screens import KEYS, make_screen
 
-METRICS = ["pearson_delta", "energy_distance"]
+METRICS, MSE = ["pearson_delta", "energy_distance"], METRICS_TABLE["mse"]
 OPTIONS = {"metrics": METRICS, "seeds": [0, 1], "progress": False}
 
 
@@ -114,13 +115,68 @@ def test_a_finished_part_is_not_computed_again(screen, tmp_path):
     pd.testing.assert_frame_equal(resumed, fresh, check_exact=False, check_dtype=False)
 
 
-def test_a_cache_of_something_else_is_refused(screen, tmp_path):
-    compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, cache=tmp_path)
+def other_expression(adata):
+    adata.X = adata.X * 1.1
+
+
+def other_training(adata):
+    adata.obs["split"] = adata.obs["split"].astype(str).replace({"val": "train"})
+
+
+def other_embedding(adata):
+    table = pd.DataFrame(adata.uns["gene_embedding"]["vectors"][::-1], index=adata.uns["gene_embedding"]["genes"])
+    ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl")
+
+
+@pytest.mark.parametrize("change", [other_expression, other_training, other_embedding, lambda a: draw(a, 7)])
+def test_a_cache_of_other_data_is_refused(screen, tmp_path, change):
+    options = {**OPTIONS, "seeds": [0], "cache": tmp_path}
+    first = compare(screen, {"nearest": nearest}, **options)
+    pd.testing.assert_frame_equal(compare(screen, {"nearest": nearest}, **options), first)
+    change(screen)
     with pytest.raises(ValueError, match="holds scores of other data, another split or other metrics"):
-        compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0], "metrics": ["mse"]}, cache=tmp_path)
-    draw(screen, 7)
+        compare(screen, {"nearest": nearest}, **options)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"metrics": ["mse"]},
+        {"n_cells": 5},
+        {"metrics": {"mine": METRICS_TABLE["mse"]._replace(function=lambda *a: 7.0)}},
+    ],
+)
+def test_a_cache_of_other_metrics_is_refused(screen, tmp_path, other):
+    own = {"mine": MSE}
+    options = {**OPTIONS, "seeds": [0], "cache": tmp_path, "metrics": own}
+    compare(screen, {"nearest": nearest}, **options)
     with pytest.raises(ValueError, match="holds scores of other data"):
-        compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, cache=tmp_path)
+        compare(screen, {"nearest": nearest}, **{**options, **other})
+
+
+def test_labels_survive_the_cache(tmp_path):
+    adata = make_screen()
+    adata.obs["line"] = adata.obs["line"].astype(str).replace({"K562": "K562 #1, nan", "RPE1": "2"})
+    draw(adata, 0)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
+    options = {**OPTIONS, "seeds": [0], "cache": tmp_path}
+    first, second = (compare(adata, {"nearest": nearest}, **options) for _ in range(2))
+    assert set(second["cell_type"]) == {"K562 #1, nan", "2"}
+    pd.testing.assert_frame_equal(first, second, check_dtype=False)
+
+
+def test_a_rude_method_changes_nothing_for_others(screen):
+    def rude(adata, seed):
+        fitted = nearest(adata, seed)
+        adata.X = adata.X * 0
+        adata.obs["split"] = "train"
+        adata.uns.clear()
+        return fitted
+
+    polite = compare(screen, {"nearest": nearest}, **OPTIONS)
+    beside = compare(screen, {"rude": rude, "nearest": nearest}, **OPTIONS)
+    found = beside[beside["method"] != "rude"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, polite)
 
 
 def test_a_predictor_that_saw_a_test_condition_is_refused(screen):
@@ -165,7 +221,7 @@ def table(n=60, gain=0.1, noise=0.05, seeds=3):
             values = level + shift + rng.normal(size=n) * noise
             rows += [(name, "method", seed, "half", f"P{p}", "t", "pearson_delta", v) for p, v in enumerate(values)]
     columns = ["method", "kind", "seed", "truth", "perturbation", "cell_type", "metric", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(direction="higher", best=1.0)
 
 
 def test_differences_are_paired_and_their_interval_covers():
@@ -187,6 +243,15 @@ def test_missing_values_are_left_out_of_pairs():
     assert np.isnan(summary(scores).set_index("method").loc["new", "difference"])
 
 
+def test_a_method_that_lacks_a_seed_is_compared_on_the_other_one():
+    scores = table(n=20, noise=0.0, seeds=2)
+    scores.loc[scores["seed"] == 0, "value"] += 5  # an easy split
+    scores.loc[(scores["method"] == "new") & (scores["seed"] == 0), "value"] = np.nan
+    result = summary(scores).set_index("method").loc["new"]
+    assert result["difference"] == pytest.approx(0.1)
+    assert result["positive_seeds"] == 1
+
+
 def test_a_summary_of_nothing_is_refused():
     with pytest.raises(ValueError, match="is empty"):
         summary(table()[:0])
@@ -194,3 +259,6 @@ def test_a_summary_of_nothing_is_refused():
         summary(table(), against="x")
     with pytest.raises(KeyError, match="Truth 'all' does not occur"):
         summary(table(), truth="all")
+    ceiling = table().assign(truth="all", method="other")
+    with pytest.raises(KeyError, match="'new' does not occur in the table with truth='all'"):
+        summary(pd.concat([table(), ceiling]), against="new", truth="all")

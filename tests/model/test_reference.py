@@ -245,3 +245,20 @@ def test_the_published_order_of_operations_computes_the_same():
     refined = slow.refine(slow.encode_cells(cells), own, 3, noise)
     torch.testing.assert_close(refined.context, expected.context, rtol=1e-4, atol=1e-5)
     assert torch.equal(refined.weights > 0.5, expected.weights > 0.5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padded_cells_change_no_real_cell(causal):
+    torch.manual_seed(0)
+    sizes, table = PublishedSizes(17, 6, 12, 2, 28, 9), torch.randn(11, 6)
+    module = PublishedModule(table, sizes, PublishedParams("ptrag", 2, dropout=0.0, causal=causal))
+    indices = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    candidates = Candidates(indices, torch.ones_like(indices, dtype=torch.bool), torch.zeros(2, 3, 1))
+    retrieved = module.encode(table[:2], *distinct_rows(indices), candidates).take(torch.arange(2))
+    cells, noise, mask = torch.rand(2, 5, 17), torch.randn(2, 5, 3, 2), torch.ones(2, 5, dtype=torch.bool)
+    padded = torch.cat([cells, torch.zeros(2, 4, 17)], dim=1), torch.cat([noise, torch.randn(2, 4, 3, 2)], dim=1)
+    results = []
+    for x, n, m in ((cells, noise, mask), (*padded, torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], dim=1))):
+        inferred = module.inference(x, retrieved, n, m)
+        results.append(module.generative(inferred["basal"], inferred["refined"].context, m)["cells"][:, :5])
+    torch.testing.assert_close(*results)

@@ -1,5 +1,6 @@
 """Do the fast paths of training compute the same: matrix on the device, bf16, compiled, without waiting?"""
 
+import gc
 import json
 import os
 import subprocess
@@ -41,6 +42,15 @@ def test_a_matrix_on_the_device_changes_nothing(plain):
     loss, prediction = trained_weights(data_device="accelerator")
     assert (loss == plain[0]).all()
     assert (prediction == plain[1]).all()
+
+
+def test_the_matrix_leaves_the_device_after_training():
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    model = ptrag_sc.PTRAG(adata, **SMALL)
+    model.train(1, **TRAIN, data_device="accelerator")
+    held = [x for x in gc.get_objects() if isinstance(x, DeviceMatrix)]
+    assert held == []
 
 
 def test_half_precision_stays_near(plain):

@@ -17,6 +17,8 @@ ROWS = [
     ("energy_distance", "mean shift", "floor", np.nan, np.nan, np.nan),
 ]
 SUMMARY = pd.DataFrame(ROWS, columns=["metric", "method", "kind", "mean", "low", "high"])
+SUMMARY["direction"] = SUMMARY["metric"].map({"pearson_delta": "higher", "energy_distance": "lower"})
+SUMMARY["best"], SUMMARY["confidence"] = SUMMARY["metric"].map({"pearson_delta": 1.0, "energy_distance": 0.0}), 0.8
 
 
 def dots(ax):
@@ -44,6 +46,7 @@ def test_floors_and_ceilings_are_lines_with_a_legend():
     }
     assert {0.3, 0.9} <= lines
     text = " ".join(t.get_text() for t in figure.legends[0].get_texts())
+    assert "method, 80% interval" in text
     assert "floor: mean shift" in text
     assert "ceiling: split half" in text
     plt.close(figure)
@@ -56,6 +59,17 @@ def test_unusable_tables_are_refused():
         ptrag_sc.pl.benchmark(SUMMARY, metrics=["mse"])
     with pytest.raises(ValueError, match="holds no method"):
         ptrag_sc.pl.benchmark(SUMMARY[SUMMARY["kind"] == "floor"])
+    with pytest.raises(ValueError, match="holds several rows for a method and metric"):
+        ptrag_sc.pl.benchmark(pd.concat([SUMMARY, SUMMARY]))
+
+
+def test_the_best_of_a_closer_metric_is_nearest_to_its_best_value():
+    near = SUMMARY.assign(direction="closer", best=0.6)
+    near.loc[near["method"] == "b", "mean"] = 0.65
+    axes = ptrag_sc.pl.benchmark(near, metrics=["pearson_delta"], show=False)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["b", "a"]
+    assert axes[0].get_xlabel() == "best: 0.6"
+    plt.close("all")
 
 
 def test_nothing_is_shown_or_cut_off_unasked(monkeypatch):

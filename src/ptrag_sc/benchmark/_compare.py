@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData, concat
 from scvi.utils import track
@@ -15,10 +16,11 @@ from ptrag_sc._validation import check_whole, listed, unusable
 from ptrag_sc.baselines import MeanShift, NoEffect
 from ptrag_sc.benchmark._ceilings import interpolated_duplicate, split_half
 from ptrag_sc.benchmark._evaluate import chosen_metrics, evaluate
-from ptrag_sc.data import Predictor, ScreenKeys, condition_split, read_screen, read_split
+from ptrag_sc.data import Predictor, Screen, ScreenKeys, condition_split, read_screen, read_split
 from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.metrics import Metric, Reference
 from ptrag_sc.model import PTRAG
+from ptrag_sc.retrieval import GeneEmbedding
 
 N_CELLS = 1000
 FLOORS = {
@@ -76,14 +78,15 @@ def compare(
         Control cells per cell type from which populations are predicted, where there are that many.
     cache
         Folder in which finished (seed, method) pairs are kept: a second call goes on where the first one ended. It
-        refuses results of other data, splits or metrics.
+        refuses results of other data, splits, embeddings, metrics or ``n_cells``. A *method* is known by its name only:
+        give a changed one another name, or another folder.
     progress
         Whether to show a progress bar.
 
     Returns
     -------
     Columns ``method``, ``kind`` (``"method"``, ``"floor"``, ``"ceiling"``), ``seed``, ``truth``, ``perturbation``,
-    ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``.
+    ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``, ``direction`` and ``best`` (of the metric).
 
     Raises
     ------
@@ -114,82 +117,101 @@ def compare(
     calls = [("method", methods), ("floor", FLOORS), ("ceiling", CEILINGS)]
     tasks = [Task(s, name, kind, call) for s in seeds for kind, group in calls for name, call in group.items()]
     adata, parts, ready = adata.copy(), [], None
-    # A copy is not known to scvi-tools.
-    PTRAG.setup_anndata(adata, **{name: value for name, value in keys.to_uns().items() if name != "modalities"})
     for task in track(tasks, description="comparing", disable=not progress):
         if ready is None or ready.seed != task.seed:
             if split is not None:
                 split(adata, task.seed)
-            ready = _Ready(adata, keys, task.seed, rows)
-        parts.append(_cached(cache, ready, task, lambda task=task, ready=ready: _scored(ready, task, n_cells)))
+            ready = _Ready(adata, keys, task.seed, rows, n_cells)
+        parts.append(_cached(cache, ready, task))
     return pd.concat(parts, ignore_index=True)
 
 
 class _Ready:
-    """A split, what it holds out, and what predictions are compared with; read when first needed."""
+    """A split, what it holds out, and what predictions are compared with: fixed before any method is called."""
 
-    def __init__(self, adata: AnnData, keys: ScreenKeys, seed: int, metrics: dict[str, Metric]):
-        self.adata, self.keys, self.seed, self.metrics = adata, keys, seed, metrics
-        screen = read_screen(adata, keys)
-        table = condition_split(screen.index, read_split(adata, keys), place=f"adata.obs[{keys.split_key!r}]")
+    def __init__(self, adata: AnnData, keys: ScreenKeys, seed: int, metrics: dict[str, Metric], n_cells: int):
+        self.keys, self.seed, self.metrics, self.n_cells = keys, seed, metrics, n_cells
+        self._adata = adata.copy()
+        screen, split = read_screen(adata, keys), read_split(adata, keys)
+        table = condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
         self.test = screen.index.named(table[table["split"] == "test"])[["perturbation", "cell_type"]]
         if self.test.empty:
             raise ValueError(unusable("The split", f"seed {seed}", "holds no test condition", "Label some 'test'."))
         control = screen.index.is_control
         self.n_controls = pd.Series(screen.index.cell_types[screen.index.cell_type[control]]).value_counts()
-        self.real_rows = (read_split(adata, keys) == "test") & ~control | control
+        self.fingerprint = _fingerprint(screen, split, adata.uns.get(keys.embedding_key), metrics, n_cells)
+        self._real_rows = (split == "test") & ~control | control
 
     @cached_property
     def reference(self) -> Reference:
         """What predictions are compared with."""
-        return Reference.from_adata(self.adata)
+        return Reference.from_adata(self._adata)
 
     @cached_property
     def truths(self) -> dict[str, AnnData]:
         """Real cells: one half of each test condition, and all of them; each with all control cells."""
-        return {"half": split_half(self.adata, self.seed).real, "all": self.adata[self.real_rows]}
+        return {"half": split_half(self._adata, self.seed).real, "all": self._adata[self._real_rows].copy()}
 
-    @property
-    def fingerprint(self) -> str:
-        """Number of what scores depend on beside the method."""
-        digest = hashlib.sha256(json.dumps([self.adata.shape, list(self.metrics), self.keys.to_uns()]).encode())
-        digest.update(pd.util.hash_pandas_object(self.test, index=False).to_numpy().tobytes())
-        digest.update(pd.util.hash_array(self.adata.obs_names.to_numpy(dtype=object)).tobytes())
-        return digest.hexdigest()[:16]
+    def screen(self) -> AnnData:
+        """Return a copy of the object for one method, registered: whatever a method does to it, others never see it."""
+        copy = self._adata.copy()
+        PTRAG.setup_anndata(copy, **{name: value for name, value in self.keys.to_uns().items() if name != "modalities"})
+        return copy
 
 
-def _scored(ready: _Ready, task: Task, n_cells: int) -> pd.DataFrame:
+def _fingerprint(screen: Screen, split: np.ndarray, embedding: object, metrics: dict[str, Metric], n_cells: int) -> str:
+    """Return a number of all that scores depend on beside the method."""
+    rows = {name: (row.level, row.space, list(row.reference), row.best, row.direction) for name, row in metrics.items()}
+    digest = hashlib.sha256(json.dumps([n_cells, screen.genes.tolist(), rows], default=str).encode())
+    for row in metrics.values():
+        code = getattr(row.function, "__code__", None)
+        digest.update(repr((code.co_code, code.co_consts, code.co_names)).encode() if code else b"")
+    sums = [cells.sum(1, dtype=np.float64) for _, cells in screen.reader.chunks(np.arange(screen.reader.n_obs))]
+    index = screen.index
+    vectors = np.zeros(0) if embedding is None else GeneEmbedding.from_uns(embedding, "gene_embedding").vectors
+    for array in (*sums, index.perturbation, index.cell_type, index.batch, vectors):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for names in (screen.names, split, index.perturbations, index.cell_types):
+        digest.update("\n".join(map(str, names)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
     """Return the scores of one method on one split."""
+    reference, real = ready.reference, ready.truths
     if task.kind == "ceiling":
-        predicted, truths = task.call(ready.adata, task.seed).predicted, ("half",)
+        predicted, truths = task.call(ready.screen(), task.seed).predicted, ("half",)
     else:
-        fitted, truths = task.call(ready.adata, task.seed), tuple(ready.truths)
-        predicted = fitted if isinstance(fitted, AnnData) else _predicted(fitted, ready, task, n_cells)
+        fitted, truths = task.call(ready.screen(), task.seed), tuple(real)
+        predicted = fitted if isinstance(fitted, AnnData) else _predicted(fitted, ready, task)
     parts = []
     for truth in truths:
-        scores = evaluate(ready.truths[truth], predicted, reference=ready.reference, metrics=ready.metrics)
+        scores = evaluate(real[truth], predicted, reference=reference, metrics=ready.metrics)
         scores.insert(0, "truth", truth)
         parts.append(scores)
     scores, held_out = pd.concat(parts), pd.MultiIndex.from_frame(ready.test.astype(str))
-    return scores[pd.MultiIndex.from_frame(scores[["perturbation", "cell_type"]].astype(str)).isin(held_out)]
+    scores = scores[pd.MultiIndex.from_frame(scores[["perturbation", "cell_type"]].astype(str)).isin(held_out)]
+    for name in ("direction", "best"):
+        scores[name] = [getattr(ready.metrics[metric], name) for metric in scores["metric"]]
+    return scores
 
 
-def _predicted(fitted: Predictor, ready: _Ready, task: Task, n_cells: int) -> AnnData:
+def _predicted(fitted: Predictor, ready: _Ready, task: Task) -> AnnData:
     seen = pd.MultiIndex.from_frame(fitted.trained_on_[["perturbation", "cell_type"]].astype(str))
     leaked = pd.MultiIndex.from_frame(ready.test.astype(str)).intersection(seen)
     if len(leaked):
         what, shown = f"Method {task.name!r}", listed([f"{p} in {t}" for p, t in leaked])
         remedy = "Fit it on the object and the split that it is given."
         raise ValueError(unusable(what, f"seed {task.seed}", f"was trained on test conditions: {shown}", remedy))
-    parts = []
+    parts, screen = [], ready.screen()
     for cell_type, rows in ready.test.groupby("cell_type", observed=True):
-        n = min(n_cells, int(ready.n_controls.get(cell_type, 0))) or None
+        n = min(ready.n_cells, int(ready.n_controls.get(cell_type, 0))) or None
         wanted = {"perturbations": rows["perturbation"].tolist(), "cell_types": [cell_type]}
-        parts.append(fitted.predict(ready.adata, **wanted, n_cells=n))
+        parts.append(fitted.predict(screen, **wanted, n_cells=n))
     return parts[0] if len(parts) == 1 else concat(parts)
 
 
-def _cached(cache: str | Path | None, ready: _Ready, task: Task, scored: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def _cached(cache: str | Path | None, ready: _Ready, task: Task) -> pd.DataFrame:
     path = None if cache is None else Path(cache) / f"seed{task.seed}-{_file_name(task.name)}.csv"
     head = f"# {ready.fingerprint}"
     if path is not None and path.exists():
@@ -198,9 +220,11 @@ def _cached(cache: str | Path | None, ready: _Ready, task: Task, scored: Callabl
         if found != head:
             problem = "holds scores of other data, another split or other metrics"
             raise ValueError(unusable("The file", str(path), problem, "Remove it, or pass another cache=..."))
-        scores = pd.read_csv(path, comment="#", keep_default_na=False, na_values=["nan"])
+        texts = dict.fromkeys(("truth", "perturbation", "cell_type", "metric", "direction"), str)
+        missing = {"value": ["nan"], "best": ["nan"]}
+        scores = pd.read_csv(path, skiprows=1, dtype=texts, keep_default_na=False, na_values=missing)
     else:
-        scores = scored()
+        scores = _scored(ready, task)
         if path is not None:
             make_folder(path.parent)
             text = f"{head}\n{scores.to_csv(index=False, na_rep='nan')}"

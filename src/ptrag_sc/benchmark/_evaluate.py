@@ -41,7 +41,8 @@ def evaluate(
         perturbed cells in it; ``de_overlap``, ``de_direction``, ``de_jaccard`` and ``lfc_nmae`` test both sides
         against the control cells in it, and leave out the perturbed genes themselves.
     predicted
-        Predicted cells of any model with the same obs columns and at least the genes of the reference.
+        Predicted cells of any model with the same obs columns and at least the genes of the reference; always read from
+        ``X``, on the scale of the registered layer.
     reference
         Controls, centre and principal components from training cells.
     metrics
@@ -186,7 +187,7 @@ def _values_of_tests(
     control = _control_cells(real, panel[0].cell_type, reference)
     values = {name: np.full(len(panel), np.nan) for name in rows}
     usable = [i for i, pair in enumerate(panel) if min(len(pair.real), len(pair.predicted)) > 1]
-    for part in np.array_split(usable, max(1, len(usable) // TESTED_AT_ONCE)):
+    for part in np.array_split(usable, max(1, -(-len(usable) // TESTED_AT_ONCE))):
         pairs = [panel[i] for i in part]
         sides = [
             wilcoxon_tests([side.reader.rows(pair[2 + j]) for pair in pairs], control)

@@ -62,8 +62,8 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     if place == "real" and keys.layer is not None and keys.layer not in adata.layers:
         remedy = "Compare cells on the scale that was registered."
         raise KeyError(absent("Layer", keys.layer, f"{place}.layers", adata.layers, remedy))
-    # Predicted cells come on the registered scale in X.
-    matrix = adata.layers[keys.layer] if keys.layer in adata.layers else adata.X
+    # Predicted cells come on the registered scale in X, also where a copy of real cells still has its layers.
+    matrix = adata.layers[keys.layer] if place == "real" and keys.layer is not None else adata.X
     if matrix is None:
         raise ValueError(unusable("Expression", place, "is missing", "Put the cells' expression into X."))
     in_order = np.array_equal(columns, np.arange(adata.n_vars))

@@ -20,9 +20,9 @@ def summary(
 ) -> pd.DataFrame:
     """Mean of every metric for every method, and its paired difference from one of them, with intervals.
 
-    The unit is the perturbation: scores are averaged over seeds and then over cell types, and perturbations are
-    resampled (percentile bootstrap), the same ones for both methods of a difference. Perturbations without a value
-    in one of the two (NaN) are left out of their difference.
+    Differences are taken condition by condition and seed by seed, where both methods have a value. The unit is the
+    perturbation: scores and differences are averaged over seeds and then over cell types, and perturbations are
+    resampled (percentile bootstrap).
 
     Parameters
     ----------
@@ -39,7 +39,8 @@ def summary(
 
     Returns
     -------
-    Columns ``truth``, ``metric``, ``method``, ``kind``, ``n_seeds``, ``n_conditions``, ``mean``, ``low``, ``high``,
+    Columns ``truth``, ``metric``, ``method``, ``kind``, ``n_seeds``, ``n_conditions``, ``direction``, ``best``,
+    ``confidence``, ``mean``, ``low``, ``high``,
     ``sd_seeds`` (of the means of single seeds), ``difference``, ``difference_low``, ``difference_high``,
     ``positive_seeds`` (share of seeds with a positive difference).
 
@@ -54,29 +55,30 @@ def summary(
     --------
     >>> rows = [("new", "P", 0.5), ("new", "Q", 0.7), ("mean shift", "P", 0.4), ("mean shift", "Q", 0.4)]
     >>> scores = pd.DataFrame(rows, columns=["method", "perturbation", "value"])
-    >>> scores = scores.assign(kind="method", seed=0, truth="half", cell_type="t", metric="pearson_delta")
+    >>> scores = scores.assign(
+    ...     kind="method", seed=0, truth="half", cell_type="t", metric="pearson_delta", direction="higher", best=1
+    ... )
     >>> summary(scores)["difference"].round(2).tolist()
     [0.2, 0.0]
     """
     if scores.empty:
         raise ValueError(unusable("The table", "summary", "is empty", "Pass the result of benchmark.compare."))
-    if against not in set(scores["method"]):
-        raise KeyError(absent("Method", against, "the table", scores["method"].unique(), "Pass against=..."))
     if truth not in set(scores["truth"]):
         remedy = "Pass one that is there."
         raise KeyError(absent("Truth", truth, "the table", scores["truth"].unique(), remedy))
     scores = scores[scores["truth"] == truth]
+    if against not in set(scores["method"]):
+        place, remedy = f"the table with truth={truth!r}", "Pass against=..."
+        raise KeyError(absent("Method", against, place, scores["method"].unique(), remedy))
     rng, rows = np.random.default_rng(seed), []
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
     for metric, of_metric in scores.groupby("metric", sort=False):
-        means = of_metric.groupby(["perturbation", "cell_type", "method"], observed=True)["value"].mean()
-        wide = means.groupby(level=[0, 2], observed=True).mean().unstack("method")
-        seeds = of_metric.groupby(["seed", "method"])["value"].mean().unstack("method")
-        draws = rng.integers(0, len(wide), (N_BOOTSTRAP, len(wide)))
+        wide = of_metric.set_index(["perturbation", "cell_type", "seed", "method"])["value"].unstack("method")
+        draws = rng.integers(0, (n := wide.index.get_level_values(0).nunique()), (N_BOOTSTRAP, n))
         for method in dict.fromkeys(of_metric["method"]):
-            own, other = wide[method].to_numpy(), wide[against].to_numpy()
             counted = of_metric[of_metric["method"] == method]
-            gain = seeds[method] - seeds[against]
+            gain = wide[method] - wide[against]
+            seeds, gains = (x.groupby(level="seed").mean().dropna() for x in (wide[method], gain))
             rows.append(
                 {
                     "truth": truth,
@@ -85,13 +87,22 @@ def summary(
                     "kind": kinds[method],
                     "n_seeds": counted["seed"].nunique(),
                     "n_conditions": len(counted.drop_duplicates(["perturbation", "cell_type"])),
-                    **_interval("", own, draws, confidence),
-                    "sd_seeds": float(seeds[method].std()) if len(seeds) > 1 else np.nan,
-                    **_interval("difference", own - other, draws, confidence),
-                    "positive_seeds": float((gain > 0).mean()),
+                    "direction": counted["direction"].iloc[0],
+                    "best": counted["best"].iloc[0],
+                    "confidence": confidence,
+                    **_interval("", _by_perturbation(wide[method]), draws, confidence),
+                    "sd_seeds": float(seeds.std()) if len(seeds) > 1 else np.nan,
+                    **_interval("difference", _by_perturbation(gain), draws, confidence),
+                    "positive_seeds": float((gains > 0).mean()) if len(gains) else np.nan,
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _by_perturbation(values: pd.Series) -> np.ndarray:
+    """Return the mean over seeds, then over cell types, of every perturbation; NaN where nothing is known."""
+    conditions = values.groupby(level=["perturbation", "cell_type"], observed=True).mean()
+    return conditions.groupby(level="perturbation", observed=True).mean().to_numpy()
 
 
 def _interval(name: str, values: np.ndarray, draws: np.ndarray, confidence: float) -> dict[str, float]:

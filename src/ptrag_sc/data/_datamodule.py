@@ -61,6 +61,11 @@ class CellSetDataModule(LightningDataModule):
         source = DeviceMatrix(self.reader, device) if chosen else self.reader
         self.dataset = CellSetDataset(source, with_target=True)
 
+    def teardown(self, stage: str) -> None:
+        """Let the matrix go: a model keeps its trainer, and the trainer this module."""
+        if self.dataset is not None:
+            self.dataset.source = self.reader
+
     def on_before_batch_transfer(self, batch: BATCH, dataloader_idx: int) -> BATCH:
         """Return the prepared mini-batch."""
         return self.prepare(batch)

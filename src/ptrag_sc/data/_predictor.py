@@ -262,7 +262,7 @@ class VirtualCells:
         return whole
 
     def write(self, path: Path, *, progress: bool) -> None:
-        """Write all cells to a file ``.h5ad`` or ``.zarr``, with at most about ``CHUNK`` of them in memory.
+        """Write all cells to a file ``.h5ad`` or ``.zarr``, with about ``CHUNK`` of them in memory, or one mini-batch.
 
         Raises
         ------

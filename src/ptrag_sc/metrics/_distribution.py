@@ -1,5 +1,8 @@
 """How well is the distribution of cells after a perturbation predicted?"""
 
+import logging
+from functools import cache
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -7,6 +10,8 @@ from scipy.spatial.distance import cdist, pdist
 
 from ptrag_sc import nn
 from ptrag_sc._validation import unusable
+
+logger = logging.getLogger(__name__)
 
 MAX_CELLS = 512  # of exact transport, whose cost grows with the third power
 ROWS = 2048  # cells whose distances to all others are held at once
@@ -191,6 +196,14 @@ def _at_most(cells: np.ndarray, n: int) -> np.ndarray:
     return in_order[np.random.default_rng(0).choice(len(cells), n, replace=False)]
 
 
+@cache
+def _warn_without_pot() -> None:
+    """Say once per process that samples of unequal size are cut to the smaller one."""
+    logger.warning(
+        "Wasserstein distances cut samples of unequal size to the smaller one: install POT (ptrag_sc[eval])."
+    )
+
+
 def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
     """Return the smallest mean cost of moving one sample onto the other."""
     _check_size(real, predicted, minimum=1)
@@ -199,6 +212,7 @@ def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
         try:
             import ot
         except ImportError:
+            _warn_without_pot()
             n = min(len(x), len(y))
             x, y = _at_most(x, n), _at_most(y, n)
         else:

@@ -128,7 +128,8 @@ class ModulePredictor(Predictor):
         self.module.eval()
         with torch.no_grad():
             retrieved = state.take(batch["query"].to(self.module.device))
-            return self.module.inference(batch["control_cells"], retrieved, noise)
+            inputs = self.module._get_inference_input(batch)
+            return self.module.inference(**inputs, retrieved=retrieved, noise=noise)
 
     def get_retrieval(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,12 +65,13 @@ class CausalAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(sizes.n_hidden, sizes.n_attention, bias=False) for _ in range(3))
         self.o = nn.Linear(sizes.n_attention, sizes.n_hidden, bias=False)
 
-    def forward(self, cells: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
-        """Return what each cell gathers from itself and the cells that stand before it."""
+    def forward(self, cells: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
+        """Return what each cell gathers from itself and the cells that stand before it (padding stands last)."""
         q, k, v = (f(cells).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         if self.causal:
             q, k = self._rotate(q), self._rotate(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        shown = None if self.causal else mask[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=shown, is_causal=self.causal)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
     def _rotate(self, x: Float[Tensor, "B A S W"]) -> Float[Tensor, "B A S W"]:
@@ -93,9 +94,9 @@ class LlamaBlock(nn.Module):
         self.gate, self.up = (nn.Linear(n_hidden, wide, bias=False) for _ in range(2))
         self.down = nn.Linear(wide, n_hidden, bias=False)
 
-    def forward(self, hidden: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
+    def forward(self, hidden: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
         """Return the updated cells."""
-        hidden = hidden + self.attention(self.norm_attention(hidden))
+        hidden = hidden + self.attention(self.norm_attention(hidden), mask)
         x = self.norm_feed_forward(hidden)
         return hidden + self.down(F.silu(self.gate(x)) * self.up(x))
 
@@ -108,10 +109,10 @@ class LlamaStack(nn.Module):
         self.blocks = nn.ModuleList(LlamaBlock(sizes, params) for _ in range(sizes.n_layers))
         self.norm = nn.RMSNorm(sizes.n_hidden, eps=params.rms_norm_eps)
 
-    def forward(self, hidden: Float[Tensor, "B S H"]) -> Float[Tensor, "B S H"]:
+    def forward(self, hidden: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
         """Return the hidden state of the perturbed cells."""
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, mask)
         return self.norm(hidden)
 
 
@@ -124,10 +125,12 @@ class SummedSelection(nn.Module):
         self.scorer = FactoredScorer(n_hidden, params.dropout, n_outputs=2)
         self.value = nn.Linear(3 * n_hidden, n_hidden)
 
-    def select(self, cells: Tensor, query: Tensor, keys: Tensor, noise: Tensor | None) -> Selection:
-        """Draw the candidates of every cell; the scores are divided by their std over the whole mini-batch."""
+    def select(
+        self, cells: Tensor, query: Tensor, keys: Tensor, mask: Bool[Tensor, "B S"], noise: Tensor | None
+    ) -> Selection:
+        """Draw the candidates of every cell; scores are divided by their std over the real cells of the mini-batch."""
         raw = self.scorer(cells, query, keys)
-        scaled = raw / raw.std() if self.scaled else raw
+        scaled = raw / raw[mask].std() if self.scaled else raw
         if noise is None:  # as published: in training and at prediction
             noise = -torch.empty_like(raw).exponential_().log()
         soft = torch.softmax((scaled + noise) / self.temperature, dim=-1)[..., 1]
@@ -193,10 +196,11 @@ class PublishedModule(BaseModuleClass):
         self.project = nn.Linear(sizes.n_hidden, sizes.n_genes)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        return {"control_cells": tensors["control_cells"]}
+        return {"control_cells": tensors["control_cells"], "control_mask": tensors["control_mask"]}
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
-        return {"basal": inference_outputs["basal"], "context": inference_outputs["refined"].context}
+        context = inference_outputs["refined"].context
+        return {"basal": inference_outputs["basal"], "context": context, "control_mask": tensors["control_mask"]}
 
     def encode(
         self,
@@ -211,7 +215,11 @@ class PublishedModule(BaseModuleClass):
 
     @auto_move_data
     def inference(
-        self, control_cells: Float[Tensor, "B S G"], retrieved: Retrieved, noise: Float[Tensor, "B S K 2"] | None = None
+        self,
+        control_cells: Float[Tensor, "B S G"],
+        retrieved: Retrieved,
+        noise: Float[Tensor, "B S K 2"] | None = None,
+        control_mask: Bool[Tensor, "B S"] | None = None,
     ) -> dict:
         """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
         basal, selection = self.encode_cells(control_cells), None
@@ -221,7 +229,8 @@ class PublishedModule(BaseModuleClass):
         elif self.params.variant == "vanilla":
             context, weights = self.refiner(basal + query[:, None], keys)
         else:
-            selection = self.refiner.select(basal, query, keys, noise)
+            mask = torch.ones_like(basal[..., 0], dtype=torch.bool) if control_mask is None else control_mask
+            selection = self.refiner.select(basal, query, keys, mask, noise)
             weights = selection.weights
             context = self.refiner(basal, query, keys, weights)
         refined = Refined(context, weights, weights)
@@ -232,12 +241,13 @@ class PublishedModule(BaseModuleClass):
         self,
         basal: Float[Tensor, "B S H"],
         context: Float[Tensor, "B S H"],
+        control_mask: Bool[Tensor, "B S"],
         batch: Int[Tensor, "B S"] | None = None,
     ) -> dict[str, Tensor]:
         """Return ``cells`` (B, S, G); the term of the batch enters where the batch of every cell is given."""
         if batch is not None:
             context = context + self.encode_batch(batch)
-        return {"cells": F.relu(self.project(self.generator(context) + basal))}
+        return {"cells": F.relu(self.project(self.generator(context, control_mask) + basal))}
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
@@ -248,6 +258,6 @@ class PublishedModule(BaseModuleClass):
         metrics, total = {"set_loss": distance}, distance
         if self.params.variant == "ptrag":
             # The absolute value has no gradient at 0: only candidates that are kept are pushed, as recorded.
-            kept = inference_outputs["refined"].weights.abs().mean()
+            kept = inference_outputs["refined"].weights[masks[0]].abs().mean()
             total, metrics["gate_open"] = distance + SPARSITY_WEIGHT * kept, kept.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(masks[0]), extra_metrics=metrics)

@@ -11,18 +11,16 @@ from matplotlib.figure import Figure
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, SMALL, finish
 
-NEEDED = ("metric", "method", "kind", "mean", "low", "high")
+NEEDED = ("metric", "method", "kind", "direction", "best", "confidence", "mean", "low", "high")
 FLOOR_COLOUR, CEILING_COLOUR = "#A6A6A6", "#009E73"
 ROW_HEIGHT, PANEL_WIDTH = 0.3, 2.6  # inches
-# "higher" metrics are best at the right, "lower" ones at the left; "closer" ones have their best value marked.
-ARROWS = {"higher": "better →", "lower": "← better", "closer": "best: 1"}
+ARROWS = {"higher": "better →", "lower": "← better", "closer": "best: {:g}"}
 
 
 def benchmark(
     summary: pd.DataFrame,
     *,
     metrics: Sequence[str] | None = None,
-    directions: dict[str, str] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure:
@@ -36,9 +34,6 @@ def benchmark(
         Table of :func:`ptrag_sc.benchmark.summary`.
     metrics
         Panels, in this order. None: all metrics of the table.
-    directions
-        For each metric ``"higher"``, ``"lower"`` or ``"closer"``. None: those of :data:`ptrag_sc.metrics.METRICS`,
-        and ``"higher"`` for metrics that are not there.
     show
         Whether to show the figure. None: ``scanpy.settings.autoshow``, unless ``return_fig`` is given.
     return_fig
@@ -53,7 +48,7 @@ def benchmark(
     KeyError
         If a column or metric is missing.
     ValueError
-        If the table holds no method.
+        If the table holds no method, or summaries of both truths.
 
     Examples
     --------
@@ -69,12 +64,14 @@ def benchmark(
         raise KeyError(absent("Metric", strange[0], "the summary", known, "Pass metrics that are in the table."))
     if not (summary["kind"] == "method").any():
         raise ValueError(unusable("The summary", "pl.benchmark", "holds no method", "Compare at least one."))
-    directions = {**dict.fromkeys(metrics, "higher"), **_table_directions(), **(directions or {})}
-    order = _order(summary, metrics[0], directions[metrics[0]])
+    if summary.duplicated(["metric", "method"]).any():
+        remedy = "Pass one of them: summary[summary['truth'] == 'half']."
+        raise ValueError(unusable("The summary", "pl.benchmark", "holds several rows for a method and metric", remedy))
+    order = _order(summary[summary["metric"] == metrics[0]])
     size = PANEL_WIDTH * len(metrics) + 1.2, ROW_HEIGHT * len(order) + 1.4
     figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, metric in zip(axes[0], metrics, strict=True):
-        _panel(ax, summary[summary["metric"] == metric].set_index("method"), order, directions[metric])
+        _panel(ax, summary[summary["metric"] == metric].set_index("method"), order)
         ax.set_title(metric, fontsize=SMALL + 1)
     axes[0, 0].set_yticks(range(len(order)), order)
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
@@ -83,19 +80,15 @@ def benchmark(
     return result if return_fig else axes[0]
 
 
-def _table_directions() -> dict[str, str]:
-    from ptrag_sc.metrics import METRICS
-
-    return {name: row.direction for name, row in METRICS.items()}
-
-
-def _order(summary: pd.DataFrame, metric: str, direction: str) -> list[str]:
-    rows = summary[(summary["metric"] == metric) & (summary["kind"] == "method")].set_index("method")["mean"]
-    distance = {"higher": -rows, "lower": rows, "closer": (rows - 1).abs()}[direction]
+def _order(rows: pd.DataFrame) -> list[str]:
+    """Return the methods of one metric, the best first."""
+    direction, best = rows[["direction", "best"]].iloc[0]
+    means = rows[rows["kind"] == "method"].set_index("method")["mean"]
+    distance = {"higher": -means, "lower": means, "closer": (means - best).abs()}[direction]
     return distance.sort_values(kind="stable").index.tolist()
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, order: list[str], direction: str) -> None:
+def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
     for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
         for value in rows.loc[rows["kind"] == kind, "mean"].dropna():
             ax.axvline(value, color=colour, ls=style, lw=1.4, zorder=0)
@@ -103,7 +96,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, order: list[str], direction: str) -> No
     place = np.arange(len(order))
     ax.hlines(place, own["low"], own["high"], color=OBSERVED_COLOUR, lw=1.8)
     ax.plot(own["mean"], place, "o", color=OBSERVED_COLOUR, ms=6)
-    ax.set_xlabel(ARROWS[direction], fontsize=SMALL, color=LINE_COLOUR)
+    ax.set_xlabel(ARROWS[rows["direction"].iloc[0]].format(rows["best"].iloc[0]), fontsize=SMALL, color=LINE_COLOUR)
     ax.tick_params(labelsize=SMALL)
     ax.locator_params(axis="x", nbins=4)
     ax.grid(axis="y", color="0.93", lw=0.8)
@@ -113,7 +106,10 @@ def _panel(ax: Axes, rows: pd.DataFrame, order: list[str], direction: str) -> No
 
 
 def _legend(figure: Figure, summary: pd.DataFrame) -> None:
-    lines, labels = [plt.Line2D([], [], color=OBSERVED_COLOUR, marker="o")], ["method, 95 % interval"]
+    lines, labels = (
+        [plt.Line2D([], [], color=OBSERVED_COLOUR, marker="o")],
+        [f"method, {summary['confidence'].iloc[0]:.0%} interval"],
+    )
     for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
         names = summary.loc[summary["kind"] == kind, "method"].unique()
         if len(names):
