@@ -2,7 +2,8 @@
 
 ``python benchmarks/speed.py`` prints tables and, last, one JSON line: seconds and peak memory of a training step and of
 a prediction for retrieval ``none``, ``attention``, ``gumbel``, with the default generator and with a generator of the
-published width, and for the published order of operations (:mod:`published_order`) at the same sizes in the same run;
+published width (also frozen, as observed in the published code), and for the published order of operations
+(:mod:`published_order`) at the same sizes in the same run;
 then the refinement stage alone, the loader and the prediction of whole populations. Medians of five; on a CPU seconds
 are processor seconds of one thread, on an accelerator (``--device cuda``) wall seconds.
 
@@ -190,17 +191,18 @@ def headline(sizes: Sizes, device: torch.device) -> tuple[list[dict], dict[str, 
     vectors, batch = random_table(sizes), random_batch(sizes, device)
     queries, shallow = random_queries(vectors, sizes), replace(sizes, layers=4)
     pairs: dict[str, tuple] = {}
-    for name, used, wide in (
-        ("default, 4 layers", shallow, False),
-        ("default", sizes, False),
-        ("published", sizes, True),
-    ):
+    kinds = {"default, 4 layers": (shallow, False), "default": (sizes, False), "published": (sizes, True)}
+    for name, (used, wide) in {**kinds, "published, frozen": (sizes, True)}.items():
         for retrieval in RETRIEVAL:
             module = make_module(retrieval, used, vectors, published_width=wide).to(device)
+            module.generator.requires_grad_("frozen" not in name)
             pairs[f"{name}: {retrieval}"] = steps(module, queries, batch, device)
     published = PublishedSizes(sizes.genes, sizes.embedding, sizes.hidden, sizes.layers)
-    slow = PublishedOrder(vectors, published, PublishedParams("ptrag")).to(device)
-    pairs["published: published order"] = published_steps(slow, batch, sizes, device)
+    for name in ("published", "published, frozen"):
+        slow = PublishedOrder(vectors, published, PublishedParams("ptrag")).to(device)
+        for part in (slow.generator, slow.project):
+            part.requires_grad_("frozen" not in name)
+        pairs[f"{name}: published order"] = published_steps(slow, batch, sizes, device)
     gumbel = make_module("gumbel", sizes, vectors, published_width=False).to(device)
     pairs["refinement only: gumbel"] = refinement(gumbel, queries, sizes, device)
     pairs["refinement only: published order"] = published_refinement(slow, sizes, device)
@@ -216,9 +218,12 @@ def headline(sizes: Sizes, device: torch.device) -> tuple[list[dict], dict[str, 
         "refinement_speedup": train["refinement only: published order"] / train["refinement only: gumbel"],
         "refinement_memory": memory["refinement only: published order"] / memory["refinement only: gumbel"],
         "published_step_over_ours": train["published: published order"] / train["published: gumbel"],
+        "published_prediction_over_ours": predict["published: published order"] / predict["published: gumbel"],
+        "published_frozen_step_over_ours": train["published, frozen: published order"]
+        / train["published, frozen: gumbel"],
     }
     for kind, taken in (("train", train), ("predict", predict)):
-        for width in ("published", "default", "default, 4 layers"):
+        for width in ("published", "published, frozen", "default", "default, 4 layers"):
             key = f"{width.replace(', ', '_').replace(' ', '_')}_{kind}_gumbel_over_none"
             ratios[key] = taken[f"{width}: gumbel"] / taken[f"{width}: none"]
     return rows, ratios
