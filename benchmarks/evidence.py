@@ -33,6 +33,7 @@ from measure import machine, table
 
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
+from ptrag_sc.data import canonical
 from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
@@ -145,6 +146,7 @@ class PublishedPTRAG(PTRAG):
     def _module_cls(cls, vectors, basis, params):
         sizes = PublishedSizes(basis.shape[1], vectors.shape[1])
         module = PublishedModule(vectors, sizes, PublishedParams("ptrag", scaled=cls.scaled, causal=cls.causal))
+        module.generator.register_buffer("basis", basis)  # unused: where a saved model looks for its genes' directions
         if cls.frozen:  # as observed: the generator and the output layer stay as they were initialised
             for parameter in (*module.generator.parameters(), *module.project.parameters()):
                 parameter.requires_grad_(False)
@@ -168,7 +170,7 @@ def trained(
 ) -> PTRAG:
     """Return a model trained to its early stop, from its folder if it is there."""
     adata = embedded(adata, kind, seed)
-    PTRAG.setup_anndata(adata, **KEYS, batch_key="batch", split_key="split")
+    cls.setup_anndata(adata, **KEYS, batch_key="batch", split_key="split")
     place = folder / f"{cls.__name__}-{kind}-{options.get('retrieval', 'gumbel')}-{seed}"
     if place.exists():
         return cls.load(place, adata=adata)
@@ -225,7 +227,7 @@ def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max
     scores = ptrag_sc.benchmark.compare(adata, wanted, **options)
     if task.scored is not None:
         strong = set(json.loads(data_file("strong_perturbations.json").read_text())[task.scored]["strong"])
-        scores = scores[scores["perturbation"].isin({ptrag_name(s) for s in strong})]
+        scores = scores[scores["perturbation"].isin({canonical(s, "+") for s in strong})]
     if chosen is not None:
         return {"seconds": time.perf_counter() - start}  # some methods: the tables wait for all of them
     scores.to_csv(out / f"{name}.csv", index=False)
@@ -266,11 +268,6 @@ def lifts(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -> p
             part = ptrag_sc.benchmark.selection_lift(pd.concat(of_name), relevant, by=by)
             parts.append(part.assign(model=name, by=by))
     return pd.concat(parts)[["model", "by", "cell_type", "share_relevant", "share_selected", "lift", "low", "high"]]
-
-
-def ptrag_name(label: str) -> str:
-    """Return the canonical form of a label."""
-    return "+".join(sorted(label.split("+")))
 
 
 def page(results: list[dict]) -> str:

@@ -1,6 +1,7 @@
 """Do the two files hold what cell-eval2 compares, and does it find identical cells perfect?"""
 
 import anndata
+import cell_eval2
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -31,7 +32,6 @@ def dense(adata):
 
 
 def scores(files, metrics):
-    cell_eval2 = pytest.importorskip("cell_eval2", reason="the extra ptrag_sc[eval] is not installed")
     table = cell_eval2.compute_metrics(files.predicted, files.real, metrics=metrics, **files.settings)
     return {name: rows["value"].to_numpy() for (name,), rows in table.group_by("metric")}
 
@@ -116,7 +116,6 @@ def test_sampled_counts_are_whole_with_the_decoded_mean(screen, tmp_path):
 
 @pytest.mark.parametrize("metrics", ["vcc2026"])
 def test_the_competition_set_takes_sampled_counts(screen, tmp_path, metrics):
-    cell_eval2 = pytest.importorskip("cell_eval2", reason="the extra ptrag_sc[eval] is not installed")
     adata, reference = screen
     options = {"reference": reference, "cell_type": "K562", "counts": "sample", "counts_layer": "counts"}
     files = to_cell_eval(adata, adata, tmp_path, **options)

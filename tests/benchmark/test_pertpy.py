@@ -5,6 +5,7 @@ import importlib.metadata
 
 import numpy as np
 import pandas as pd
+import pertpy
 import pytest
 from scipy.spatial.distance import cdist, pdist
 
@@ -13,8 +14,6 @@ from ptrag_sc.benchmark import evaluate, pertpy_metric
 from ptrag_sc.benchmark._pertpy import NAMES, OF_GENES
 from ptrag_sc.metrics import METRICS, Reference, energy_distance
 from screens import KEYS, make_screen
-
-pertpy = pytest.importorskip("pertpy", reason="the extra ptrag_sc[pertpy] is not installed")
 
 VERSION = tuple(int(part) for part in importlib.metadata.version("pertpy").split(".")[:3])
 UNBIASED = (1, 0, 4) <= VERSION < (1, 3)

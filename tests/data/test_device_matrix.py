@@ -61,6 +61,10 @@ def test_gathering_waits_for_nothing():
     matrix = DeviceMatrix(CellReader(matrices()["csr"]), CPU)
     with NoSync():
         matrix.rows(np.array([3, 5, 39, 3]))
+    values = torch.tensor([1, 2])
+    for waits in (values.nonzero, values[0].item, lambda: values[values > 1], lambda: values.repeat_interleave(values)):
+        with NoSync(), pytest.raises(AssertionError, match="waits for the device"):
+            waits()
 
 
 def slow_batch(matrix, rows, mask):

@@ -1,8 +1,12 @@
 """Do metrics equal those of other evaluation tools, where these compute the same?"""
 
+import cell_eval2
 import numpy as np
 import pytest
 from anndata import AnnData
+from cell_eval2.config import DEParams
+from gge.metrics.correlation import compute_perturbation_effect_correlation
+from gge.metrics.distances import Wasserstein1Distance
 
 from ptrag_sc.metrics import (
     de_direction,
@@ -59,9 +63,6 @@ def as_adata(populations):
 @pytest.fixture
 def cell_eval(cells):
     """Values of cell-eval2 by (metric, perturbation), both sides against the real controls."""
-    cell_eval2 = pytest.importorskip("cell_eval2", reason="cell-eval2 is not installed")
-    from cell_eval2.config import DEParams
-
     names = ["expr_mae", "expr_mse", "pds_cosine", "delta_pearson"]
     tests = ["de_wilcoxon_sig_jaccard", "de_wilcoxon_lfc_nmae", "de_wilcoxon_direction_match", "de_wilcoxon_overlap"]
     sides = [as_adata(cells["predicted"] | {"ctl": cells["real"]["ctl"]}), as_adata(cells["real"])]
@@ -94,14 +95,12 @@ def test_cell_eval_agrees(cells, cell_eval):
 
 
 def test_gge_agrees(cells):
-    gge = pytest.importorskip("gge.metrics.correlation", reason="gge-eval is not installed")
-    distances = pytest.importorskip("gge.metrics.distances")
     control = cells["real"]["ctl"].mean(0)
     for name in NAMES:
         real, predicted = (cells[side][name] for side in ("real", "predicted"))
-        found = gge.compute_perturbation_effect_correlation(real, predicted, control)
+        found = compute_perturbation_effect_correlation(real, predicted, control)
         expected = pearson_delta(real.mean(0), predicted.mean(0), control)
         assert found == pytest.approx(expected)
-        by_gene = distances.Wasserstein1Distance().compute_per_gene(real, predicted)
+        by_gene = Wasserstein1Distance().compute_per_gene(real, predicted)
         own = [wasserstein_1(real[:, [g]], predicted[:, [g]]) for g in range(N_GENES)]
         np.testing.assert_allclose(by_gene, own, atol=1e-9)

@@ -29,7 +29,7 @@ from ptrag_sc.data._conditions import canonical_labels
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._files import write_beside
-from ptrag_sc.data._retrieved import Retrieved
+from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
 from ptrag_sc.data._stream import check_columns, storable, write_stream
 
@@ -189,7 +189,7 @@ class Predictor(ABC):
         arguments = {name: value for name, value in given.items() if value is not None}
         return {"model": type(self).__name__, **self.keys_.to_uns(), **arguments}
 
-    def describe(self, retrieved: Retrieved, params: dict) -> dict:
+    def describe(self, retrieved: RetrievalTally, params: dict) -> dict:
         """Return what stands in ``.uns[key]`` beside a prediction."""
         return {
             "params": self.params(**params),
@@ -216,7 +216,7 @@ class Run:
         self, predictor: Predictor, screen: Screen, labels: tuple[str, ...], *, state: object, seed: int | None
     ):
         self.predictor, self.screen, self.labels, self.state, self.seed = predictor, screen, labels, state, seed
-        self.retrieved = Retrieved(labels, predictor.candidates_, screen.index.cell_types)
+        self.retrieved = RetrievalTally(labels, predictor.candidates_, screen.index.cell_types)
 
     def answer(self, request: Request) -> Prediction:
         """Generate every set of a request and put the rows in order."""

@@ -13,7 +13,7 @@ from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, Sequentia
 from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._predictor import Run
-from ptrag_sc.data._retrieved import Retrieved
+from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import EncodedQueries, PTRAGModule
 from ptrag_sc.model._sets import gate_noise
@@ -192,7 +192,7 @@ class ModulePredictor(Predictor):
             n_cells = min(RETRIEVAL_CELLS, len(screen.index.controls(t)))
             size = {"n_cells": n_cells, "set_size": self.set_size_}
             population = request_population(screen, len(labels), [t], **size, seed=None)
-            retrieved = Retrieved(labels, self.candidates_, screen.index.cell_types)
+            retrieved = RetrievalTally(labels, self.candidates_, screen.index.cell_types)
             for sets, predicted in without_cells(population.whole()):
                 retrieved.add(sets, predicted)
             tables.append(retrieved.table())

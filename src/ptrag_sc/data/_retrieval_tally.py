@@ -9,7 +9,7 @@ from ptrag_sc.data._set_sampler import CellSets
 RETRIEVAL_COLUMNS = ["perturbation", "cell_type", "candidate", "rank", "similarity", "weight", "selected"]
 
 
-class Retrieved:
+class RetrievalTally:
     """Sums over all sets that a call has generated so far.
 
     Parameters
