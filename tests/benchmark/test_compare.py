@@ -1,5 +1,9 @@
 """Is a comparison fair, resumable, and deaf to test conditions?"""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +11,7 @@ import pytest
 import ptrag_sc
 from ptrag_sc.baselines import MeanShift, NearestPerturbations
 from ptrag_sc.benchmark import compare, evaluate, split_half, summary
+from ptrag_sc.benchmark._compare import _code_text
 from ptrag_sc.metrics import METRICS as METRICS_TABLE
 from screens import KEYS, make_screen
 
@@ -262,3 +267,39 @@ def test_a_summary_of_nothing_is_refused():
     ceiling = table().assign(truth="all", method="other")
     with pytest.raises(KeyError, match="'new' does not occur in the table with truth='all'"):
         summary(pd.concat([table(), ceiling]), against="new", truth="all")
+
+
+FINGERPRINTS = """
+from ptrag_sc.benchmark._compare import _code_text, _code_text
+from ptrag_sc.metrics import METRICS
+import hashlib
+
+def nested(x):
+    return [y for y in x if (lambda z: z in {"a", "b", "c", "d"})(y)]
+
+codes = [getattr(row.function, "__code__", None) for row in METRICS.values()] + [nested.__code__]
+text = "".join(_code_text(code) for code in codes if code is not None)
+print(hashlib.sha256(text.encode()).hexdigest(), " at 0x" in text)
+"""
+
+
+def test_a_cache_is_known_again_in_another_process():
+    found = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", FINGERPRINTS], env=environment, capture_output=True, check=True
+        )
+        found.add(run.stdout)
+    assert len(found) == 1
+    assert found.pop().endswith(b"False\n")
+
+
+def test_a_metric_that_changed_makes_another_cache():
+    def first(x):
+        return [y + 1 for y in x]
+
+    def second(x):
+        return [y + 2 for y in x]
+
+    assert _code_text(first.__code__) != _code_text(second.__code__)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +166,7 @@ def _fingerprint(screen: Screen, split: np.ndarray, embedding: object, metrics: 
     digest = hashlib.sha256(json.dumps([n_cells, screen.genes.tolist(), rows], default=str).encode())
     for row in metrics.values():
         code = getattr(row.function, "__code__", None)
-        digest.update(repr((code.co_code, code.co_consts, code.co_names)).encode() if code else b"")
+        digest.update(b"" if code is None else _code_text(code).encode())
     sums = [cells.sum(1, dtype=np.float64) for _, cells in screen.reader.chunks(np.arange(screen.reader.n_obs))]
     index = screen.index
     vectors = np.zeros(0) if embedding is None else GeneEmbedding.from_uns(embedding, "gene_embedding").vectors
@@ -174,6 +175,17 @@ def _fingerprint(screen: Screen, split: np.ndarray, embedding: object, metrics: 
     for names in (screen.names, split, index.perturbations, index.cell_types):
         digest.update("\n".join(map(str, names)).encode())
     return digest.hexdigest()[:16]
+
+
+def _code_text(code: CodeType) -> str:
+    """Return what a function does, in words that are the same in every process: no address, no order of a set."""
+    consts = []
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            consts.append(_code_text(const))
+        else:
+            consts.append(repr(sorted(map(repr, const)) if isinstance(const, frozenset) else const))
+    return repr((code.co_code, consts, code.co_names))
 
 
 def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
