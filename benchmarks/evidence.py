@@ -148,7 +148,7 @@ class PublishedPTRAG(PTRAG):
     frozen = scaled = causal = True
 
     @classmethod
-    def _module_cls(cls, vectors, basis, params):
+    def _module_cls(cls, vectors, basis, params, memory):
         sizes = PublishedSizes(basis.shape[1], vectors.shape[1], **SMALL)
         module = PublishedModule(vectors, sizes, PublishedParams("ptrag", scaled=cls.scaled, causal=cls.causal))
         module.generator.register_buffer("basis", basis)  # unused: where a saved model looks for its genes' directions

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ptrag_sc.baselines._responses import leading_directions
+from ptrag_sc.data import leading_directions
 
 
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (1, 5), (40, 40)])

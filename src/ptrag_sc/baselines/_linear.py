@@ -11,7 +11,8 @@ from ptrag_sc._validation import unusable
 from ptrag_sc.baselines._base import Answer
 from ptrag_sc.baselines._embedded import EmbeddedBaseline
 from ptrag_sc.baselines._means import deviations, mean_by_cell_type
-from ptrag_sc.baselines._responses import N_DIRECTIONS, ResponseSpace, leading_directions
+from ptrag_sc.baselines._responses import N_DIRECTIONS, ResponseSpace
+from ptrag_sc.data import leading_directions
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import eigh
 
 from ptrag_sc.baselines._means import deviations, mean_by, own_or_sum
+from ptrag_sc.data import leading_directions
 
 N_DIRECTIONS = 30  # of the shifts; as many as PTRAG's output has: the rest is noise in screens of this kind
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
-
-
-def leading_directions(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first right singular vectors (R, G) of rows (C, G) and their singular values (R,), R <= n.
-
-    Directions in which the rows do not differ from zero are left out.
-    """
-    side = min(values.shape)
-    wide = values.shape[1] > values.shape[0]
-    gram = values @ values.T if wide else values.T @ values
-    square, vectors = eigh(gram, subset_by_index=(max(0, side - n), side - 1))
-    square, vectors = square[::-1], vectors[:, ::-1]
-    kept = square > 1e-10 * max(square[0], np.finfo(float).tiny)
-    singular, vectors = np.sqrt(square[kept]), vectors[:, kept]
-    return (vectors.T @ values / singular[:, None] if wide else vectors.T), singular
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from ._dataset import CellReader, CellSetDataset
 from ._fields import Screen, ScreenKeys, read_screen, read_split
 from ._predictor import Predictor
 from ._set_sampler import CellSets, RandomSets, SequentialSets
-from ._shifts import ControlMeans, Shifts, control_means, matched_control, mean_shifts
+from ._shifts import (
+    ControlMeans,
+    Shifts,
+    Spread,
+    control_means,
+    leading_directions,
+    matched_control,
+    mean_shifts,
+    mean_shifts_and_spread,
+)
 
 __all__ = [
     "CellReader",
@@ -29,6 +38,7 @@ __all__ = [
     "ScreenKeys",
     "SequentialSets",
     "Shifts",
+    "Spread",
     "as_names",
     "canonical",
     "canonical_labels",
@@ -36,8 +46,10 @@ __all__ = [
     "condition_split",
     "control_means",
     "draw_split",
+    "leading_directions",
     "matched_control",
     "mean_shifts",
+    "mean_shifts_and_spread",
     "read_labels",
     "read_perturbations",
     "read_screen",

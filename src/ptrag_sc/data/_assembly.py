@@ -29,7 +29,7 @@ class PredictedSets(NamedTuple):
     cells: np.ndarray  # (B, S, G)
     indices: np.ndarray  # (B, K) rows of the predictor's candidates
     present: np.ndarray  # (B, K)
-    similarity: np.ndarray  # (B, K)
+    similarity: np.ndarray  # (B, K), or (B, K, 2) in two spaces
     weights: np.ndarray  # (B, S, K)
     gates: np.ndarray  # (B, S, K)
 

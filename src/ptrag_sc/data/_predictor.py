@@ -76,7 +76,7 @@ class Predictor(ABC):
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets; ``state`` is what :meth:`prepare` returned."""
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> object:
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> object:
         """Return what is computed once per call, before any set is generated."""
         return vectors
 
@@ -88,7 +88,7 @@ class Predictor(ABC):
         self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
     ) -> "Run":
         """Prepare what all requests of one call share."""
-        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding))
+        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding), screen)
         return Run(self, screen, labels, state=state, seed=seed)
 
     def canonical_labels(self, perturbations: str | Iterable[str]) -> tuple[str, ...]:

@@ -37,7 +37,10 @@ class RetrievalTally:
             self._sums[condition] = (columns, similarity, previous + sums)
 
     def table(self) -> pd.DataFrame:
-        """Return ``RETRIEVAL_COLUMNS``, one row per condition and retrieved candidate: means over its cells."""
+        """Return ``RETRIEVAL_COLUMNS``, one row per condition and retrieved candidate: means over its cells.
+
+        A predictor that retrieves in a second space adds ``similarity_response``.
+        """
         tables = [
             pd.DataFrame(
                 {
@@ -45,7 +48,7 @@ class RetrievalTally:
                     "cell_type": self.cell_types[t],
                     "candidate": self.candidates[columns],
                     "rank": np.arange(len(columns)),
-                    "similarity": similarity,
+                    **_named(similarity),
                     "weight": weight / n,
                     "selected": gate / n,
                 }
@@ -57,3 +60,10 @@ class RetrievalTally:
             return pd.concat(tables, ignore_index=True)
         kinds = {c: object if c in RETRIEVAL_COLUMNS[:3] else float for c in RETRIEVAL_COLUMNS}
         return pd.DataFrame({c: pd.Series(dtype=kind) for c, kind in kinds.items()})
+
+
+def _named(similarity: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns of similarities (K,) in one space or (K, 2) in two."""
+    if similarity.ndim == 1:
+        return {"similarity": similarity}
+    return {"similarity": similarity[:, 0], "similarity_response": similarity[:, 1]}

@@ -2,25 +2,40 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.nn import LOSSES, CellEncoder, EmbeddingEncoder, Refined, Refiner, SetTransformer
-from ptrag_sc.retrieval import Candidates
+from ptrag_sc.nn import (
+    LOSSES,
+    CellEncoder,
+    EmbeddingEncoder,
+    MemoryRefiner,
+    Refined,
+    Refiner,
+    SetTransformer,
+    mean_distance,
+)
+from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Told, tell
 
 RETRIEVAL = ("gumbel", "attention", "none")
+MEMORIES = (None, "response")
+MEMORY = "memory_"  # prefix of its buffers
+SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
+N_FLAGS = 2  # of a slot: own response, known in response space
 RANGES = {
     "n_hidden": (1, math.inf),
     "n_layers": (1, math.inf),
     "n_heads": (1, math.inf),
     "dropout_rate": (0.0, 0.99),
     "candidate_dropout": (0.0, 0.99),
+    "memory_dropout": (0.0, 0.99),
     "temperature": (1e-6, math.inf),
     "sparsity_weight": (0.0, math.inf),
 }
@@ -31,18 +46,20 @@ class ModuleParams:
     """Parameters of :class:`PTRAGModule` that are not shapes; they are described at :class:`ptrag_sc.PTRAG`."""
 
     retrieval: Literal["gumbel", "attention", "none"]
+    memory: Literal["response"] | None
     n_hidden: int
     n_layers: int
     n_heads: int
     dropout_rate: float
     candidate_dropout: float
+    memory_dropout: float
     temperature: float
     sparsity_weight: float
     loss: str
 
     def __post_init__(self):
         """Refuse values that cannot work, before anything is built."""
-        for name, known in (("retrieval", RETRIEVAL), ("loss", tuple(LOSSES))):
+        for name, known in (("retrieval", RETRIEVAL), ("memory", MEMORIES), ("loss", tuple(LOSSES))):
             if getattr(self, name) not in known:
                 remedy = f"Pass one of {known}."
                 raise ValueError(absent(f"{name}=", getattr(self, name), "the known values", known, remedy))
@@ -61,21 +78,27 @@ class Retrieved(NamedTuple):
     query: Float[Tensor, "B H"]  # encoded
     keys: Float[Tensor, "B K H"]  # encoded candidates
     candidates: Candidates
+    told: Told | None = None  # by the memory
 
 
 class EncodedQueries(NamedTuple):
-    """Encoded perturbations of one training step or of one prediction call: every row once."""
+    """Encoded perturbations of one training step or of one prediction call: every row once.
+
+    With a memory what is retrieved depends on the cell type too: a condition is a query in a cell type. Without one it
+    is the query.
+    """
 
     vectors: Float[Tensor, "Q H"]
     keys: Float[Tensor, "U H"]  # the distinct candidates
-    slots: Int[Tensor, "Q K"]  # row of keys in each slot
-    candidates: Candidates
+    slots: Int[Tensor, "C K"]  # row of keys in each slot of a condition
+    candidates: Candidates  # of C conditions
 
-    def take(self, query: Int[Tensor, " B"]) -> Retrieved:
-        """Return what belongs to the queries of B sets."""
+    def take(self, query: Int[Tensor, " B"], condition: Int[Tensor, " B"] | None = None) -> Retrieved:
+        """Return what belongs to the queries, and conditions where these are others, of B sets."""
+        condition = query if condition is None else condition
         # Not keys[slots]: the gradient of an index is summed by threads in any order, and no two runs are equal.
-        keys = F.embedding(self.slots[query], self.keys)
-        return Retrieved(F.embedding(query, self.vectors), keys, self.candidates.take(query))
+        keys = F.embedding(self.slots[condition], self.keys)
+        return Retrieved(F.embedding(query, self.vectors), keys, self.candidates.take(condition))
 
 
 class PTRAGModule(BaseModuleClass):
@@ -89,23 +112,41 @@ class PTRAGModule(BaseModuleClass):
         Leading directions of the training shifts (R, G).
     params
         Everything else.
+    memory
+        What the training conditions did.
     """
 
-    def __init__(self, embeddings: Float[Tensor, "P D"], basis: Float[Tensor, "R G"], params: ModuleParams):
+    def __init__(
+        self,
+        embeddings: Float[Tensor, "P D"],
+        basis: Float[Tensor, "R G"],
+        params: ModuleParams,
+        memory: ResponseMemory | None = None,
+    ):
         super().__init__()
         self.params, size = params, (params.n_hidden, params.n_layers, params.n_heads)
         self.register_buffer("embeddings", torch.as_tensor(embeddings))
         self.encode_cells = CellEncoder(basis.shape[1], params.n_hidden)
         self.encode_embedding = EmbeddingEncoder(embeddings.shape[1], params.n_hidden)
-        self.refiner = None
-        if params.retrieval != "none":
-            self.refiner = Refiner(
-                params.n_hidden,
-                gated=params.retrieval == "gumbel",
-                temperature=params.temperature,
-                dropout=params.dropout_rate,
-                candidate_dropout=params.candidate_dropout,
-            )
+        self.refiner = self.encode_response = None
+        for name, tensor in memory._asdict().items() if memory is not None else ():
+            self.register_buffer(MEMORY + name, tensor)
+        self.has_memory = memory is not None
+        if self.has_memory:
+            self.register_buffer("recalled_share", torch.tensor(1.0))
+        options = {
+            "gated": params.retrieval == "gumbel",
+            "temperature": params.temperature,
+            "dropout": params.dropout_rate,
+            "candidate_dropout": params.candidate_dropout,
+        }
+        if params.retrieval != "none" and memory is None:
+            self.refiner = Refiner(params.n_hidden, **options)
+        elif params.retrieval != "none":
+            width = len(memory.directions)
+            self.refiner = MemoryRefiner(params.n_hidden, width, value_dropout=params.memory_dropout, **options)
+            self.encode_response = nn.Linear(width + N_FLAGS, params.n_hidden, bias=False)
+            self.register_buffer("response_scale", _response_scale(memory))
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
@@ -117,18 +158,53 @@ class PTRAGModule(BaseModuleClass):
             "control_mask": tensors["control_mask"],
             "basal": inference_outputs["basal"],
             "context": inference_outputs["refined"].context,
+            "shift": inference_outputs["shift"],
         }
+
+    @property
+    def memory(self) -> ResponseMemory | None:
+        """What the training conditions did."""
+        if not self.has_memory:
+            return None
+        return ResponseMemory(**{name: getattr(self, MEMORY + name) for name in ResponseMemory._fields})
 
     def encode(
         self,
         vectors: Float[Tensor, "Q D"],
         rows: Int[Tensor, " U"],
-        slots: Int[Tensor, "Q K"],
+        slots: Int[Tensor, "C K"],
         candidates: Candidates,
     ) -> EncodedQueries:
         """Encode queries, and their distinct candidates (rows of the candidate table)."""
         encode = self.encode_embedding
         return EncodedQueries(encode(vectors), encode(self.embeddings[rows]), slots, candidates)
+
+    def recall(
+        self,
+        retrieved: Retrieved,
+        view: MemoryView,
+        cell_type: Int[Tensor, " B"],
+        perturbed: Bool[Tensor, " B"],
+    ) -> Retrieved:
+        """Return what was retrieved together with what the memory says to it.
+
+        Parameters
+        ----------
+        retrieved
+            Of B sets.
+        view, cell_type
+            The memory, and the row of each set in its view.
+        perturbed
+            False for the control.
+        """
+        query, keys, candidates, _ = retrieved
+        told = tell(self.memory, view, candidates.indices, candidates.present, cell_type, perturbed)
+        if self.encode_response is not None:
+            is_own = torch.zeros_like(candidates.present)
+            is_own[:, :1] = candidates.present[:, :1]
+            flags = torch.stack([is_own, ~candidates.similarity[..., -1].isnan()], dim=-1).to(keys.dtype)
+            keys = keys + self.encode_response(torch.cat([told.low * self.response_scale, flags], dim=-1))
+        return Retrieved(query, keys, candidates, told)
 
     @auto_move_data
     def inference(
@@ -138,16 +214,22 @@ class PTRAGModule(BaseModuleClass):
 
         Returns
         -------
-        ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`).
+        ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`),
+        ``shift`` (B, S, G): what the memory says, 0 without one.
         """
         basal = self.encode_cells(control_cells)
-        query, keys, candidates = retrieved
+        query, keys, candidates, told = retrieved
         if self.refiner is None:
-            context = query[:, None].expand_as(basal)
-            nothing = basal.new_zeros(*basal.shape[:2], 0)
-            return {"basal": basal, "candidates": candidates, "refined": Refined(context, nothing, nothing)}
-        refined = self.refiner(basal, query, keys, candidates.present, candidates.similarity, noise)
-        return {"basal": basal, "candidates": candidates, "refined": refined}
+            nothing = basal.new_zeros(*basal.shape[:2], keys.shape[1])
+            refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
+        elif told is None:
+            refined = self.refiner(basal, query, keys, candidates.present, candidates.similarity, noise)
+        else:
+            values = torch.cat([told.low[:, :1], told.low[:, 1:] + told.mean_low[:, None]], dim=1)
+            slots = keys, candidates.present, candidates.similarity, noise
+            refined = self.refiner(basal, query, *slots, values * self.response_scale)
+        shift = basal.new_zeros(1) if told is None else told.of(refined.weights, self.memory_directions)
+        return {"basal": basal, "candidates": candidates, "refined": refined, "shift": shift}
 
     @auto_move_data
     def generative(
@@ -156,23 +238,59 @@ class PTRAGModule(BaseModuleClass):
         control_mask: Bool[Tensor, "B S"],
         basal: Float[Tensor, "B S H"],
         context: Float[Tensor, "B S H"],
+        shift: Float[Tensor, "..."],
     ) -> dict[str, Tensor]:
-        """Return ``cells`` (B, S, G): each control cell plus the change that its context brings."""
-        return {"cells": control_cells + self.generator(basal, context, control_mask)}
+        """Return what becomes of each control cell.
+
+        Returns
+        -------
+        ``cells`` (B, S, G): the control cell plus the change that its context brings; with a memory the mean of this
+        (``generated``) and of the control cell plus what the memory says (``recalled``), weighted by
+        ``recalled_share``.
+        """
+        generated = control_cells + self.generator(basal, context, control_mask)
+        if not self.has_memory:
+            return {"cells": generated}
+        recalled = control_cells + shift
+        share = self.recalled_share
+        return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
     ) -> LossOutput:
-        """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only)."""
-        control_mask = tensors["control_mask"]
-        distance = LOSSES[self.params.loss](
-            generative_outputs["cells"], tensors["target_cells"], control_mask, tensors["target_mask"]
-        ).mean()
-        metrics = {"set_loss": distance}
-        total = distance
+        """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only).
+
+        With a memory generator and memory learn apart, each to answer alone: together the generator would learn the
+        training conditions by heart and the memory that it is not needed. ``shares`` is the set loss of their mean
+        under every share of ``SHARES``, in evaluation.
+        """
+        masks = tensors["control_mask"], tensors["target_mask"]
+        distance = partial(self._set_loss, target=tensors["target_cells"], masks=masks)
+        metrics = {}
+        if not self.has_memory:
+            total = metrics["set_loss"] = distance(generative_outputs["cells"])
+        elif self.training:
+            generated, recalled = generative_outputs["generated"], generative_outputs["recalled"]
+            total = metrics["set_loss"] = distance(generated)
+            metrics["recalled_loss"] = mean_distance(recalled, tensors["target_cells"], *masks).mean()
+            total = total + metrics["recalled_loss"]
+        else:
+            apart = generative_outputs["recalled"], generative_outputs["generated"]
+            total = metrics["shares"] = torch.stack([distance(s * apart[0] + (1 - s) * apart[1]) for s in SHARES])
+            total = total.min()
         if self.params.retrieval == "gumbel":
-            shown = control_mask[:, :, None] & inference_outputs["candidates"].present[:, None]
+            shown = masks[0][:, :, None] & inference_outputs["candidates"].present[:, None]
             open_share = (inference_outputs["refined"].gates * shown).sum() / shown.sum().clamp(min=1)
-            total = distance + self.params.sparsity_weight * open_share
+            total = total + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
-        return LossOutput(loss=total, n_obs_minibatch=len(control_mask), extra_metrics=metrics)
+        return LossOutput(loss=total, n_obs_minibatch=len(masks[0]), extra_metrics=metrics)
+
+    def _set_loss(self, cells: Tensor, *, target: Tensor, masks: tuple[Tensor, Tensor]) -> Tensor:
+        return LOSSES[self.params.loss](cells, target, *masks).mean()
+
+
+def _response_scale(memory: ResponseMemory) -> Tensor:
+    """Return the factor that brings observed shifts in the leading directions to a root mean square of 1."""
+    observed = memory.n_cells > 0
+    shifts = (memory.low + memory.mean @ memory.directions.T)[observed]
+    return 1 / torch.square(shifts).mean().sqrt().clamp(min=1e-6)

@@ -1,7 +1,7 @@
 """How does a trained module answer a request for predicted cells, or for what was retrieved?"""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,27 +9,44 @@ import torch
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets
+from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets, control_means
 from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._predictor import Run
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import name_hash
-from ptrag_sc.model._module import EncodedQueries, PTRAGModule
+from ptrag_sc.model._module import EncodedQueries, PTRAGModule, Retrieved
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._tables import TrainingTables
+from ptrag_sc.nn import MemoryRefiner
 from ptrag_sc.retrieval import (
+    MemoryView,
     Queries,
+    calibrate,
+    condition_row,
     distinct_rows,
     make_queries,
-    random_candidates,
     resolve_vectors,
     shuffled_names,
-    with_control,
+    view_memory,
 )
 
 NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
+
+
+class Prepared(NamedTuple):
+    """What all sets of a call share."""
+
+    encoded: EncodedQueries
+    table: Queries
+
+    def take(self, module: PTRAGModule, query: torch.Tensor, cell_type: torch.Tensor) -> Retrieved:
+        """Return what belongs to B sets."""
+        if self.table.view is None:
+            return self.encoded.take(query)
+        retrieved = self.encoded.take(query, condition_row(query, cell_type, self.table.n_views))
+        return module.recall(retrieved, self.table.view, cell_type, query > 0)
 
 
 class ModulePredictor(Predictor):
@@ -71,11 +88,25 @@ class ModulePredictor(Predictor):
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
     def queries(
-        self, labels: tuple[str, ...], vectors: np.ndarray | None, *, random_seed: int | None = None
+        self,
+        labels: tuple[str, ...],
+        vectors: np.ndarray | None,
+        screen: Screen | None = None,
+        *,
+        random_seed: int | None = None,
     ) -> Queries:
         """Return the query table of a training run or of a call; every neighbour is found here, once.
 
-        With ``random_seed`` the candidates of each query are drawn at random instead.
+        Parameters
+        ----------
+        labels
+            Perturbations.
+        vectors
+            Their embeddings (Q, D); None looks them up.
+        screen
+            Whose cell types look at the memory; needed where there is one.
+        random_seed
+            Draws the candidates of each query at random instead.
         """
         if vectors is None:
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
@@ -88,21 +119,43 @@ class ModulePredictor(Predictor):
             torch.as_tensor(own, device=table.device),
             n_slots,
         )
-        if random_seed is None:
-            return make_queries(*arguments)
-        keys = name_hash(np.array(labels, dtype=object), random_seed)
-        return with_control(arguments[0], random_candidates(*arguments, keys))
+        keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
+        view = None if self.module.memory is None else self._view(screen)
+        return make_queries(*arguments, view=view, random_keys=keys)
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None) -> EncodedQueries:
+    def _view(self, screen: Screen) -> MemoryView:
+        """Return the memory as seen from the cell types of a screen."""
+        memory, names = self.module.memory, screen.index.cell_types
+        known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())
+        controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
+        if (known < 0).any():
+            means = control_means(screen.reader, screen.index).cell_type
+            controls = torch.as_tensor(np.nan_to_num(means), dtype=controls.dtype, device=controls.device)
+        return view_memory(memory, torch.as_tensor(known), controls)
+
+    def start_retrieval(self, screen: Screen) -> None:
+        """Let the memory's weights start where they answer the training conditions best."""
+        if not isinstance(self.module.refiner, MemoryRefiner):
+            return
+        table = self.queries(tuple(self.candidates_.tolist()), None, screen)
+        train = self.split_[self.split_["split"] == "train"]
+        perturbation, cell_type = (
+            torch.as_tensor(pd.Index(names).get_indexer(train[column].tolist()))
+            for names, column in ((self.candidates_, "perturbation"), (screen.index.cell_types, "cell_type"))
+        )
+        rows = condition_row(perturbation + 1, cell_type, table.n_views)
+        start = calibrate(table.view, table.candidates.take(rows), perturbation, cell_type)
+        self.module.refiner.start(start.sharpness, start.own)
+
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> "Prepared":
         """Return the encoded queries and candidates of a call."""
-        return self.encode(self.queries(labels, vectors))
+        return self.encode(self.queries(labels, vectors, screen))
 
-    def encode(self, table: Queries) -> EncodedQueries:
+    def encode(self, table: Queries) -> "Prepared":
         """Return a query table with every query and every distinct candidate encoded once."""
-        queries, candidates = table
-        rows, slots = distinct_rows(candidates.indices)
+        rows, slots = distinct_rows(table.candidates.indices)
         with torch.no_grad():
-            return self.module.encode(queries, rows, slots, candidates)
+            return Prepared(self.module.encode(table.vectors, rows, slots, table.candidates), table)
 
     def predict_batch(
         self,
@@ -111,7 +164,7 @@ class ModulePredictor(Predictor):
         labels: tuple[str, ...],
         screen: Screen,
         *,
-        state: EncodedQueries,
+        state: "Prepared",
         seed: int | None,
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets, and what they rest on."""
@@ -124,10 +177,13 @@ class ModulePredictor(Predictor):
     def _infer(self, batch, sets, labels, screen, state, seed) -> dict:
         noise = None
         if seed is not None and self.init_params_["retrieval"] == "gumbel":
-            noise = gate_noise(sets, labels, screen.index.cell_types, self.init_params_["n_candidates"], seed)
+            n_slots = state.table.candidates.indices.shape[1]
+            noise = gate_noise(sets, labels, screen.index.cell_types, n_slots, seed)
         self.module.eval()
         with torch.no_grad():
-            retrieved = state.take(batch["query"].to(self.module.device))
+            retrieved = state.take(
+                self.module, *(batch[name].to(self.module.device) for name in ("query", "cell_type"))
+            )
             inputs = self.module._get_inference_input(batch)
             return self.module.inference(**inputs, retrieved=retrieved, noise=noise)
 
@@ -161,7 +217,8 @@ class ModulePredictor(Predictor):
 
         Returns
         -------
-        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
+        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine of the gene
+        embeddings), with a memory ``similarity_response`` (cosine of the responses in other cell types),
         ``weight`` (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
 
         Raises
@@ -179,7 +236,8 @@ class ModulePredictor(Predictor):
         named = self.split_["perturbation"].unique() if perturbations is None else perturbations
         labels, types = self.canonical_labels(named), find_cell_types(screen, cell_types)
         vectors = self.resolve(labels, adata, gene_embedding)
-        state = self.encode(self.queries(labels, vectors, random_seed=seed if null == "random" else None))
+        table = self.queries(labels, vectors, screen, random_seed=seed if null == "random" else None)
+        state = self.encode(table)
         dataset = CellSetDataset(screen.reader, with_target=False)
 
         def without_cells(request):
@@ -203,6 +261,7 @@ class ModulePredictor(Predictor):
 def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
     """Return the tensors of a mini-batch as arrays; without retrieval K is 0."""
     candidates, refined = inferred["candidates"], inferred["refined"]
-    retrieved = candidates.indices, candidates.present, candidates.similarity[..., 0]
+    similarity = candidates.similarity if candidates.similarity.shape[-1] > 1 else candidates.similarity[..., 0]
+    retrieved = candidates.indices, candidates.present, similarity
     tensors = cells, *retrieved, refined.weights, refined.gates
     return PredictedSets(*(t.detach().cpu().numpy() for t in tensors))

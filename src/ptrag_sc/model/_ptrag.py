@@ -44,14 +44,17 @@ class PTRAG(SavedModel, ModulePredictor):
     retrieval
         ``"gumbel"``: candidates are selected per cell; ``"attention"``: all are kept, weighted by similarity;
         ``"none"``: the query's own embedding takes their place.
+    memory
+        ``"response"``: candidates say what they did in the experiment, and are retrieved by it too; None: they speak
+        through their gene embedding.
     n_candidates
         Retrieved perturbations, K.
     n_hidden, n_layers, n_heads
         Size of the generator.
     dropout_rate
         Dropout of scorer and generator.
-    candidate_dropout
-        Share of the retrieved candidates that is withheld from each set in training.
+    candidate_dropout, memory_dropout
+        Share of the retrieved candidates, and of what the memory says of them, withheld from each set in training.
     temperature
         Of the Gumbel-Softmax gates in the backward pass.
     sparsity_weight
@@ -86,12 +89,14 @@ class PTRAG(SavedModel, ModulePredictor):
         adata: AnnData | MuData,
         *,
         retrieval: Literal["gumbel", "attention", "none"] = "gumbel",
+        memory: Literal["response"] | None = None,
         n_candidates: int = 32,
         n_hidden: int = 128,
         n_layers: int = 4,
         n_heads: int = 4,
         dropout_rate: float = 0.1,
         candidate_dropout: float = 0.3,
+        memory_dropout: float = 0.3,
         temperature: float = 0.5,
         sparsity_weight: float = 0.01,
         loss: str = "energy_distance",
@@ -99,8 +104,9 @@ class PTRAG(SavedModel, ModulePredictor):
         params = {name: value for name, value in locals().items() if name not in {"self", "adata", "__class__"}}
         super().__init__(adata)
         keys = ScreenKeys.of(adata)
-        tables, _ = training_tables(adata, keys, seed=settings.seed or 0)
+        tables, screen = training_tables(adata, keys, with_memory=bool(memory), seed=settings.seed or 0)
         self._build(tables, keys, params)
+        self.start_retrieval(screen)
 
     def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
         """Set the state that both the constructor and :meth:`load` need."""
@@ -114,7 +120,8 @@ class PTRAG(SavedModel, ModulePredictor):
         self.set_size_, self.excluded_ = SET_SIZE, tables.embedding.excluded
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         own = ModuleParams(**{name: value for name, value in params.items() if name != "n_candidates"})
-        self.module = self._module_cls(torch.as_tensor(vectors), torch.as_tensor(tables.basis), own)
+        arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)
+        self.module = self._module_cls(*arrays, own, tables.memory)
         self._model_summary_string = (
             f"PTRAG model: {len(tables.genes)} genes, {len(tables.candidates)} candidate perturbations, "
             f"retrieval={params['retrieval']!r}, {params['n_candidates']} retrieved per query"
@@ -272,13 +279,13 @@ class PTRAG(SavedModel, ModulePredictor):
                     "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
                 )
             arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
-        plan = PTRAGTrainingPlan(self.module, queries=self.queries(labels, None), **(plan_kwargs or {}))
-        prepare = plan.number_perturbations
+            arguments["num_sanity_val_steps"] = -1  # the untrained weights are validated too
+        plan = PTRAGTrainingPlan(self.module, queries=self.queries(labels, None, screen), **(plan_kwargs or {}))
         self.module.train()
         TrainRunner(
             self,
             plan,
-            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=prepare),
+            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=plan.number_perturbations),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

@@ -223,7 +223,7 @@ class PublishedModule(BaseModuleClass):
     ) -> dict:
         """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
         basal, selection = self.encode_cells(control_cells), None
-        query, keys, candidates = retrieved
+        query, keys, candidates, _ = retrieved
         if self.params.variant == "state":
             context, weights = basal + query[:, None], basal.new_zeros(*basal.shape[:2], 0)
         elif self.params.variant == "vanilla":

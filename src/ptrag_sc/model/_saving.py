@@ -22,8 +22,9 @@ from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._fields import setup
 from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.model._io import ModelFile, read_model, write_model
+from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._tables import TrainingTables
-from ptrag_sc.retrieval import GeneEmbedding
+from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory
 
 MODULE = "module."
 VECTORS = "gene_embedding.vectors"
@@ -52,6 +53,7 @@ def pack(
             "source": tables.embedding.source,
             "excluded": list(tables.embedding.excluded),
         },
+        "memory_cell_types": list(tables.cell_types),
         "init_params": init_params,
         "state": state,
     }
@@ -67,12 +69,17 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         source=meta["embedding"]["source"],
         excluded=tuple(meta["embedding"]["excluded"]),
     )
+    prefix, memory = MODULE + MEMORY, None
+    if prefix + "low" in tensors:
+        memory = ResponseMemory(**{name: tensors[prefix + name] for name in ResponseMemory._fields})
     tables = TrainingTables(
         genes=np.array(meta["genes"], dtype=str),
         candidates=np.array(meta["candidates"], dtype=str),
         embedding=embedding,
         split=pd.DataFrame(meta["split"]),
         basis=tensors[BASIS].numpy(),
+        memory=memory,
+        cell_types=tuple(meta.get("memory_cell_types", ())),
     )
     state = {name.removeprefix(MODULE): t for name, t in tensors.items() if name.startswith(MODULE)}
     return tables, ScreenKeys(**meta["keys"]), state

@@ -14,16 +14,19 @@ from ptrag_sc.data import (
     ScreenKeys,
     components,
     condition_split,
+    control_means,
     draw_split,
-    mean_shifts,
+    leading_directions,
+    mean_shifts_and_spread,
     read_screen,
     read_split,
 )
-from ptrag_sc.retrieval import GeneEmbedding
+from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory
 
 logger = logging.getLogger(__name__)
 
 N_DIRECTIONS = 30  # rank of the output; a full-rank output memorises conditions
+MEMORY_DIRECTIONS = 100  # rank of the memory; what is noise in a direction is shrunk away
 OWN_VALIDATION_FRACTION = 0.1
 
 
@@ -43,6 +46,10 @@ class TrainingTables:
         Columns ``perturbation``, ``cell_type``, ``n_cells``, ``split`` (names) of every usable condition.
     basis
         Leading directions of the training shifts (R, G).
+    memory
+        What the training conditions did, if the model has a memory.
+    cell_types
+        Names of the cell types (T,) of the memory.
     """
 
     genes: np.ndarray
@@ -50,12 +57,14 @@ class TrainingTables:
     embedding: GeneEmbedding
     split: pd.DataFrame
     basis: np.ndarray
+    memory: ResponseMemory | None = None
+    cell_types: tuple[str, ...] = ()
 
 
-def training_tables(adata: AnnData, keys: ScreenKeys, *, seed: int) -> tuple[TrainingTables, Screen]:
+def training_tables(adata: AnnData, keys: ScreenKeys, *, with_memory: bool, seed: int) -> tuple[TrainingTables, Screen]:
     """Read the training data and compute everything that comes before the first step.
 
-    Only conditions of the training split enter the candidates and the basis.
+    Only conditions of the training split enter the candidates, the basis and the memory.
 
     Raises
     ------
@@ -73,19 +82,33 @@ def training_tables(adata: AnnData, keys: ScreenKeys, *, seed: int) -> tuple[Tra
     perturbations = screen.index.perturbations
     labels = [p for p in perturbations if p != keys.control]
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
+    candidates = np.unique(perturbations[train["perturbation"]]).astype(str)
+    controls = control_means(screen.reader, screen.index)
+    shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
+    directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS if with_memory else N_DIRECTIONS)
+    types, cell_type = np.unique(train["cell_type"], return_inverse=True)
+    memory = None
+    if with_memory:
+        memory = build_memory(
+            np.searchsorted(candidates, perturbations[train["perturbation"]].astype(str)),
+            cell_type,
+            (len(candidates), len(types)),
+            shifts=shifts.shift,
+            n_cells=shifts.n_cells,
+            squared_error=spread.variance[train["cell_type"]] * spread.scale[:, None],
+            controls=controls.cell_type[types],
+            directions=directions,
+        )
     tables = TrainingTables(
         genes=screen.genes,
-        candidates=np.unique(perturbations[train["perturbation"]]).astype(str),
+        candidates=candidates,
         embedding=embedding.subset(genes),
         split=screen.index.named(split),
-        basis=principal_directions(mean_shifts(screen.reader, screen.index, train).shift),
+        basis=directions[:N_DIRECTIONS].astype(np.float32),
+        memory=memory,
+        cell_types=tuple(screen.index.cell_types[types].tolist()) if with_memory else (),
     )
     return tables, screen
-
-
-def principal_directions(shifts: np.ndarray) -> np.ndarray:
-    """Return the first right singular vectors (R, G) of uncentred shifts (C, G), R = min(30, C, G)."""
-    return np.linalg.svd(shifts, full_matrices=False)[2][:N_DIRECTIONS].astype(np.float32)
 
 
 def read_embedding_table(adata: AnnData, keys: ScreenKeys) -> GeneEmbedding:

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from ptrag_sc.model._module import PTRAGModule
-from ptrag_sc.retrieval import Candidates, Queries, distinct_rows
+from ptrag_sc.model._module import SHARES, PTRAGModule
+from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
 
 class PTRAGTrainingPlan(TrainingPlan):
@@ -42,22 +42,37 @@ class PTRAGTrainingPlan(TrainingPlan):
         if "fused_optimizer" in signature(TrainingPlan).parameters:
             options["fused_optimizer"] = False  # scvi-tools 1.5: a fused one refuses clipping in mixed precision
         super().__init__(module, **options, lr_scheduler_metric=lr_scheduler_metric, **plan_kwargs)
-        for name, tensor in {"vectors": queries.vectors, **queries.candidates._asdict()}.items():
-            self.register_buffer(f"query_{name}", tensor, persistent=False)
-        self._host_indices = queries.candidates.indices.cpu()
+        tables = {"query": {"vectors": queries.vectors, **queries.candidates._asdict()}}
+        if queries.view is not None:
+            tables["view"] = queries.view._asdict()
+        for prefix, table in tables.items():
+            for name, tensor in table.items():
+                self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
+        self._n_views, self._host_indices = queries.n_views, queries.candidates.indices.cpu()
 
     def number_perturbations(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Number the distinct queries and candidates of a mini-batch, on the host: the device never waits for it."""
+        """Number what is distinct in a mini-batch, on the host: the device never waits for it.
+
+        Numbered are queries, conditions (queries in a cell type, where that matters) and candidates.
+        """
         queries, query = torch.unique(batch["query"], return_inverse=True)
-        rows, slots = distinct_rows(self._host_indices[queries])
-        return {**batch, "queries": queries, "query": query, "rows": rows, "slots": slots}
+        condition = condition_row(batch["query"], batch["cell_type"], self._n_views)
+        conditions, condition = torch.unique(condition, return_inverse=True)
+        rows, slots = distinct_rows(self._host_indices[conditions])
+        numbered = {"queries": queries, "query": query, "conditions": conditions, "condition": condition}
+        return {**batch, **numbered, "rows": rows, "slots": slots}
 
     def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
         """Run the module on one mini-batch of cell sets; every perturbation in it is encoded once."""
-        queries = tensors["queries"]
-        candidates = Candidates(self.query_indices, self.query_present, self.query_similarity).take(queries)
+        queries, query = tensors["queries"], tensors["query"]
+        table = Candidates(self.query_indices, self.query_present, self.query_similarity)
+        candidates = table.take(tensors["conditions"])
         encoded = self.module.encode(self.query_vectors[queries], tensors["rows"], tensors["slots"], candidates)
-        return self.module(tensors, inference_kwargs={"retrieved": encoded.take(tensors["query"])}, **kwargs)
+        retrieved = encoded.take(query, tensors["condition"])
+        if self._n_views is not None:
+            view = MemoryView(*(getattr(self, f"view_{name}") for name in MemoryView._fields))
+            retrieved = self.module.recall(retrieved, view, tensors["cell_type"], queries[query] > 0)
+        return self.module(tensors, inference_kwargs={"retrieved": retrieved}, **kwargs)
 
     def configure_optimizers(self) -> dict:
         """Return the optimiser; a learning rate that follows the validation loss is stepped when that is known."""
@@ -82,8 +97,17 @@ class PTRAGTrainingPlan(TrainingPlan):
         return output.loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``."""
+        """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``.
+
+        With a memory the loss is known when all of them were seen: under the share of the memory that suits them best.
+        """
         _, _, output = self.forward(batch)
+        if "shares" in output.extra_metrics:
+            n = output.n_obs_minibatch
+            self._validated = self._validated + torch.cat(
+                [n * output.extra_metrics["shares"], n * torch.ones_like(output.loss)[None]]
+            )
+            return
         self.log(
             "validation_loss",
             output.extra_metrics["set_loss"],
@@ -92,6 +116,21 @@ class PTRAGTrainingPlan(TrainingPlan):
             sync_dist=self.use_sync_dist,
         )
         self.compute_and_log_metrics(output, self.val_metrics, "validation")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last check."""
+        self._validated = torch.zeros(len(SHARES) + 1, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the share of the memory that validates best, and log its loss."""
+        if self._n_views is None:
+            return
+        sums = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
+        losses = (sums[:-1] / sums[-1]).flip(0)  # of equals the larger share of the memory
+        best = int(losses.argmin())
+        self.module.recalled_share.fill_(SHARES[::-1][best])
+        self.log("validation_loss", losses[best], on_epoch=True)
+        self.log("recalled_share", self.module.recalled_share.clone(), on_epoch=True)
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
@@ -113,7 +152,7 @@ class KeepBest(Callback):
         self.best_loss = float("inf")
         self.best_state: dict[str, torch.Tensor] | None = None
 
-    def on_validation_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Remember the weights that were just validated if they are the best so far."""
         loss = float(trainer.callback_metrics["validation_loss"])
         if loss < self.best_loss:

@@ -102,11 +102,22 @@ class Refiner(nn.Module):
     dropout
         Of the scorer.
     candidate_dropout
-        Share of candidates that are withheld from each set in training: no two steps answer a query from the same
+        Share of candidates that is withheld from each set in training: no two steps answer a query from the same
         candidates, so the generator cannot learn each query's average by heart.
+    n_spaces
+        Spaces R in which similarities are given.
     """
 
-    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float, candidate_dropout: float):
+    def __init__(
+        self,
+        n_hidden: int,
+        *,
+        gated: bool,
+        temperature: float,
+        dropout: float,
+        candidate_dropout: float,
+        n_spaces: int = 1,
+    ):
         super().__init__()
         self.temperature, self.candidate_dropout = temperature, candidate_dropout
         self.scorer = None
@@ -116,7 +127,7 @@ class Refiner(nn.Module):
             nn.init.constant_(self.scorer.out.bias, GATE_BIAS)
         self.value = nn.Linear(n_hidden, n_hidden, bias=False)
         # softplus(x) = INITIAL_SHARPNESS
-        self.sharpness = nn.Parameter(torch.tensor([INITIAL_SHARPNESS]).expm1().log())
+        self.sharpness = nn.Parameter(torch.full((n_spaces,), INITIAL_SHARPNESS).expm1().log())
 
     def forward(
         self,
@@ -140,17 +151,32 @@ class Refiner(nn.Module):
         noise
             Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
         """
+        gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
+        weights = normalised_weights(gates * kept[:, None], self.nearness(similarity), kept)
+        return Refined(weights @ self.value(keys), weights, gates)
+
+    def score(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
+        """Return the logit of every gate."""
+        return self.scorer(cells, query, keys).squeeze(-1)
+
+    def gates(
+        self, cells: Tensor, query: Tensor, keys: Tensor, present: Tensor, noise: Tensor | None
+    ) -> Float[Tensor, "B S K"]:
+        """Return the gates, 0 where a slot is empty; all open where nothing is selected."""
         shown = present[:, None].expand(-1, cells.shape[1], -1)
         if self.scorer is None:
-            gates = shown.to(cells.dtype)
-        else:
-            logits = self.scorer(cells, query, keys).squeeze(-1)
-            if noise is None and self.training:
-                noise = logistic_noise(logits.shape, logits)
-            gates = straight_through_gates(logits, noise, self.temperature) * shown
-        score = (similarity.nan_to_num() * F.softplus(self.sharpness)).sum(-1)
-        kept = present
-        if self.training and self.candidate_dropout > 0:
-            kept = present & (torch.rand(present.shape, device=present.device) >= self.candidate_dropout)
-        weights = normalised_weights(gates * kept[:, None], score, kept)
-        return Refined(weights @ self.value(keys), weights, gates)
+            return shown.to(cells.dtype)
+        logits = self.score(cells, query, keys)
+        if noise is None and self.training:
+            noise = logistic_noise(logits.shape, logits)
+        return straight_through_gates(logits, noise, self.temperature) * shown
+
+    def nearness(self, similarity: Float[Tensor, "B K R"]) -> Float[Tensor, "B K"]:
+        """Return the log weight of every slot: similarities times their sharpness, summed over the spaces."""
+        return (similarity.nan_to_num() * F.softplus(self.sharpness)).sum(-1)
+
+    def kept(self, present: Bool[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
+        """Return the slots that are not withheld."""
+        if not self.training or self.candidate_dropout == 0:
+            return present
+        return present & (torch.rand(present.shape, device=present.device) >= self.candidate_dropout)

@@ -1,24 +1,44 @@
 """Which training perturbations answer for a query, and in which space are they near?"""
 
-from ._candidates import Candidates, Queries, distinct_rows, make_queries, nearest_candidates, with_control
+from ._calibration import Start, calibrate
+from ._candidates import (
+    Candidates,
+    Queries,
+    condition_row,
+    distinct_rows,
+    nearest_candidates,
+)
 from ._gene_embeddings import GeneEmbedding
 from ._null import cell_type_specificity, expected_jaccard, random_candidates, shuffled_names
+from ._queries import make_queries
 from ._resolve import resolve_vectors
+from ._response_memory import MemoryView, ResponseMemory, Told, build_memory, shrink, tell, view_memory
 from ._sources import SOURCES, read_embedding
+from ._two_spaces import memory_candidates
 
 __all__ = [
     "SOURCES",
     "Candidates",
     "GeneEmbedding",
+    "MemoryView",
     "Queries",
+    "ResponseMemory",
+    "Start",
+    "Told",
+    "build_memory",
+    "calibrate",
     "cell_type_specificity",
+    "condition_row",
     "distinct_rows",
     "expected_jaccard",
     "make_queries",
+    "memory_candidates",
     "nearest_candidates",
     "random_candidates",
     "read_embedding",
     "resolve_vectors",
+    "shrink",
     "shuffled_names",
-    "with_control",
+    "tell",
+    "view_memory",
 ]

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ptrag_sc.retrieval._response_memory import MemoryView
+
 CHUNK = 512  # queries whose similarities to all candidates are held at once
 MARGIN = 8  # candidates beyond K that are ranked exactly
 
@@ -31,10 +33,24 @@ def distinct_rows(indices: Int[Tensor, "Q K"]) -> tuple[Int[Tensor, " U"], Int[T
 
 
 class Queries(NamedTuple):
-    """The perturbations of one call; row 0 is the control: a zero vector with nothing retrieved."""
+    """The perturbations of one call; row 0 is the control: a zero vector with nothing retrieved.
+
+    With a memory there are candidates for every query in each of its V cell types: row ``q * V + v``.
+    """
 
     vectors: Float[Tensor, "Q D"]
     candidates: Candidates
+    view: MemoryView | None = None
+
+    @property
+    def n_views(self) -> int | None:
+        """Number of cell types in the view, V."""
+        return None if self.view is None else len(self.view.low)
+
+
+def condition_row(query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"], n_views: int | None) -> Int[Tensor, " B"]:
+    """Return the row of each query in a cell type among the candidates of :class:`Queries`."""
+    return query if n_views is None else query * n_views + cell_type
 
 
 def nearest_candidates(
@@ -74,16 +90,3 @@ def _nearest(vectors: Tensor, table: Tensor, own: Tensor, n_candidates: int) -> 
     present = torch.isfinite(similarity)
     similarity = similarity.masked_fill(~present, 0.0).to(table.dtype)
     return Candidates(indices.masked_fill(~present, 0), present, similarity[..., None])
-
-
-def make_queries(
-    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_candidates: int
-) -> Queries:
-    """Return the query table of one call: the control in row 0, then the given queries with their candidates."""
-    return with_control(vectors, nearest_candidates(vectors, table, own, n_candidates))
-
-
-def with_control(vectors: Float[Tensor, "Q D"], candidates: Candidates) -> Queries:
-    """Return the query table with the control before the given queries: a zero vector without candidates."""
-    vectors = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
-    return Queries(vectors, Candidates(*(torch.cat([x.new_zeros(1, *x.shape[1:]), x]) for x in candidates)))

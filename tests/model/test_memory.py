@@ -1,0 +1,191 @@
+"""Does the memory speak as it should: from the training split, never of the query's own cells, and exactly at first?"""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+import ptrag_sc
+from ptrag_sc.data import mean_shifts, read_screen
+from ptrag_sc.data._fields import ScreenKeys
+from screens import KEYS, SMALL, TRAIN, make_screen, train_small
+
+MEMORY = {"memory": "response"}
+
+
+def screen_of(seed=0):
+    adata = make_screen(seed=seed, n_obs=900)
+    ptrag_sc.pp.split(
+        adata, perturbation_key="gene", control="ctl", cell_type_key="line", test_fraction=0.2, val_fraction=0.15
+    )
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem", split_key="split")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def screen():
+    return screen_of()
+
+
+@pytest.fixture(scope="module")
+def trained(screen):
+    return train_small(screen, **MEMORY)
+
+
+def test_an_untrained_model_answers_with_what_was_observed(screen):
+    """The mean shift of the cell type plus weighted deviations of neighbours here and of the query elsewhere."""
+    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY)
+    memory, names = model.module.memory, list(model.candidates_)
+    queries = ["G0", "G1+G2"]
+    predicted = model.predict(screen, perturbations=queries)
+    table = model.get_retrieval(screen, perturbations=queries)
+    for (query, line), part in table.groupby(["perturbation", "cell_type"]):
+        t = model.tables_.cell_types.index(line)
+        shift = memory.mean[t].clone()
+        for row in part.itertuples():
+            k = names.index(row.candidate)
+            if row.candidate == query:
+                others = [memory.shift[k, j] for j in range(2) if j != t and memory.n_cells[k, j] > 0]
+                shift += row.weight * torch.stack(others).mean(0)
+            else:
+                shift += row.weight * memory.low[k, t] @ memory.directions
+        cells = predicted[(predicted.obs["gene"] == query) & (predicted.obs["line"] == line)]
+        controls = screen[cells.obs["ptrag_source"].to_numpy()].X.toarray()
+        np.testing.assert_allclose(cells.X - controls, np.tile(shift, (len(cells), 1)), atol=1e-5)
+
+
+def test_the_control_is_returned_as_it_is(trained, screen):
+    ptrag_sc.tl.predict(screen, trained, key_added="null")
+    controls = (screen.obs["gene"] == "ctl").to_numpy()
+    np.testing.assert_allclose(screen.obsm["null"][controls], screen.X.toarray()[controls], atol=1e-5)
+
+
+def test_the_kept_weights_are_never_worse_than_the_untrained(screen):
+    losses = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, plan):
+            losses.append((float(trainer.callback_metrics["validation_loss"]), float(plan.module.recalled_share)))
+
+    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY)
+    model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[Watch()])  # a rate that destroys the weights
+    assert len(losses) > 2  # the first one before training
+    assert losses[-1][0] > losses[0][0]
+    best = int(np.argmin([loss for loss, _ in losses]))
+    assert float(model.module.recalled_share) == pytest.approx(losses[best][1])
+    assert losses[best][0] <= losses[0][0]
+
+
+def test_the_share_of_the_memory_is_the_one_that_validates_best(trained):
+    shares = trained.history["recalled_share"].iloc[:, 0].astype(float)
+    assert shares.between(0, 1).all()
+    assert 0 <= float(trained.module.recalled_share) <= 1
+
+
+def noisy(adata, rows, seed=0):
+    copy = adata.copy()
+    x = copy.X.toarray()
+    x[rows] += np.random.default_rng(seed).random(x[rows].shape).astype(np.float32)
+    copy.X = x
+    ptrag_sc.PTRAG.setup_anndata(copy, **KEYS, batch_key="gem", split_key="split")
+    return copy
+
+
+def test_held_out_cells_reach_nothing(screen, trained):
+    other = train_small(noisy(screen, (screen.obs["split"] == "test").to_numpy()), **MEMORY)
+    for name, tensor in trained.module.state_dict().items():
+        assert torch.equal(tensor, other.module.state_dict()[name]), name
+    asked = {"perturbations": ["G0", "G1+G2"]}
+    np.testing.assert_array_equal(trained.predict(screen, **asked).X, other.predict(screen, **asked).X)
+
+
+def test_a_training_condition_is_not_told_its_own_cells(screen, trained):
+    """With means, directions and shrinkage as they were: what is retrieved for a condition does not know its cells."""
+    memory, labels = trained.module.memory, tuple(trained.candidates_)
+    view = read_screen(screen, ScreenKeys.of(screen))
+    p, t = 2, 1
+    before = {name: getattr(memory, name).clone() for name in ("shift", "low")}
+    told = []
+    for added in (0.0, 5.0):
+        for name in before:
+            getattr(trained.module, f"memory_{name}")[p, t] += added
+        query, cell_type = torch.tensor([p + 1]), torch.tensor([t])
+        told.append(trained.prepare(labels, None, view).take(trained.module, query, cell_type))
+    for name, tensor in before.items():
+        getattr(trained.module, f"memory_{name}").copy_(tensor)
+    assert torch.equal(told[0].candidates.indices, told[1].candidates.indices)
+    assert torch.equal(told[0].told.low, told[1].told.low)
+    assert torch.equal(told[0].told.own, told[1].told.own)
+    assert torch.equal(told[0].keys, told[1].keys)
+
+
+def test_entries_are_the_shifts_of_training_conditions_only(screen, trained):
+    memory = trained.module.memory
+    split = trained.split_
+    train = {(r.perturbation, r.cell_type) for r in split[split["split"] == "train"].itertuples()}
+    found = {
+        (trained.candidates_[p], trained.tables_.cell_types[t]) for p, t in (memory.n_cells > 0).nonzero().tolist()
+    }
+    assert found == train
+    view = read_screen(screen, ScreenKeys.of(screen))
+    table = view.index.coded(split[split["split"] == "train"])
+    shifts = mean_shifts(view.reader, view.index, table).shift
+    for k, name in enumerate(trained.tables_.cell_types):
+        rows = (split[split["split"] == "train"]["cell_type"] == name).to_numpy()
+        np.testing.assert_allclose(memory.mean[k], shifts[rows].mean(0), atol=1e-5)
+
+
+def test_a_saved_model_predicts_the_same_also_in_a_cell_type_that_it_never_saw(trained, screen, tmp_path):
+    trained.save(tmp_path / "model")
+    again = ptrag_sc.PTRAG.load(tmp_path / "model", screen, accelerator="cpu")
+    new = screen[screen.obs["gene"] == "ctl"].copy()
+    new.obs["line"] = np.where(new.obs["line"] == "RPE1", "HepG2", new.obs["line"])
+    for cells in (screen, new):
+        asked = {"perturbations": ["G0", "G1+G2"]}
+        np.testing.assert_array_equal(trained.predict(cells, **asked).X, again.predict(cells, **asked).X)
+    assert set(again.predict(new, perturbations="G0").obs["line"]) == {"K562", "HepG2"}
+
+
+def test_rows_batches_and_other_conditions_change_nothing(trained, screen):
+    order = np.random.default_rng(0).permutation(screen.n_obs)
+    first = trained.predict(screen, perturbations=["G0", "G3"]).to_df().sort_index()
+    second = trained.predict(screen[order].copy(), perturbations=["G3", "G5", "G0"]).to_df()
+    np.testing.assert_allclose(first, second.loc[first.index], atol=1e-5)
+    trained._prediction_batch_size = 3
+    third = trained.predict(screen, perturbations=["G0", "G3"]).to_df()
+    trained._prediction_batch_size = 16
+    np.testing.assert_allclose(first, third.loc[first.index], atol=1e-5)
+
+
+def test_two_runs_with_one_seed_are_bitwise_equal(trained):
+    other = train_small(screen_of(), **MEMORY)
+    for name, tensor in trained.module.state_dict().items():
+        assert torch.equal(tensor, other.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("retrieval", ["attention", "none"])
+def test_other_retrievals_start_from_the_memory_too(screen, retrieval):
+    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY, retrieval=retrieval)
+    predicted = model.predict(screen, perturbations="G0", cell_types="K562")
+    change = predicted.X - screen[predicted.obs["ptrag_source"].to_numpy()].X.toarray()
+    np.testing.assert_allclose(change, np.tile(change[0], (len(change), 1)), atol=1e-5)
+    mean = model.module.memory.mean[model.tables_.cell_types.index("K562")].numpy()
+    assert (np.abs(change[0] - mean).max() < 1e-5) == (retrieval == "none")
+    model.train(2, **TRAIN)
+    assert np.isfinite(model.history["validation_loss"].to_numpy(dtype=float)).all()
+
+
+def test_random_candidates_are_a_null_of_the_memory_too(trained, screen):
+    nearest, drawn = (trained.get_retrieval(screen, null=null) for null in (None, "random"))
+    assert set(nearest.columns) == set(drawn.columns)
+    itself = nearest["candidate"] == nearest["perturbation"]
+    assert (nearest.loc[itself, "rank"] == 0).all()
+    assert nearest.loc[itself, ["similarity", "similarity_response"]].isna().all(axis=None)
+    assert nearest.loc[~itself, "similarity"].between(-1, 1).all()
+    assert nearest["similarity_response"].dropna().between(-1.0001, 1.0001).all()
+    assert not nearest["candidate"].equals(drawn["candidate"])
+
+
+def test_an_unknown_memory_is_refused(screen):
+    with pytest.raises(ValueError, match="memory= 'text' does not occur"):
+        ptrag_sc.PTRAG(screen, **SMALL, memory="text")

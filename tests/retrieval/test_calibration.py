@@ -1,0 +1,69 @@
+"""Does a model start with the weights that the screen suggests?"""
+
+import numpy as np
+import pytest
+import torch
+
+from ptrag_sc.retrieval import build_memory, calibrate, memory_candidates, view_memory
+
+P, T, G, R = 60, 2, 40, 12
+
+
+def started(*, text: bool, own: float, seed: int = 0):
+    """Return the start for responses that follow the embedding, or not, and are alike in two cell types, or not."""
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(P, 3))
+    latent /= np.linalg.norm(latent, axis=1, keepdims=True)
+    maps = rng.normal(size=(3, G))
+    shared = latent @ maps
+    private = rng.normal(size=(T, P, G)) * 2
+    shifts = np.concatenate([shared * bool(text) + own * private[0] + (1 - own) * private[t] * 0.5 for t in range(T)])
+    p, t = np.tile(np.arange(P), T), np.repeat(np.arange(T), P)
+    table = torch.tensor(latent if text else rng.normal(size=(P, 3)), dtype=torch.float32)
+    table = torch.nn.functional.normalize(table, dim=1)
+    memory = build_memory(
+        p,
+        t,
+        (P, T),
+        shifts=shifts,
+        n_cells=np.full(P * T, 50),
+        squared_error=np.full((P * T, G), 0.01),
+        controls=np.zeros((T, G)),
+        directions=np.linalg.svd(shifts, full_matrices=False)[2][:R],
+    )
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    candidates = memory_candidates(table, table, torch.arange(P), 20, view).take(torch.as_tensor(p * T + t))
+    return calibrate(view, candidates, torch.as_tensor(p), torch.as_tensor(t))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_embedding_that_tells_the_response_is_trusted(seed):
+    informed, blind = (started(text=text, own=0.0, seed=seed) for text in (True, False))
+    assert informed.sharpness[0] >= 2
+    assert informed.score > blind.score + 0.2
+    assert blind.score < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_response_that_repeats_elsewhere_gets_weight(seed):
+    assert started(text=True, own=1.0, seed=seed).own >= 0.5
+    assert started(text=False, own=0.0, seed=seed).own <= 0.3
+
+
+def test_without_neighbours_nothing_is_claimed():
+    """Two perturbations: the mean of the others is minus the deviation itself, and no weight can know more."""
+    memory = build_memory(
+        np.array([0, 1]),
+        np.array([0, 0]),
+        (2, 1),
+        shifts=np.array([[1.0, 0.0], [0.0, 1.0]]),
+        n_cells=np.array([9, 9]),
+        squared_error=np.zeros((2, 2)),
+        controls=np.zeros((1, 2)),
+        directions=np.eye(2),
+    )
+    view = view_memory(memory, torch.tensor([0]), memory.controls)
+    candidates = memory_candidates(torch.eye(2), torch.eye(2), torch.arange(2), 1, view)
+    start = calibrate(view, candidates, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert start.score == pytest.approx(0.0, abs=1e-6)
+    assert start.sharpness.tolist()[0] == 0.0

@@ -1,0 +1,161 @@
+"""Does the memory hold what was observed, as far as it can be trusted, and never a condition's own cells?"""
+
+import numpy as np
+import pytest
+import torch
+
+from ptrag_sc.retrieval import Candidates, build_memory, memory_candidates, shrink, tell, view_memory
+from ptrag_sc.retrieval._two_spaces import alternate
+
+P, T, G, R, D = 7, 3, 11, 4, 5
+
+
+def make(seed=0, missing=0.25):
+    """Return conditions with a gap here and there, their numbers, and the memory."""
+    rng = np.random.default_rng(seed)
+    observed = rng.random((P, T)) >= missing
+    observed[:, 0] = observed[0] = True
+    p, t = np.nonzero(observed)
+    numbers = {
+        "shifts": rng.normal(size=(len(p), G)),
+        "n_cells": rng.integers(2, 50, len(p)),
+        "squared_error": rng.random((len(p), G)) * 0.2,
+        "controls": rng.normal(size=(T, G)),
+        "directions": np.linalg.qr(rng.normal(size=(G, R)))[0].T,
+    }
+    return p, t, numbers, build_memory(p, t, (P, T), **numbers)
+
+
+def test_noise_is_shrunk_to_nothing_and_signal_is_kept():
+    rng = np.random.default_rng(0)
+    error = np.full((4000, 1), 0.5)
+    group = np.repeat([0, 1], 2000)
+    noise = rng.normal(size=(4000, 1)) * np.sqrt(0.5)
+    signal = np.where(group == 1, rng.normal(size=4000) * 2, 0)[:, None]
+    found = shrink(noise + signal, error, group)
+    assert np.abs(found[group == 0]).mean() < 0.1 * np.abs(noise).mean()
+    factor = found[group == 1] / (noise + signal)[group == 1]
+    np.testing.assert_allclose(factor, 4 / 4.5, atol=0.02)
+    assert np.square(found - signal).mean() < np.square(noise).mean()  # closer to the truth than what was observed
+
+
+def test_what_is_uncertain_is_shrunk_more():
+    values, error = np.ones((3, 1)), np.array([[0.1], [0.5], [5.0]])
+    assert (np.diff(shrink(values * 3, error, np.zeros(3, dtype=int)).ravel()) < 0).all()
+    assert shrink(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, dtype=int)).tolist() == [[0.0], [0.0]]
+
+
+def test_entries_are_shrunk_deviations_from_the_mean_of_their_cell_type():
+    p, t, numbers, memory = make()
+    for k in range(T):
+        rows = t == k
+        mean = numbers["shifts"][rows].mean(0)
+        np.testing.assert_allclose(memory.mean[k], mean, atol=1e-6)
+        deviation = numbers["shifts"][rows] - mean
+        slow = shrink(deviation, numbers["squared_error"][rows], np.zeros(rows.sum(), dtype=int))
+        np.testing.assert_allclose(memory.shift[p[rows], k], slow, atol=1e-6)
+        low = shrink(
+            deviation @ numbers["directions"].T,
+            numbers["squared_error"][rows] @ numbers["directions"].T ** 2,
+            np.zeros(rows.sum(), dtype=int),
+        )
+        np.testing.assert_allclose(memory.low[p[rows], k], low, atol=1e-6)
+    assert (memory.n_cells[p, t].numpy() == numbers["n_cells"]).all()
+    assert (memory.n_cells > 0).sum() == len(p)
+    assert not memory.shift[memory.n_cells == 0].any()
+
+
+def test_a_cell_type_sees_its_own_entries_and_elsewhere_all_others():
+    _, _, _, memory = make()
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    for k in range(T):
+        for q in range(P):
+            assert bool(view.observed[k, q]) == bool(memory.n_cells[q, k] > 0)
+            others = [memory.low[q, j] for j in range(T) if j != k and memory.n_cells[q, j] > 0]
+            expected = torch.stack(others).mean(0) if others else torch.zeros(R)
+            torch.testing.assert_close(view.elsewhere[k, q], expected)
+            assert bool(view.known[k, q]) == bool(expected.norm() > 1e-6)
+    torch.testing.assert_close(view.low.permute(1, 0, 2), memory.low)
+
+
+def test_an_unknown_cell_type_sees_all_and_most_the_one_it_resembles():
+    _, _, _, memory = make(missing=0.0)
+    near = memory.controls[1] + 1e-4
+    view = view_memory(memory, torch.tensor([-1]), near[None])
+    torch.testing.assert_close(view.low[0], memory.low[:, 1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(view.mean[0], memory.mean[1], atol=1e-3, rtol=0)
+    assert bool(view.observed.all())
+
+
+def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
+    _, _, _, memory = make()
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    indices, present = torch.tensor([[2, 0, 5], [1, 3, 0]]), torch.tensor([[True, True, True], [False, True, False]])
+    told = tell(memory, view, indices, present, torch.tensor([0, 2]), torch.tensor([True, False]))
+    torch.testing.assert_close(told.low[0], torch.stack([view.elsewhere[0, 2], memory.low[0, 0], memory.low[5, 0]]))
+    torch.testing.assert_close(told.low[1], torch.stack([torch.zeros(R), memory.low[3, 2], torch.zeros(R)]))
+    others = [memory.shift[2, j] for j in (1, 2) if memory.n_cells[2, j] > 0]
+    torch.testing.assert_close(told.own[0], torch.stack(others).mean(0))
+    assert not told.own[1].any() and not told.mean[1].any() and not told.mean_low[1].any()
+    weights = torch.rand(2, 6, 3)
+    slow = torch.stack(
+        [
+            told.mean[b]
+            + sum(weights[b, s, k] * told.low[b, k] @ memory.directions for k in (1, 2))
+            + weights[b, s, 0] * told.own[b]
+            for b in range(2)
+            for s in range(6)
+        ]
+    ).view(2, 6, G)
+    torch.testing.assert_close(told.of(weights, memory.directions), slow)
+
+
+def test_rankings_are_taken_in_turns_until_enough_are_distinct():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = int(rng.integers(1, 6))
+        lists = [rng.permutation(9)[:n] for _ in range(2)]
+        filled = [rng.random(n) < 0.8 for _ in range(2)]
+        wanted = []
+        for k in range(n):
+            for names, there in zip(lists, filled, strict=True):
+                if there[k] and names[k] not in wanted and len(wanted) < n:
+                    wanted.append(int(names[k]))
+        both = [
+            Candidates(torch.from_numpy(names)[None], torch.from_numpy(there)[None], torch.zeros(1, n, 1))
+            for names, there in zip(lists, filled, strict=True)
+        ]
+        indices, present = alternate(*both, n)
+        assert indices[0][present[0]].tolist() == wanted
+        assert present[0].tolist() == [True] * len(wanted) + [False] * (n - len(wanted))
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_slots_hold_the_query_elsewhere_and_others_that_were_observed_here(random):
+    _, _, _, memory = make(3)
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    table = torch.nn.functional.normalize(torch.randn(P, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    own = torch.tensor([*range(P), -1])
+    vectors = torch.cat([table, table[:1] * 0.5 + table[1:2]])
+    keys = np.arange(P + 1) if random else None
+    found = memory_candidates(vectors, table, own, 4, view, keys)
+    for q in range(P + 1):
+        for v in range(T):
+            indices, present, similarity = (x[q * T + v] for x in found)
+            has_own = q < P and bool(view.known[v, q])
+            assert bool(present[0]) == has_own
+            assert not has_own or int(indices[0]) == q
+            assert similarity[0].isnan().all()
+            allowed = {k for k in range(P) if memory.n_cells[k, v] > 0 and k != q}
+            chosen = indices[1:][present[1:]].tolist()
+            assert len(set(chosen)) == len(chosen) == min(4, len(allowed))
+            assert set(chosen) <= allowed
+            for k, (text, response) in zip(chosen, similarity[1:][present[1:]], strict=True):
+                assert float(text) == pytest.approx(float(table[k] @ vectors[q]), abs=1e-6)
+                if not has_own or not view.known[v, k]:
+                    assert response.isnan()
+                    continue
+                cosine = torch.cosine_similarity(view.elsewhere[v, q], view.elsewhere[v, k], dim=0)
+                assert float(response) == pytest.approx(float(cosine), abs=1e-5)
+            if not random and chosen:
+                assert chosen[0] == max(allowed, key=lambda k: float(table[k] @ vectors[q]))
