@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from ptrag_sc.data import CellReader, ConditionIndex, control_means, matched_control, mean_shifts
+from ptrag_sc.data import (
+    CellReader,
+    ConditionIndex,
+    control_means,
+    matched_control,
+    mean_shifts,
+    mean_shifts_and_spread,
+)
 from ptrag_sc.data._shifts import group_means
 
 
@@ -122,3 +129,30 @@ def test_no_conditions():
     found = mean_shifts(reader, index, index.conditions.iloc[:0])
     assert found.shift.shape == (0, 7)
     assert found.n_cells.shape == (0,)
+
+
+def test_the_spread_is_the_standard_error_of_a_mean_shift():
+    """Over many screens of one design the shifts vary as the spread says."""
+    labels, index, _ = make(n=240)
+    conditions, rng = index.conditions, np.random.default_rng(0)
+    shifts, variances = [], []
+    for _ in range(600):
+        x = rng.normal(size=(len(labels), 3)) * np.array([1.0, 2.0, 0.5])
+        found, spread = mean_shifts_and_spread(CellReader(x), index, conditions)
+        shifts.append(found.shift)
+        variances.append(spread.variance)
+    np.testing.assert_allclose(np.mean(variances, axis=0), np.tile([1.0, 4.0, 0.25], (2, 1)), rtol=0.05)
+    expected = spread.scale[:, None] * np.array([1.0, 4.0, 0.25])
+    np.testing.assert_allclose(np.var(shifts, axis=0), expected, rtol=0.25)
+
+
+def test_the_spread_comes_with_the_same_shifts_and_a_row_for_every_cell_type():
+    _, index, reader = make()
+    first = index.conditions[index.conditions["cell_type"] == 0]
+    found, spread = mean_shifts_and_spread(reader, index, first)
+    np.testing.assert_array_equal(found.shift, mean_shifts(reader, index, first).shift)
+    assert spread.variance.shape == (2, 7)
+    assert not spread.variance[1].any()
+    cells = [reader.rows(index.rows(p, 0)).astype(float) for p in first["perturbation"]]
+    within = sum(np.square(x - x.mean(0)).sum(0) for x in cells) / sum(len(x) - 1 for x in cells)
+    np.testing.assert_allclose(spread.variance[0], within, rtol=1e-5)

@@ -68,6 +68,8 @@ def selection_lift(
             )
     if retrieval.empty:
         raise ValueError(unusable("The table", "retrieval", "is empty", "Retrieve with a model that has candidates."))
+    itself = retrieval["candidate"].astype(str) == retrieval["perturbation"].astype(str)
+    retrieval = retrieval[~itself]  # its own response elsewhere is no neighbour
     truth = pd.MultiIndex.from_frame(relevant[KEYS].astype(str))
     table = retrieval.assign(
         relevant=pd.MultiIndex.from_frame(retrieval[KEYS].astype(str)).isin(truth), used=retrieval[by].astype(float)

@@ -120,7 +120,7 @@ class ModulePredictor(Predictor):
             n_slots,
         )
         keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
-        view = None if self.module.memory is None else self._view(screen)
+        view = None if self.tables_.memory is None else self._view(screen)
         return make_queries(*arguments, view=view, random_keys=keys)
 
     def _view(self, screen: Screen) -> MemoryView:
