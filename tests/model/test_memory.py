@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 import ptrag_sc
 from ptrag_sc.data import mean_shifts, read_screen
 from ptrag_sc.data._fields import ScreenKeys
+from ptrag_sc.model._training_plan import KeepBest
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -60,20 +61,40 @@ def test_the_control_is_returned_as_it_is(trained, screen):
     np.testing.assert_allclose(screen.obsm["null"][controls], screen.X.toarray()[controls], atol=1e-5)
 
 
-def test_the_kept_weights_are_never_worse_than_the_untrained(screen):
+def test_the_untrained_weights_are_kept_where_training_only_harms(screen):
     losses = []
 
     class Watch(Callback):
-        def on_validation_end(self, trainer, plan):
-            losses.append((float(trainer.callback_metrics["validation_loss"]), float(plan.module.recalled_share)))
+        def on_train_end(self, trainer, plan):
+            self.keep = next(c for c in trainer.callbacks if isinstance(c, KeepBest))
 
-    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY)
-    model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[Watch()])  # a rate that destroys the weights
-    assert len(losses) > 2  # the first one before training
-    assert losses[-1][0] > losses[0][0]
-    best = int(np.argmin([loss for loss, _ in losses]))
-    assert float(model.module.recalled_share) == pytest.approx(losses[best][1])
-    assert losses[best][0] <= losses[0][0]
+        def on_validation_end(self, trainer, plan):
+            losses.append(float(trainer.callback_metrics["validation_loss"]))
+
+    model, watch = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY), Watch()
+    before = {name: tensor.clone() for name, tensor in model.module.named_parameters()}
+    model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
+    assert losses[0] == watch.keep.best_loss < min(losses[1:])  # the first check comes before training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.named_parameters())
+
+
+def test_the_kept_loss_is_that_of_the_kept_weights(screen):
+    """The loss of the kept checkpoint, computed again from the kept weights, is the lowest that was seen."""
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, plan):
+            seen.append(float(trainer.callback_metrics["validation_loss"]))
+
+        def on_train_end(self, trainer, plan):
+            self.keep = next(c for c in trainer.callbacks if isinstance(c, KeepBest))
+
+    model, watch = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY), Watch()
+    model.train(16, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[watch])
+    assert len(set(seen)) > 1
+    assert watch.keep.best_loss <= min(seen)
+    kept = watch.keep.best_state["recalled_share"]
+    assert torch.equal(model.module.recalled_share, kept)
 
 
 def test_the_share_of_the_memory_is_the_one_that_validates_best(trained):

@@ -276,8 +276,8 @@ class PTRAGModule(BaseModuleClass):
             total = total + metrics["recalled_loss"]
         else:
             apart = generative_outputs["recalled"], generative_outputs["generated"]
-            total = metrics["shares"] = torch.stack([distance(s * apart[0] + (1 - s) * apart[1]) for s in SHARES])
-            total = total.min()
+            metrics["shares"] = torch.stack([distance(s * apart[0] + (1 - s) * apart[1]) for s in SHARES])
+            total = metrics["set_loss"] = metrics["shares"].min()
         if self.params.retrieval == "gumbel":
             shown = masks[0][:, :, None] & inference_outputs["candidates"].present[:, None]
             open_share = (inference_outputs["refined"].gates * shown).sum() / shown.sum().clamp(min=1)

@@ -266,6 +266,7 @@ class PTRAG(SavedModel, ModulePredictor):
             "early_stopping_patience": PATIENCE,
             "check_val_every_n_epoch": interval,
             "gradient_clip_val": 10.0,
+            "num_sanity_val_steps": -1 if self.tables_.memory is not None else 0,
             "use_distributed_sampler": False,
             "callbacks": [],
         }
@@ -279,7 +280,6 @@ class PTRAG(SavedModel, ModulePredictor):
                     "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
                 )
             arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
-            arguments["num_sanity_val_steps"] = -1  # the untrained weights are validated too
         plan = PTRAGTrainingPlan(self.module, queries=self.queries(labels, None, screen), **(plan_kwargs or {}))
         self.module.train()
         TrainRunner(

@@ -50,6 +50,11 @@ class PTRAGTrainingPlan(TrainingPlan):
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
         self._n_views, self._host_indices = queries.n_views, queries.candidates.indices.cpu()
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether the queries look at a memory."""
+        return self._n_views is not None
+
     def number_perturbations(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Number what is distinct in a mini-batch, on the host: the device never waits for it.
 
@@ -69,7 +74,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         candidates = table.take(tensors["conditions"])
         encoded = self.module.encode(self.query_vectors[queries], tensors["rows"], tensors["slots"], candidates)
         retrieved = encoded.take(query, tensors["condition"])
-        if self._n_views is not None:
+        if self.has_memory:
             view = MemoryView(*(getattr(self, f"view_{name}") for name in MemoryView._fields))
             retrieved = self.module.recall(retrieved, view, tensors["cell_type"], queries[query] > 0)
         return self.module(tensors, inference_kwargs={"retrieved": retrieved}, **kwargs)
@@ -96,41 +101,38 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.compute_and_log_metrics(output, self.train_metrics, "train")
         return output.loss
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        """Log the set loss on held-out conditions, without the sparsity penalty, as ``validation_loss``.
-
-        With a memory the loss is known when all of them were seen: under the share of the memory that suits them best.
-        """
-        _, _, output = self.forward(batch)
-        if "shares" in output.extra_metrics:
-            n = output.n_obs_minibatch
-            self._validated = self._validated + torch.cat(
-                [n * output.extra_metrics["shares"], n * torch.ones_like(output.loss)[None]]
-            )
-            return
-        self.log(
-            "validation_loss",
-            output.extra_metrics["set_loss"],
-            on_epoch=True,
-            batch_size=output.n_obs_minibatch,
-            sync_dist=self.use_sync_dist,
-        )
-        self.compute_and_log_metrics(output, self.val_metrics, "validation")
-
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last check."""
-        self._validated = torch.zeros(len(SHARES) + 1, device=self.device)
+        self._validated = None
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Add up the set loss on held-out conditions, and log the other parts of the loss."""
+        output = self.validate(batch)
+        self.compute_and_log_metrics(output, self.val_metrics, "validation")
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the share of the memory that validates best, and log its loss."""
-        if self._n_views is None:
-            return
+        """Log the set loss, without the sparsity penalty, as ``validation_loss``."""
+        self.log("validation_loss", self.validated_loss())
+        if self.has_memory:
+            self.log("recalled_share", self.module.recalled_share.clone())
+
+    def validate(self, batch: dict[str, torch.Tensor]) -> LossOutput:
+        """Add the set losses of a mini-batch, with a memory under each share of it, to those seen before."""
+        _, _, output = self.forward(batch)
+        losses = output.extra_metrics.pop("shares", output.extra_metrics["set_loss"]).reshape(-1)
+        n = output.n_obs_minibatch
+        sums = torch.cat([n * losses, losses.new_tensor([n])])
+        self._validated = sums if self._validated is None else self._validated + sums
+        return output
+
+    def validated_loss(self) -> torch.Tensor:
+        """Return the mean loss of what was validated; with a memory under its best share, which the module keeps."""
         sums = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
         losses = (sums[:-1] / sums[-1]).flip(0)  # of equals the larger share of the memory
         best = int(losses.argmin())
-        self.module.recalled_share.fill_(SHARES[::-1][best])
-        self.log("validation_loss", losses[best], on_epoch=True)
-        self.log("recalled_share", self.module.recalled_share.clone(), on_epoch=True)
+        if self.has_memory:
+            self.module.recalled_share.fill_(SHARES[::-1][best])
+        return losses[best]
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
@@ -146,7 +148,11 @@ class PTRAGTrainingPlan(TrainingPlan):
 
 
 class KeepBest(Callback):
-    """Keep the weights of the lowest ``validation_loss`` and restore them at the end."""
+    """Keep the weights of the lowest ``validation_loss`` and restore them at the end.
+
+    With a memory the untrained weights are among them: they are retrieval alone, and validated by Lightning's sanity
+    check. Without one they predict no effect.
+    """
 
     def __init__(self):
         self.best_loss = float("inf")
