@@ -138,7 +138,7 @@ def embedded(adata: AnnData, kind: str, seed: int) -> AnnData:
 
 
 # The published architecture at the size of PTRAG's generator: 4 blocks with 12 heads of width 12 and a SwiGLU of 512
-# (published: 8 blocks, 12 x 58, 2,784). At the published size a step takes about 1 s, and a training up to 3,000 of them.
+# (published: 8 blocks, 12 x 58, 2,784). At the published size a step takes 1 s, and a training up to 3,000.
 SMALL = {"n_layers": 4, "n_attention": 12 * 12, "n_feed_forward": 512}
 
 

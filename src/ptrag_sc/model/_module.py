@@ -222,12 +222,13 @@ class PTRAGModule(BaseModuleClass):
         if self.refiner is None:
             nothing = basal.new_zeros(*basal.shape[:2], keys.shape[1])
             refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
-        elif told is None:
-            refined = self.refiner(basal, query, keys, candidates.present, candidates.similarity, noise)
         else:
-            values = torch.cat([told.low[:, :1], told.low[:, 1:] + told.mean_low[:, None]], dim=1)
-            slots = keys, candidates.present, candidates.similarity, noise
-            refined = self.refiner(basal, query, *slots, values * self.response_scale)
+            values = None
+            if told is not None:
+                low = torch.cat([told.low[:, :1], told.low[:, 1:] + told.mean_low[:, None]], dim=1)
+                values = low * self.response_scale
+            slots = keys, candidates.present, candidates.similarity
+            refined = self.refiner(basal, query, *slots, noise, values)
         shift = basal.new_zeros(1) if told is None else told.of(refined.weights, self.memory_directions)
         return {"basal": basal, "candidates": candidates, "refined": refined, "shift": shift}
 

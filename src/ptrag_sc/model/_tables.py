@@ -17,6 +17,7 @@ from ptrag_sc.data import (
     control_means,
     draw_split,
     leading_directions,
+    mean_shifts,
     mean_shifts_and_spread,
     read_screen,
     read_split,
@@ -84,20 +85,23 @@ def training_tables(adata: AnnData, keys: ScreenKeys, *, with_memory: bool, seed
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
     candidates = np.unique(perturbations[train["perturbation"]]).astype(str)
     controls = control_means(screen.reader, screen.index)
-    shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
-    directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS if with_memory else N_DIRECTIONS)
-    types, cell_type = np.unique(train["cell_type"], return_inverse=True)
-    memory = None
+    memory, types = None, np.unique(train["cell_type"])
     if with_memory:
+        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
+        directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS)
         memory = build_memory(
             np.searchsorted(candidates, perturbations[train["perturbation"]].astype(str)),
-            cell_type,
+            np.searchsorted(types, train["cell_type"]),
             (len(candidates), len(types)),
             shifts=shifts.shift,
             n_cells=shifts.n_cells,
             squared_error=spread.variance[train["cell_type"]] * spread.scale[:, None],
             controls=controls.cell_type[types],
             directions=directions,
+        )
+    else:
+        directions, _ = leading_directions(
+            mean_shifts(screen.reader, screen.index, train, controls).shift, N_DIRECTIONS
         )
     tables = TrainingTables(
         genes=screen.genes,

@@ -1,7 +1,7 @@
 """Which of the observed responses matter for this cell state, the query's own elsewhere among them?"""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ptrag_sc.nn._refiner import GATE_BIAS, Refined, Refiner, normalised_weights
@@ -47,23 +47,13 @@ class MemoryRefiner(Refiner):
         """Return the logit of every gate."""
         return super().score(cells, query, keys) * GATE_RATE
 
-    def forward(
-        self,
-        cells: Float[Tensor, "B S H"],
-        query: Float[Tensor, "B H"],
-        keys: Float[Tensor, "B K H"],
-        present: Bool[Tensor, "B K"],
-        similarity: Float[Tensor, "B K R"],
-        noise: Float[Tensor, "B S K"] | None = None,
-        values: Float[Tensor, "B K V"] | None = None,
-    ) -> Refined:
-        """Select candidates for every cell; ``values`` is what the slots say, the rest as in :class:`Refiner`.
+    def combine(self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, values: Tensor) -> Refined:
+        """Return what the slots say together, and the query beside it.
 
         In training the context hears slot 0 as seldom as any candidate, but its weight is not withheld: the others
         cannot take its place.
         """
-        gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
-        shared = normalised_weights(gates[..., 1:] * kept[:, None, 1:], self.nearness(similarity)[:, 1:], kept[:, 1:])
+        shared = normalised_weights(gates[..., 1:] * kept[:, None, 1:], nearness[:, 1:], kept[:, 1:])
         own, values = gates[..., :1], self.value_dropout(values)
         context = shared @ self.value(values[:, 1:]) + own * kept[:, None, :1] * self.value_own(values[:, :1])
         return Refined(context + query[:, None], torch.cat([own * self.own, shared], dim=-1), gates)

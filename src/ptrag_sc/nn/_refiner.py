@@ -137,6 +137,7 @@ class Refiner(nn.Module):
         present: Bool[Tensor, "B K"],
         similarity: Float[Tensor, "B K R"],
         noise: Float[Tensor, "B S K"] | None = None,
+        values: Float[Tensor, "B K V"] | None = None,
     ) -> Refined:
         """Select candidates for every cell.
 
@@ -150,10 +151,23 @@ class Refiner(nn.Module):
             Stage 1 similarity in R spaces; NaN where a candidate was not observed in a space.
         noise
             Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
+        values
+            What the candidates say; None: their keys.
         """
         gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
-        weights = normalised_weights(gates * kept[:, None], self.nearness(similarity), kept)
-        return Refined(weights @ self.value(keys), weights, gates)
+        return self.combine(gates, kept, self.nearness(similarity), query, keys if values is None else values)
+
+    def combine(
+        self,
+        gates: Float[Tensor, "B S K"],
+        kept: Bool[Tensor, "B K"],
+        nearness: Float[Tensor, "B K"],
+        query: Float[Tensor, "B H"],
+        values: Float[Tensor, "B K V"],
+    ) -> Refined:
+        """Return what the open candidates that are not withheld say together; the query adds nothing here."""
+        weights = normalised_weights(gates * kept[:, None], nearness, kept)
+        return Refined(weights @ self.value(values), weights, gates)
 
     def score(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
         """Return the logit of every gate."""
