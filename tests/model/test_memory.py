@@ -11,7 +11,10 @@ from lightning.pytorch import Callback
 import ptrag_sc
 from ptrag_sc.data import mean_shifts, read_screen
 from ptrag_sc.data._fields import ScreenKeys
+from ptrag_sc.model._module import SHARES
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
+from ptrag_sc.nn import Refined, energy_distance
+from ptrag_sc.retrieval import Candidates
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -216,3 +219,21 @@ def test_random_candidates_are_a_null_of_the_memory_too(trained, screen):
 def test_an_unknown_memory_is_refused(screen):
     with pytest.raises(ValueError, match="memory= 'text' does not occur"):
         ptrag_sc.PTRAG(screen, **SMALL, memory="text")
+
+
+def test_every_share_is_validated_as_the_prediction_with_that_share(screen):
+    scvi.settings.seed = 0
+    module = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY).module.eval()
+    rng = torch.Generator().manual_seed(0)
+    control, generated, recalled, target = torch.randn(4, 3, 6, 30, generator=rng)
+    mask = torch.rand(2, 3, 6, generator=rng) < 0.8
+    mask[..., :2] = True
+    tensors = {"control_mask": mask[0], "target_mask": mask[1], "target_cells": target}
+    present = torch.ones(3, 5, dtype=torch.bool)
+    candidates = Candidates(present.long(), present, present[..., None].float())
+    gates = torch.ones(3, 6, 5)
+    inferred = {"candidates": candidates, "refined": Refined(control, gates, gates)}
+    shares = module.loss(tensors, inferred, {"generated": generated, "recalled": recalled}).extra_metrics["shares"]
+    for share, value in zip(SHARES, shares, strict=True):
+        mixed = share * recalled + (1 - share) * generated
+        torch.testing.assert_close(value, energy_distance(mixed, target, *mask).mean())

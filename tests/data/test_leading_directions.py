@@ -23,3 +23,11 @@ def test_directions_without_variation_are_left_out():
     assert axes.shape == (1, 4)
     np.testing.assert_allclose(singular, [6.0], rtol=1e-9)
     assert leading_directions(0 * values, 3)[0].shape == (0, 4)
+
+
+def test_signs_are_fixed_and_no_rows_have_no_directions():
+    values = np.random.default_rng(0).normal(size=(6, 9))
+    axes, _ = leading_directions(values, 4)
+    np.testing.assert_allclose(leading_directions(-values[::-1], 4)[0], axes, atol=1e-9)
+    assert (axes[np.arange(4), np.abs(axes).argmax(1)] > 0).all()
+    assert leading_directions(np.zeros((0, 3)), 2)[0].shape == (0, 3)
