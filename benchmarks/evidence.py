@@ -34,10 +34,11 @@ from measure import machine, table
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
 from ptrag_sc.data import canonical
+from ptrag_sc.model._module import RETRIEVAL
 from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
-METRICS = [*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2"]
+METRICS = (*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2")
 SHOWN = ["pearson_delta", "pearson_delta_pert", "pds_cosine", "energy_distance"]
 SEEDS = (0, 1, 2)
 N_CELLS = 2000  # control cells per cell type, or all: sampled ones would add noise to every predicted mean
@@ -52,6 +53,9 @@ class Task(NamedTuple):
     split: Callable[[AnnData, int], None]
     scored: str | None = None  # key of strong_perturbations.json: only these are scored
     published: bool = False  # whether the published architecture runs here too
+    ablated: bool = False  # whether parts of the memory are left out here too
+    n_cells: int = N_CELLS
+    metrics: tuple[str, ...] = METRICS
 
 
 def data_file(name: str) -> Path:
@@ -90,6 +94,38 @@ def drawn(adata: AnnData, seed: int, **options) -> None:
     ptrag_sc.pp.split(adata, **KEYS, **options, seed=seed)
 
 
+def doubles(adata: AnnData, seed: int) -> None:
+    """Hold out combinations of genes that were also perturbed alone; a third of the others validates."""
+    labels = adata.obs["perturbation"].astype(str)
+    names = set(labels.unique())
+    both = np.array(sorted(n for n in names if "+" in n and set(n.split("+")) <= names))
+    rest = np.random.default_rng(seed).permutation(sorted(names - set(both) - {KEYS["control"]}))
+    val = set(rest[: len(rest) // 6])
+    adata.obs["split"] = ["test" if n in both else "val" if n in val else "train" for n in labels]
+
+
+def simulated_grid(n_cell_types: int, n_perturbations: int) -> Task:
+    """Return a simulated screen of a given size, a fifth or 400 of its pairs held out."""
+    n_pairs = n_cell_types * n_perturbations
+    load = partial(
+        ptrag_sc.datasets.simulated,
+        n_cells=min(100_000, 100 * n_pairs),
+        n_cell_types=n_cell_types,
+        n_perturbations=n_perturbations,
+    )
+    held_out = {"holdout": "pair", "test_fraction": min(0.2, 400 / n_pairs), "val_fraction": min(0.1, 200 / n_pairs)}
+    title = f"Simulated, {n_cell_types} cell types x {n_perturbations} perturbations, held-out pairs"
+    return Task(title, load, partial(drawn, **held_out), n_cells=500, metrics=ptrag_sc.metrics.DEFAULT_METRICS)
+
+
+def simulated_doubles(adata: AnnData, seed: int) -> None:
+    """Hold out half of the combinations; a tenth of them validates."""
+    labels = adata.obs["perturbation"].astype(str)
+    pairs = np.random.default_rng(seed).permutation(sorted(n for n in labels.unique() if "+" in n))
+    test, val = set(pairs[: len(pairs) // 2]), set(pairs[len(pairs) // 2 :][: len(pairs) // 10])
+    adata.obs["split"] = ["test" if n in test else "val" if n in val else "train" for n in labels]
+
+
 PAIRS = {"holdout": "pair", "test_fraction": 0.3, "val_fraction": 0.1}
 TARGET = {"holdout": "pair", "test_cell_type": "RPE1", "test_fraction": 0.56, "val_fraction": 0.08}
 UNSEEN = {"holdout": "perturbation", "test_fraction": 0.3, "val_fraction": 0.1}
@@ -101,6 +137,7 @@ TASKS = {
         SEMIREAL,
         partial(drawn, **TARGET),
         published=True,
+        ablated=True,
     ),
     "semireal_unseen": Task(
         "Semi-real K562/RPE1, perturbations unseen in both lines", SEMIREAL, partial(drawn, **UNSEEN)
@@ -117,6 +154,19 @@ TASKS = {
         grouped_folds,
         scored="norman_k562",
     ),
+    "norman_doubles": Task(
+        "Norman K562 (CRISPRa), combinations of genes known alone",
+        partial(real_screen, "norman_mcfaline_devel.h5ad", size_factors="size_factor_library", cell_type="K562"),
+        doubles,
+    ),
+    "simulated_doubles": Task(
+        "Simulated, held-out combinations with known interaction",
+        partial(ptrag_sc.datasets.simulated, n_cells=30_000, n_perturbations=60, n_cell_types=2, n_combinations=80),
+        simulated_doubles,
+        n_cells=500,
+        metrics=ptrag_sc.metrics.DEFAULT_METRICS,
+    ),
+    **{f"simulated_{t}x{p}": simulated_grid(t, p) for t in (2, 8) for p in (50, 1000)},
 }
 
 
@@ -176,17 +226,28 @@ def trained(
     """Return a model trained to its early stop, from its folder if it is there."""
     adata = embedded(adata, kind, seed)
     cls.setup_anndata(adata, **KEYS, batch_key="batch", split_key="split")
-    place = folder / f"{cls.__name__}-{kind}-{options.get('retrieval', 'gumbel')}-{seed}"
-    if place.exists():
+    memory = "-memory" if options.get("memory") else ""
+    place = folder / f"{cls.__name__}-{kind}-{options.get('retrieval', 'gumbel')}{memory}-{seed}"
+    if place.exists() and max_epochs != 0:
         return cls.load(place, adata=adata)
     scvi.settings.seed, start = seed, time.perf_counter()
     n_train = adata.obs.loc[(adata.obs["split"] == "train"), "perturbation"].nunique() - 1
-    model = cls(adata, n_candidates=min(32, max(1, n_train - 1)), **options)
+    n_candidates = min(64 if memory else 32, max(1, n_train - 1))
+    model = cls(adata, n_candidates=n_candidates, **options)
+    if max_epochs == 0:
+        return model
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
     if model.trainer.received_sigterm:  # Lightning ends a training that is stopped from outside as if it were complete
         raise SystemExit("stopped: this model is not kept")
     model.save(place)
     (place / "seconds.json").write_text(json.dumps(time.perf_counter() - start))
+    return model
+
+
+def untrained(adata: AnnData, seed: int, *, folder: Path) -> PTRAG:
+    """Return a model that answers with its memory alone."""
+    model = trained(adata, seed, folder=folder, memory="response", max_epochs=0)
+    model.is_trained_ = True  # as it is meant to be used: no warning
     return model
 
 
@@ -199,6 +260,11 @@ def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Calla
     learn = partial(trained, folder=folder, max_epochs=max_epochs)
     found = {f"PTRAG gumbel, {kind}": partial(learn, kind=kind) for kind in ("text", "permuted", "random", "one-hot")}
     found |= {f"PTRAG {kind}, text": partial(learn, retrieval=kind) for kind in ("attention", "none")}
+    remembered = {"memory": partial(learn, memory="response")}
+    if task.ablated:
+        remembered |= {f"memory, {kind}": partial(learn, memory="response", retrieval=kind) for kind in RETRIEVAL[1:]}
+        remembered |= {"memory, untrained": partial(untrained, folder=folder)}
+    found |= {f"PTRAG {name}": call for name, call in remembered.items()}
     simple = {
         "perturbation mean": {"cls": baselines.PerturbationMean},
         "additive": {"cls": baselines.Additive},
@@ -230,7 +296,13 @@ def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max
     wanted = {
         m: call for m, call in methods(task, out / name / "models", max_epochs).items() if chosen is None or chosen in m
     }
-    options = {"split": task.split, "seeds": seeds, "metrics": METRICS, "n_cells": N_CELLS, "cache": out / name}
+    options = {
+        "split": task.split,
+        "seeds": seeds,
+        "metrics": task.metrics,
+        "n_cells": task.n_cells,
+        "cache": out / name,
+    }
     scores = ptrag_sc.benchmark.compare(adata, wanted, **options)
     if task.scored is not None:
         strong = set(json.loads(data_file("strong_perturbations.json").read_text())[task.scored]["strong"])

@@ -18,21 +18,35 @@ def make(**options):
     similarity = torch.rand(B, K + 1, 2)
     similarity[:, 0] = torch.nan
     similarity[0, 2, 1] = torch.nan
+    similarity[2, :, 1] = torch.nan
     inputs = torch.randn(B, S, H), torch.randn(B, H), torch.randn(B, K + 1, H), present, similarity
     return refiner, inputs, torch.randn(B, K + 1, V)
 
 
 def test_untrained_weights_are_those_of_retrieval_alone():
     refiner, inputs, values = make()
-    refiner.eval().start(torch.tensor([3.0, 7.0]), 0.3)
+    refiner.eval().start(torch.tensor([3.0, 7.0, 5.0]), 0.3, 1.0)
     found = refiner(*inputs, values=values)
     present, similarity = inputs[3:]
     for b in range(B):
-        score = (similarity[b].nan_to_num() * torch.tensor([3.0, 7.0])).sum(1)
+        alone = bool(similarity[b, :, 1].isnan().all())
+        score = (similarity[b].nan_to_num() * torch.tensor([5.0 if alone else 3.0, 7.0])).sum(1)
         mass = torch.exp(score[1:]) * present[b, 1:]
         expected = torch.cat([0.3 * present[b, :1], mass / mass.sum()])
         torch.testing.assert_close(found.weights[b], expected.expand(S, -1))
         assert (found.gates[b] == present[b].float()).all()
+
+
+def test_components_have_one_weight_and_leave_the_rest_to_the_candidates():
+    refiner, (*inputs, present, similarity), values = make()
+    refiner.eval().start(torch.tensor([3.0, 7.0, 5.0]), 0.3, 0.8)
+    present = present.clone()
+    present[0, 1:3], present[1, 1:3], present[2, 1:3] = True, False, True
+    found = refiner(*inputs, present, similarity, values=values, n_parts=2)
+    alone = refiner(*inputs, present & (torch.arange(K + 1) > 2), similarity, values=values, n_parts=2)
+    for b, weight in enumerate((0.8, 0.0, 0.8)):
+        torch.testing.assert_close(found.weights[b, :, 1:3], torch.full((S, 2), weight))
+        torch.testing.assert_close(found.weights[b, :, 3:], (1 - weight) * alone.weights[b, :, 3:])
 
 
 def test_slot_0_keeps_its_weight_in_training_and_candidates_share_one():

@@ -61,7 +61,7 @@ def test_specificity_counts_what_two_cell_types_share():
 
 
 def test_shuffled_names_keep_the_numbers_and_are_one_to_one():
-    table = retrieval_table({"t1": "BC", "t2": "CD"})
+    table = retrieval_table({"t1": "BC", "t2": "CD"}).assign(similarity=0.5)
     names = np.array(list("ABCDEF"))
     for seed in range(20):
         dealt = shuffled_names(table, names, seed)

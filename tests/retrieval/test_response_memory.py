@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
-from ptrag_sc.retrieval import Candidates, build_memory, memory_candidates, shrink, tell, view_memory
+from ptrag_sc.data import Shifts, Spread
+from ptrag_sc.retrieval import (
+    Candidates,
+    between_perturbations,
+    build_memory,
+    memory_candidates,
+    shrink,
+    tell,
+    view_memory,
+)
+from ptrag_sc.retrieval._response_memory import PENALTIES, _mapped
 from ptrag_sc.retrieval._two_spaces import alternate
 
 P, T, G, R, D = 7, 3, 11, 4, 5
@@ -17,9 +28,8 @@ def make(seed=0, missing=0.25):
     observed[:, 0] = observed[0] = True
     p, t = np.nonzero(observed)
     numbers = {
-        "shifts": rng.normal(size=(len(p), G)),
-        "n_cells": rng.integers(2, 50, len(p)),
-        "squared_error": rng.random((len(p), G)) * 0.2,
+        "shifts": Shifts(rng.normal(size=(len(p), G)), rng.integers(2, 50, len(p))),
+        "spread": Spread(rng.random((T, G)) * 0.2, rng.random(len(p))),
         "controls": rng.normal(size=(T, G)),
         "directions": np.linalg.qr(rng.normal(size=(G, R)))[0].T,
     }
@@ -32,7 +42,8 @@ def test_noise_is_shrunk_to_nothing_and_signal_is_kept():
     group = np.repeat([0, 1], 2000)
     noise = rng.normal(size=(4000, 1)) * np.sqrt(0.5)
     signal = np.where(group == 1, rng.normal(size=4000) * 2, 0)[:, None]
-    found = shrink(noise + signal, error, group)
+    between = between_perturbations(noise + signal, error, group, 2)
+    found = shrink(noise + signal, error, between[group])
     assert np.abs(found[group == 0]).mean() < 0.1 * np.abs(noise).mean()
     factor = found[group == 1] / (noise + signal)[group == 1]
     np.testing.assert_allclose(factor, 4 / 4.5, atol=0.02)
@@ -41,28 +52,26 @@ def test_noise_is_shrunk_to_nothing_and_signal_is_kept():
 
 def test_what_is_uncertain_is_shrunk_more():
     values, error = np.ones((3, 1)), np.array([[0.1], [0.5], [5.0]])
-    assert (np.diff(shrink(values * 3, error, np.zeros(3, dtype=int)).ravel()) < 0).all()
-    assert shrink(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2, dtype=int)).tolist() == [[0.0], [0.0]]
+    assert (np.diff(shrink(values * 3, error, values).ravel()) < 0).all()
+    assert shrink(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros((2, 1))).tolist() == [[0.0], [0.0]]
 
 
 def test_entries_are_shrunk_deviations_from_the_mean_of_their_cell_type():
     p, t, numbers, memory = make()
+    shifts, directions = numbers["shifts"], numbers["directions"]
     for k in range(T):
         rows = t == k
-        mean = numbers["shifts"][rows].mean(0)
+        mean = shifts.shift[rows].mean(0)
         np.testing.assert_allclose(memory.mean[k], mean, atol=1e-6)
-        deviation = numbers["shifts"][rows] - mean
-        slow = shrink(deviation, numbers["squared_error"][rows], np.zeros(rows.sum(), dtype=int))
-        np.testing.assert_allclose(memory.shift[p[rows], k], slow, atol=1e-6)
-        low = shrink(
-            deviation @ numbers["directions"].T,
-            numbers["squared_error"][rows] @ numbers["directions"].T ** 2,
-            np.zeros(rows.sum(), dtype=int),
-        )
-        np.testing.assert_allclose(memory.low[p[rows], k], low, atol=1e-6)
-    assert (memory.n_cells[p, t].numpy() == numbers["n_cells"]).all()
+        for r, direction in enumerate(directions):
+            deviation = (shifts.shift[rows] - mean) @ direction
+            error = (numbers["spread"].variance[k] @ direction**2) * numbers["spread"].scale[rows]
+            between = max(np.mean(deviation**2 - error), 0)
+            assert float(memory.between[k, r]) == pytest.approx(between, abs=1e-6)
+            np.testing.assert_allclose(memory.low[p[rows], k, r], deviation * between / (between + error), atol=1e-6)
+    assert (memory.n_cells[p, t].numpy() == shifts.n_cells).all()
     assert (memory.n_cells > 0).sum() == len(p)
-    assert not memory.shift[memory.n_cells == 0].any()
+    assert not memory.low[memory.n_cells == 0].any()
 
 
 def test_a_cell_type_sees_its_own_entries_and_elsewhere_all_others():
@@ -78,6 +87,31 @@ def test_a_cell_type_sees_its_own_entries_and_elsewhere_all_others():
     torch.testing.assert_close(view.low.permute(1, 0, 2), memory.low)
 
 
+def test_what_responses_elsewhere_mean_here_is_learned_from_all_other_perturbations():
+    """Ridge regression, fitted anew without each perturbation that both sides observed."""
+    rng = np.random.default_rng(0)
+    elsewhere = torch.from_numpy(rng.normal(size=(40, R)))
+    here = elsewhere @ torch.from_numpy(rng.normal(size=(R, R))) + 0.5 * torch.from_numpy(rng.normal(size=(40, R)))
+    in_both = torch.arange(40) < 30
+    found = _mapped(elsewhere, here, in_both)
+    options = []
+    for penalty in PENALTIES:
+        ridge = penalty * float(torch.linalg.eigvalsh(elsewhere[:30].T @ elsewhere[:30]).mean())
+        slow = torch.zeros(40, R, dtype=torch.float64)
+        for p in range(40):
+            rows = [q for q in range(30) if q != p]
+            slow[p] = torch.from_numpy(
+                Ridge(ridge, fit_intercept=False).fit(elsewhere[rows], here[rows]).predict(elsewhere[p : p + 1])[0]
+            )
+        options.append((float(((slow - here)[:30] ** 2).sum()), slow))
+    torch.testing.assert_close(found, min(options, key=lambda option: option[0])[1])
+    assert ((found - here)[:30] ** 2).mean() < 0.6 * (here**2).mean()
+
+
+def test_nothing_in_both_predicts_nothing():
+    assert not _mapped(torch.randn(5, R), torch.randn(5, R), torch.zeros(5).bool()).any()
+
+
 def test_an_unknown_cell_type_sees_all_and_most_the_one_it_resembles():
     _, _, _, memory = make(missing=0.0)
     near = memory.controls[1] + 1e-4
@@ -91,23 +125,60 @@ def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
     _, _, _, memory = make()
     view = view_memory(memory, torch.arange(T), memory.controls)
     indices, present = torch.tensor([[2, 0, 5], [1, 3, 0]]), torch.tensor([[True, True, True], [False, True, False]])
-    told = tell(memory, view, indices, present, torch.tensor([0, 2]), torch.tensor([True, False]))
-    torch.testing.assert_close(told.low[0], torch.stack([view.elsewhere[0, 2], memory.low[0, 0], memory.low[5, 0]]))
+    told = tell(view, indices, present, torch.tensor([0, 2]), torch.tensor([True, False]), mapped=0.25, n_parts=0)
+    own = 0.75 * view.elsewhere[0, 2] + 0.25 * view.mapped[0, 2]
+    torch.testing.assert_close(told.low[0], torch.stack([own, memory.low[0, 0], memory.low[5, 0]]))
     torch.testing.assert_close(told.low[1], torch.stack([torch.zeros(R), memory.low[3, 2], torch.zeros(R)]))
-    others = [memory.shift[2, j] for j in (1, 2) if memory.n_cells[2, j] > 0]
-    torch.testing.assert_close(told.own[0], torch.stack(others).mean(0))
-    assert not told.own[1].any() and not told.mean[1].any() and not told.mean_low[1].any()
+    assert not told.mean[1].any() and not told.mean_low[1].any()
     weights = torch.rand(2, 6, 3)
     slow = torch.stack(
         [
-            told.mean[b]
-            + sum(weights[b, s, k] * told.low[b, k] @ memory.directions for k in (1, 2))
-            + weights[b, s, 0] * told.own[b]
+            told.mean[b] + sum(weights[b, s, k] * told.low[b, k] @ memory.directions for k in range(3))
             for b in range(2)
             for s in range(6)
         ]
     ).view(2, 6, G)
-    torch.testing.assert_close(told.of(weights, memory.directions), slow)
+    known, recalled = told.of(weights, memory.directions)
+    torch.testing.assert_close(recalled, slow)
+    own = told.mean[:, None] + (weights[..., :1] * told.low[:, None, 0]) @ memory.directions
+    torch.testing.assert_close(known, own)
+
+
+def test_the_shifts_of_components_add_up():
+    """With weight 1: mean shift + what both say = shift of A + shift of B, where either was observed."""
+    *_, memory = make(missing=0.4)
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    table = torch.nn.functional.normalize(torch.randn(P, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    pairs = torch.tensor([[1, 2], [3, 6], [2, -1], [-1, -1]])
+    found = memory_candidates(table[:4], table, torch.full((4,), -1), 3, view, parts=pairs)
+    kinds = set()
+    for q in range(4):
+        for v in range(T):
+            row = found.take(torch.tensor([q * T + v]))
+            real = [k for k in pairs[q].tolist() if k >= 0]
+            assert row.present[0, 1:3].tolist() == [k >= 0 for k in pairs[q].tolist()]
+            assert row.similarity[0, :3].isnan().all()
+            assert not set(real) & set(row.indices[0, 3:][row.present[0, 3:]].tolist())
+            told = tell(view, row.indices, row.present, torch.tensor([v]), torch.tensor([True]), mapped=0.0, n_parts=2)
+            expected = torch.zeros(R)
+            for k in real:
+                here = memory.n_cells[k, v] > 0
+                kinds.add(bool(here))
+                expected = expected + view.mean_low[v] + (memory.low[k, v] if here else view.elsewhere[v, k])
+            if real:
+                torch.testing.assert_close(view.mean_low[v] + told.low[0, 1:3].sum(0), expected)
+            else:
+                assert not told.low[0, :3].any()
+    assert kinds == {True, False}
+
+
+def test_components_that_no_cell_type_observed_are_not_added():
+    _, _, _, memory = make()
+    memory.n_cells[4], memory.low[4] = 0, 0.0
+    view = view_memory(memory, torch.arange(T), memory.controls)
+    parts = torch.tensor([[1, 4]])
+    found = memory_candidates(torch.eye(P)[:1], torch.eye(P), torch.tensor([-1]), 3, view, parts=parts)
+    assert not found.present[:, 1:3].any() and (found.indices[:, 1:3] == 0).all()
 
 
 def test_rankings_are_taken_in_turns_until_enough_are_distinct():
@@ -138,7 +209,7 @@ def test_slots_hold_the_query_elsewhere_and_others_that_were_observed_here(rando
     own = torch.tensor([*range(P), -1])
     vectors = torch.cat([table, table[:1] * 0.5 + table[1:2]])
     keys = np.arange(P + 1) if random else None
-    found = memory_candidates(vectors, table, own, 4, view, keys)
+    found = memory_candidates(vectors, table, own, 4, view, parts=own.new_zeros(P + 1, 0), random_keys=keys)
     for q in range(P + 1):
         for v in range(T):
             indices, present, similarity = (x[q * T + v] for x in found)

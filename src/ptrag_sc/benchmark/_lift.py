@@ -68,8 +68,8 @@ def selection_lift(
             )
     if retrieval.empty:
         raise ValueError(unusable("The table", "retrieval", "is empty", "Retrieve with a model that has candidates."))
-    itself = retrieval["candidate"].astype(str) == retrieval["perturbation"].astype(str)
-    retrieval = retrieval[~itself]  # its own response elsewhere is no neighbour
+    if "similarity" in retrieval:  # its own response elsewhere and its components are no neighbours
+        retrieval = retrieval[retrieval["similarity"].notna()]
     truth = pd.MultiIndex.from_frame(relevant[KEYS].astype(str))
     table = retrieval.assign(
         relevant=pd.MultiIndex.from_frame(retrieval[KEYS].astype(str)).isin(truth), used=retrieval[by].astype(float)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -134,6 +133,7 @@ class PTRAGModule(BaseModuleClass):
         self.has_memory = memory is not None
         if self.has_memory:
             self.register_buffer("recalled_share", torch.tensor(1.0))
+            self.register_buffer("mapped_share", torch.tensor(0.0))
         options = {
             "gated": params.retrieval == "gumbel",
             "temperature": params.temperature,
@@ -158,7 +158,8 @@ class PTRAGModule(BaseModuleClass):
             "control_mask": tensors["control_mask"],
             "basal": inference_outputs["basal"],
             "context": inference_outputs["refined"].context,
-            "shift": inference_outputs["shift"],
+            "known": inference_outputs["known"],
+            "recalled": inference_outputs["recalled"],
         }
 
     @property
@@ -185,6 +186,7 @@ class PTRAGModule(BaseModuleClass):
         view: MemoryView,
         cell_type: Int[Tensor, " B"],
         perturbed: Bool[Tensor, " B"],
+        n_parts: int,
     ) -> Retrieved:
         """Return what was retrieved together with what the memory says to it.
 
@@ -192,16 +194,15 @@ class PTRAGModule(BaseModuleClass):
         ----------
         retrieved
             Of B sets.
-        view, cell_type
-            The memory, and the row of each set in its view.
-        perturbed
-            False for the control.
+        view, cell_type, perturbed, n_parts
+            As in :func:`tell`.
         """
         query, keys, candidates, _ = retrieved
-        told = tell(self.memory, view, candidates.indices, candidates.present, cell_type, perturbed)
+        slots = candidates.indices, candidates.present, cell_type, perturbed
+        told = tell(view, *slots, mapped=self.mapped_share, n_parts=n_parts)
         if self.encode_response is not None:
             is_own = torch.zeros_like(candidates.present)
-            is_own[:, :1] = candidates.present[:, :1]
+            is_own[:, : 1 + n_parts] = candidates.present[:, : 1 + n_parts]
             flags = torch.stack([is_own, ~candidates.similarity[..., -1].isnan()], dim=-1).to(keys.dtype)
             keys = keys + self.encode_response(torch.cat([told.low * self.response_scale, flags], dim=-1))
         return Retrieved(query, keys, candidates, told)
@@ -215,7 +216,7 @@ class PTRAGModule(BaseModuleClass):
         Returns
         -------
         ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`),
-        ``shift`` (B, S, G): what the memory says, 0 without one.
+        ``known`` and ``recalled`` (B, S, G): the two shifts of :meth:`Told.of`; 0 without memory.
         """
         basal = self.encode_cells(control_cells)
         query, keys, candidates, told = retrieved
@@ -223,14 +224,17 @@ class PTRAGModule(BaseModuleClass):
             nothing = basal.new_zeros(*basal.shape[:2], keys.shape[1])
             refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
         else:
-            values = None
-            if told is not None:
-                low = torch.cat([told.low[:, :1], told.low[:, 1:] + told.mean_low[:, None]], dim=1)
-                values = low * self.response_scale
             slots = keys, candidates.present, candidates.similarity
-            refined = self.refiner(basal, query, *slots, noise, values)
-        shift = basal.new_zeros(1) if told is None else told.of(refined.weights, self.memory_directions)
-        return {"basal": basal, "candidates": candidates, "refined": refined, "shift": shift}
+            if told is None:
+                refined = self.refiner(basal, query, *slots, noise)
+            else:
+                low = told.low.clone()
+                low[:, 1 + told.n_parts :] += told.mean_low[:, None]
+                refined = self.refiner(basal, query, *slots, noise, low * self.response_scale, n_parts=told.n_parts)
+        known = recalled = basal.new_zeros(1)
+        if told is not None:
+            known, recalled = told.of(refined.weights, self.memory_directions)
+        return {"basal": basal, "candidates": candidates, "refined": refined, "known": known, "recalled": recalled}
 
     @auto_move_data
     def generative(
@@ -239,20 +243,22 @@ class PTRAGModule(BaseModuleClass):
         control_mask: Bool[Tensor, "B S"],
         basal: Float[Tensor, "B S H"],
         context: Float[Tensor, "B S H"],
-        shift: Float[Tensor, "..."],
+        known: Float[Tensor, "..."],
+        recalled: Float[Tensor, "..."],
     ) -> dict[str, Tensor]:
         """Return what becomes of each control cell.
 
         Returns
         -------
-        ``cells`` (B, S, G): the control cell plus the change that its context brings; with a memory the mean of this
-        (``generated``) and of the control cell plus what the memory says (``recalled``), weighted by
-        ``recalled_share``.
+        ``cells`` (B, S, G): the control cell plus the change that its context brings; with a memory this change adds to
+        what is known of the query (``generated``), and ``cells`` is the mean of that and of what the memory says with
+        neighbours (``recalled``), weighted by ``recalled_share``.
         """
-        generated = control_cells + self.generator(basal, context, control_mask)
+        # What is known learns from the memory's loss alone.
+        generated = control_cells + known.detach() + self.generator(basal, context, control_mask)
         if not self.has_memory:
-            return {"cells": generated}
-        recalled = control_cells + shift
+            return {"cells": generated, "generated": generated}
+        recalled = control_cells + recalled
         share = self.recalled_share
         return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
@@ -262,32 +268,28 @@ class PTRAGModule(BaseModuleClass):
         """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only).
 
         With a memory generator and memory learn apart, each to answer alone: together the generator would learn the
-        training conditions by heart and the memory that it is not needed. ``shares`` is the set loss of their mean
-        under every share of ``SHARES``, in evaluation.
+        training conditions by heart and the memory that it is not needed. In evaluation ``of_sets`` (B, n) holds the
+        set loss of every set, with a memory under each of the n shares of ``SHARES``.
         """
-        masks = tensors["control_mask"], tensors["target_mask"]
-        distance = partial(self._set_loss, target=tensors["target_cells"], masks=masks)
-        metrics = {}
-        if not self.has_memory:
-            total = metrics["set_loss"] = distance(generative_outputs["cells"])
-        elif self.training:
-            generated, recalled = generative_outputs["generated"], generative_outputs["recalled"]
-            total = metrics["set_loss"] = distance(generated)
-            metrics["recalled_loss"] = mean_distance(recalled, tensors["target_cells"], *masks).mean()
-            total = total + metrics["recalled_loss"]
+        masks, target = (tensors["control_mask"], tensors["target_mask"]), tensors["target_cells"]
+        metrics, distance = {}, LOSSES[self.params.loss]
+        if not self.training:
+            parts = [generative_outputs["generated"]]
+            if self.has_memory:
+                parts = [s * generative_outputs["recalled"] + (1 - s) * parts[0] for s in SHARES]
+            metrics["of_sets"] = torch.stack([distance(cells, target, *masks) for cells in parts], dim=1)
+            metrics["set_loss"] = metrics["of_sets"].mean(0).min()
         else:
-            apart = generative_outputs["recalled"], generative_outputs["generated"]
-            metrics["shares"] = torch.stack([distance(s * apart[0] + (1 - s) * apart[1]) for s in SHARES])
-            total = metrics["set_loss"] = metrics["shares"].min()
+            metrics["set_loss"] = distance(generative_outputs["generated"], target, *masks).mean()
+            if self.has_memory:
+                metrics["recalled_loss"] = mean_distance(generative_outputs["recalled"], target, *masks).mean()
+        total = sum(metrics[name] for name in ("set_loss", "recalled_loss") if name in metrics)
         if self.params.retrieval == "gumbel":
             shown = masks[0][:, :, None] & inference_outputs["candidates"].present[:, None]
             open_share = (inference_outputs["refined"].gates * shown).sum() / shown.sum().clamp(min=1)
             total = total + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(masks[0]), extra_metrics=metrics)
-
-    def _set_loss(self, cells: Tensor, *, target: Tensor, masks: tuple[Tensor, Tensor]) -> Tensor:
-        return LOSSES[self.params.loss](cells, target, *masks).mean()
 
 
 def _response_scale(memory: ResponseMemory) -> Tensor:

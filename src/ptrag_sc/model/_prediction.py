@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets, control_means
+from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets, components, control_means
 from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._predictor import Run
@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
         if self.table.view is None:
             return self.encoded.take(query)
         retrieved = self.encoded.take(query, condition_row(query, cell_type, self.table.n_views))
-        return module.recall(retrieved, self.table.view, cell_type, query > 0)
+        return module.recall(retrieved, self.table.view, cell_type, query > 0, self.table.n_parts)
 
 
 class ModulePredictor(Predictor):
@@ -91,8 +91,8 @@ class ModulePredictor(Predictor):
         self,
         labels: tuple[str, ...],
         vectors: np.ndarray | None,
-        screen: Screen | None = None,
         *,
+        view: MemoryView | None = None,
         random_seed: int | None = None,
     ) -> Queries:
         """Return the query table of a training run or of a call; every neighbour is found here, once.
@@ -103,8 +103,8 @@ class ModulePredictor(Predictor):
             Perturbations.
         vectors
             Their embeddings (Q, D); None looks them up.
-        screen
-            Whose cell types look at the memory; needed where there is one.
+        view
+            Of :meth:`view`.
         random_seed
             Draws the candidates of each query at random instead.
         """
@@ -120,12 +120,24 @@ class ModulePredictor(Predictor):
             n_slots,
         )
         keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
-        view = None if self.tables_.memory is None else self._view(screen)
-        return make_queries(*arguments, view=view, random_keys=keys)
+        parts = torch.as_tensor(self._components(labels), device=table.device)
+        return make_queries(*arguments, view=view, parts=parts, random_keys=keys)
 
-    def _view(self, screen: Screen) -> MemoryView:
-        """Return the memory as seen from the cell types of a screen."""
+    def _components(self, labels: tuple[str, ...]) -> np.ndarray:
+        """Return the rows (Q, M) of the components of combinations in the memory, -1 where there is none."""
+        names = [components(label, self.keys_.sep) for label in labels]
+        names = [parts if len(parts) > 1 else () for parts in names]
+        rows = np.full((len(labels), max(map(len, names), default=0)), -1)
+        for row, parts in zip(rows, names, strict=True):
+            found = pd.Index(self.candidates_).get_indexer(list(parts))
+            row[: len(parts)] = found if (found >= 0).all() else -1
+        return rows
+
+    def view(self, screen: Screen) -> MemoryView | None:
+        """Return the memory, if there is one, as seen from the cell types of a screen."""
         memory, names = self.module.memory, screen.index.cell_types
+        if memory is None:
+            return None
         known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())
         controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
         if (known < 0).any():
@@ -137,19 +149,26 @@ class ModulePredictor(Predictor):
         """Let the memory's weights start where they answer the training conditions best."""
         if not isinstance(self.module.refiner, MemoryRefiner):
             return
-        table = self.queries(tuple(self.candidates_.tolist()), None, screen)
         train = self.split_[self.split_["split"] == "train"]
-        perturbation, cell_type = (
+        codes = [
             torch.as_tensor(pd.Index(names).get_indexer(train[column].tolist()))
             for names, column in ((self.candidates_, "perturbation"), (screen.index.cell_types, "cell_type"))
-        )
-        rows = condition_row(perturbation + 1, cell_type, table.n_views)
-        start = calibrate(table.view, table.candidates.take(rows), perturbation, cell_type)
-        self.module.refiner.start(start.sharpness, start.own)
+        ]
+        view, starts = self.view(screen), []
+        for seen in (
+            view,
+            view._replace(elsewhere=0 * view.elsewhere, mapped=0 * view.mapped, known=view.known & False),
+        ):
+            table = self.queries(tuple(self.candidates_.tolist()), None, view=seen)
+            rows = condition_row(codes[0] + 1, codes[1], table.n_views)
+            starts.append(calibrate(table.view, table.candidates.take(rows), *codes, table.n_parts))
+        both, alone = starts
+        self.module.refiner.start(torch.cat([both.sharpness, alone.sharpness[:1]]), both.own, both.parts)
+        self.module.mapped_share.fill_(both.mapped)
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> "Prepared":
         """Return the encoded queries and candidates of a call."""
-        return self.encode(self.queries(labels, vectors, screen))
+        return self.encode(self.queries(labels, vectors, view=self.view(screen)))
 
     def encode(self, table: Queries) -> "Prepared":
         """Return a query table with every query and every distinct candidate encoded once."""
@@ -236,7 +255,8 @@ class ModulePredictor(Predictor):
         named = self.split_["perturbation"].unique() if perturbations is None else perturbations
         labels, types = self.canonical_labels(named), find_cell_types(screen, cell_types)
         vectors = self.resolve(labels, adata, gene_embedding)
-        table = self.queries(labels, vectors, screen, random_seed=seed if null == "random" else None)
+        drawn = seed if null == "random" else None
+        table = self.queries(labels, vectors, view=self.view(screen), random_seed=drawn)
         state = self.encode(table)
         dataset = CellSetDataset(screen.reader, with_target=False)
 

@@ -14,8 +14,8 @@ from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
+from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import ModuleParams, PTRAGModule
-from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._tables import TrainingTables, training_tables
@@ -30,7 +30,7 @@ FEW_CONDITIONS = 5
 SET_SIZE = 64
 
 
-class PTRAG(SavedModel, ModulePredictor):
+class PTRAG(SavedModel, GrowingMemory):
     """Perturbation prediction from retrieved perturbations (PT-RAG, arXiv:2603.07233).
 
     For a query perturbation the nearest training perturbations are retrieved by gene embedding, refined per cell by
@@ -280,7 +280,9 @@ class PTRAG(SavedModel, ModulePredictor):
                     "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
                 )
             arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
-        plan = PTRAGTrainingPlan(self.module, queries=self.queries(labels, None, screen), **(plan_kwargs or {}))
+        plan = PTRAGTrainingPlan(
+            self.module, queries=self.queries(labels, None, view=self.view(screen)), **(plan_kwargs or {})
+        )
         self.module.train()
         TrainRunner(
             self,

@@ -93,9 +93,8 @@ def training_tables(adata: AnnData, keys: ScreenKeys, *, with_memory: bool, seed
             np.searchsorted(candidates, perturbations[train["perturbation"]].astype(str)),
             np.searchsorted(types, train["cell_type"]),
             (len(candidates), len(types)),
-            shifts=shifts.shift,
-            n_cells=shifts.n_cells,
-            squared_error=spread.variance[train["cell_type"]] * spread.scale[:, None],
+            shifts=shifts,
+            spread=spread._replace(variance=spread.variance[types]),
             controls=controls.cell_type[types],
             directions=directions,
         )

@@ -10,6 +10,8 @@ from scvi.train import TrainingPlan
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
+CLEAR = 2.0  # standard errors by which training must surpass the untrained memory
+
 
 class PTRAGTrainingPlan(TrainingPlan):
     """Training plan of cell sets.
@@ -48,7 +50,9 @@ class PTRAGTrainingPlan(TrainingPlan):
         for prefix, table in tables.items():
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
-        self._n_views, self._host_indices = queries.n_views, queries.candidates.indices.cpu()
+        self._start = None  # set losses (N,) before training
+        self._n_views, self._n_parts = queries.n_views, queries.n_parts
+        self._host_indices = queries.candidates.indices.cpu()
 
     @property
     def has_memory(self) -> bool:
@@ -76,7 +80,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         retrieved = encoded.take(query, tensors["condition"])
         if self.has_memory:
             view = MemoryView(*(getattr(self, f"view_{name}") for name in MemoryView._fields))
-            retrieved = self.module.recall(retrieved, view, tensors["cell_type"], queries[query] > 0)
+            retrieved = self.module.recall(retrieved, view, tensors["cell_type"], queries[query] > 0, self._n_parts)
         return self.module(tensors, inference_kwargs={"retrieved": retrieved}, **kwargs)
 
     def configure_optimizers(self) -> dict:
@@ -102,11 +106,11 @@ class PTRAGTrainingPlan(TrainingPlan):
         return output.loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the last check."""
-        self._validated = None
+        """Forget the losses of the last check."""
+        self._of_sets = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        """Add up the set loss on held-out conditions, and log the other parts of the loss."""
+        """Note the set losses on held-out conditions, and log the other parts of the loss."""
         output = self.validate(batch)
         self.compute_and_log_metrics(output, self.val_metrics, "validation")
 
@@ -117,22 +121,33 @@ class PTRAGTrainingPlan(TrainingPlan):
             self.log("recalled_share", self.module.recalled_share.clone())
 
     def validate(self, batch: dict[str, torch.Tensor]) -> LossOutput:
-        """Add the set losses of a mini-batch, with a memory under each share of it, to those seen before."""
+        """Note the loss of every set of a mini-batch, with a memory under each share of it."""
         _, _, output = self.forward(batch)
-        losses = output.extra_metrics.pop("shares", output.extra_metrics["set_loss"]).reshape(-1)
-        n = output.n_obs_minibatch
-        sums = torch.cat([n * losses, losses.new_tensor([n])])
-        self._validated = sums if self._validated is None else self._validated + sums
+        self._of_sets.append(output.extra_metrics.pop("of_sets"))
         return output
 
     def validated_loss(self) -> torch.Tensor:
-        """Return the mean loss of what was validated; with a memory under its best share, which the module keeps."""
-        sums = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
-        losses = (sums[:-1] / sums[-1]).flip(0)  # of equals the larger share of the memory
-        best = int(losses.argmin())
+        """Return the mean loss of what was validated; with a memory under its best share, which the module keeps.
+
+        With a memory the first check comes before training. After it ``surpasses`` says whether the validation
+        conditions gained more, on average, than chance would give them: ``CLEAR`` standard errors.
+        """
+        losses, share = torch.cat(self._of_sets), 0
         if self.has_memory:
-            self.module.recalled_share.fill_(SHARES[::-1][best])
-        return losses[best]
+            share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
+        is_first = self._start is None
+        if is_first:
+            self._start = losses[:, share]
+        gain = self._start[:, None] - losses
+        sums = torch.stack([losses.sum(0), gain.sum(0), gain.square().sum(0), torch.full_like(gain[0], len(gain))])
+        total, gained, squared, n = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        best = share if is_first else losses.shape[1] - 1 - int(total.flip(0).argmin())  # of equals the largest share
+        mean, variance = gained[best] / n[best], squared[best] / n[best] - (gained[best] / n[best]) ** 2
+        error = (variance.clamp(min=0) / (n[best] - 1).clamp(min=1)).sqrt()
+        self.surpasses = not self.has_memory or bool(n[best] > 1 and mean > CLEAR * error)
+        if self.has_memory:
+            self.module.recalled_share.fill_(SHARES[best])
+        return total[best] / n[best]
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
@@ -150,8 +165,9 @@ class PTRAGTrainingPlan(TrainingPlan):
 class KeepBest(Callback):
     """Keep the weights of the lowest ``validation_loss`` and restore them at the end.
 
-    With a memory the untrained weights are among them: they are retrieval alone, and validated by Lightning's sanity
-    check. Without one they predict no effect.
+    With a memory these are the untrained ones, retrieval alone, unless the trained ones clearly surpass them: the
+    lowest of many checks on few conditions is low by chance too. Without a memory untrained weights predict no effect
+    and are no candidate.
     """
 
     def __init__(self):
@@ -161,7 +177,7 @@ class KeepBest(Callback):
     def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Remember the weights that were just validated if they are the best so far."""
         loss = float(trainer.callback_metrics["validation_loss"])
-        if loss < self.best_loss:
+        if self.best_state is None or (loss < self.best_loss and plan.surpasses):
             self.best_loss = loss
             self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
 

@@ -3,10 +3,12 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ptrag_sc.nn._refiner import GATE_BIAS, Refined, Refiner, normalised_weights
 
 INITIAL_OWN = 0.2  # weight of the query's own response in other cell types
+INITIAL_PARTS = 1.0  # weight of the components of a combination: they add up
 # Logits are this much of the scorer's: gates that move as fast as the generator close while it learns by heart.
 GATE_RATE = 0.1
 
@@ -15,6 +17,7 @@ class MemoryRefiner(Refiner):
     """Refiner whose candidates say what was observed, and whose slot 0 is the query's own response elsewhere.
 
     The candidates share a weight of 1; slot 0 has a weight of its own beside them, as it is evidence of another kind.
+    The components of a combination, in the slots behind it, have one weight, and leave the rest of 1 to the candidates.
 
     Parameters
     ----------
@@ -29,31 +32,47 @@ class MemoryRefiner(Refiner):
     """
 
     def __init__(self, n_hidden: int, n_values: int, *, value_dropout: float, **options):
-        super().__init__(n_hidden, n_spaces=2, **options)
+        super().__init__(n_hidden, n_spaces=3, **options)  # gene embedding, responses; gene embedding alone
         self.value = nn.Linear(n_values, n_hidden, bias=False)
         self.value_own = nn.Linear(n_values, n_hidden, bias=False)
         self.value_dropout = nn.Dropout(value_dropout)
+        self.value_part = nn.Linear(n_values, n_hidden, bias=False)
         self.own = nn.Parameter(torch.tensor(INITIAL_OWN))
+        self.parts = nn.Parameter(torch.tensor(INITIAL_PARTS))
         if self.scorer is not None:
             nn.init.constant_(self.scorer.out.bias, GATE_BIAS / GATE_RATE)
 
-    def start(self, sharpness: Float[Tensor, " R"], own: float) -> None:
-        """Set the sharpness in each space and the weight of slot 0."""
+    def start(self, sharpness: Float[Tensor, " 3"], own: float, parts: float) -> None:
+        """Set the sharpness in gene embedding, responses and gene embedding alone, and the other weights."""
         with torch.no_grad():
             self.sharpness.copy_(sharpness.clamp(min=1e-3).double().expm1().log())  # softplus(x) = sharpness
             self.own.fill_(own)
+            self.parts.fill_(parts)
+
+    def nearness(self, similarity: Float[Tensor, "B K 2"]) -> Float[Tensor, "B K"]:
+        """Return the log weight of every slot; the embedding counts otherwise where the query's response is unknown."""
+        text, response = similarity.unbind(-1)
+        both, responses, alone = F.softplus(self.sharpness)
+        is_alone = response.isnan().all(1, keepdim=True)
+        return text.nan_to_num() * torch.where(is_alone, alone, both) + response.nan_to_num() * responses
 
     def score(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
         """Return the logit of every gate."""
         return super().score(cells, query, keys) * GATE_RATE
 
-    def combine(self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, values: Tensor) -> Refined:
+    def combine(
+        self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, values: Tensor, n_parts: int = 0
+    ) -> Refined:
         """Return what the slots say together, and the query beside it.
 
-        In training the context hears slot 0 as seldom as any candidate, but its weight is not withheld: the others
-        cannot take its place.
+        In training the context hears slot 0 and components as seldom as any candidate, but their weight is not
+        withheld: the others cannot take their place.
         """
-        shared = normalised_weights(gates[..., 1:] * kept[:, None, 1:], nearness[:, 1:], kept[:, 1:])
-        own, values = gates[..., :1], self.value_dropout(values)
-        context = shared @ self.value(values[:, 1:]) + own * kept[:, None, :1] * self.value_own(values[:, :1])
-        return Refined(context + query[:, None], torch.cat([own * self.own, shared], dim=-1), gates)
+        heard, values = gates * kept[:, None], self.value_dropout(values)
+        own, parts, rest = slice(0, 1), slice(1, 1 + n_parts), slice(1 + n_parts, None)
+        shared = normalised_weights(heard[..., rest], nearness[:, rest], kept[:, rest])
+        shared = shared * (1 - self.parts * gates[..., parts].amax(-1, keepdim=True)) if n_parts else shared
+        context = shared @ self.value(values[:, rest]) + heard[..., own] * self.value_own(values[:, own])
+        context = context + heard[..., parts] @ self.value_part(values[:, parts])
+        weights = torch.cat([gates[..., own] * self.own, gates[..., parts] * self.parts, shared], dim=-1)
+        return Refined(context + query[:, None], weights, gates)

@@ -138,6 +138,7 @@ class Refiner(nn.Module):
         similarity: Float[Tensor, "B K R"],
         noise: Float[Tensor, "B S K"] | None = None,
         values: Float[Tensor, "B K V"] | None = None,
+        **slots: int,
     ) -> Refined:
         """Select candidates for every cell.
 
@@ -153,9 +154,11 @@ class Refiner(nn.Module):
             Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
         values
             What the candidates say; None: their keys.
+        **slots
+            Of :meth:`combine`.
         """
         gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
-        return self.combine(gates, kept, self.nearness(similarity), query, keys if values is None else values)
+        return self.combine(gates, kept, self.nearness(similarity), query, keys if values is None else values, **slots)
 
     def combine(
         self,

@@ -12,7 +12,17 @@ from ._gene_embeddings import GeneEmbedding
 from ._null import cell_type_specificity, expected_jaccard, random_candidates, shuffled_names
 from ._queries import make_queries
 from ._resolve import resolve_vectors
-from ._response_memory import MemoryView, ResponseMemory, Told, build_memory, shrink, tell, view_memory
+from ._response_memory import (
+    MemoryView,
+    ResponseMemory,
+    Told,
+    between_perturbations,
+    build_memory,
+    shrink,
+    squared_errors,
+    tell,
+    view_memory,
+)
 from ._sources import SOURCES, read_embedding
 from ._two_spaces import memory_candidates
 
@@ -25,6 +35,7 @@ __all__ = [
     "ResponseMemory",
     "Start",
     "Told",
+    "between_perturbations",
     "build_memory",
     "calibrate",
     "cell_type_specificity",
@@ -39,6 +50,7 @@ __all__ = [
     "resolve_vectors",
     "shrink",
     "shuffled_names",
+    "squared_errors",
     "tell",
     "view_memory",
 ]

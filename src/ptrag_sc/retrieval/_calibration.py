@@ -1,4 +1,4 @@
-"""How much does nearness in each space mean in this screen, and how much the same perturbation elsewhere?
+"""How much does nearness in each space mean in this screen, and how much the same perturbation or its parts elsewhere?
 
 Every training condition is answered from the others by retrieval alone, and what answers best is where a model starts:
 nothing is tuned, and embeddings whose cosines are crowded (or spread) get the sharpness they need.
@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ptrag_sc.retrieval._candidates import Candidates
-from ptrag_sc.retrieval._response_memory import MemoryView
+from ptrag_sc.retrieval._response_memory import MemoryView, tell
 
-SHARPNESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SHARPNESS = (0.0, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0)
 OWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+MAPPED = (0.0, 0.25, 0.5, 0.75, 1.0)
+PARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 MAX_CONDITIONS = 2000
 
 
@@ -25,6 +27,8 @@ class Start(NamedTuple):
 
     sharpness: Float[Tensor, " 2"]  # factor of the cosine in gene embedding and responses
     own: float  # weight of the query's own response in other cell types
+    mapped: float  # share of this that is mapped to the cell type
+    parts: float  # weight of the components of a combination
     score: float  # mean cosine of predicted and observed deviation
 
 
@@ -33,11 +37,13 @@ def calibrate(
     candidates: Candidates,
     perturbation: Int[Tensor, " C"],
     cell_type: Int[Tensor, " C"],
+    n_parts: int = 0,
 ) -> Start:
     """Return what predicts the training conditions best, each from the others; the simplest of what does so alike.
 
     Among starts whose mean cosine is within one standard error of the best one's, in paired differences (the rule of
     Breiman et al. 1984), the one of lowest sharpness is taken: where a screen says nothing, all neighbours count alike.
+    The weight of components is chosen after that, on combinations; of those alike the largest: additivity.
 
     Parameters
     ----------
@@ -47,30 +53,50 @@ def calibrate(
         Slots of the C conditions.
     perturbation, cell_type
         Row and column of each condition in the view.
+    n_parts
+        Slots of components, behind slot 0.
     """
     if len(perturbation) > MAX_CONDITIONS:
         kept = torch.linspace(0, len(perturbation) - 1, MAX_CONDITIONS).long()
         candidates, perturbation, cell_type = candidates.take(kept), perturbation[kept], cell_type[kept]
-    truth = view.low[cell_type, perturbation]
+    perturbed = torch.ones_like(perturbation).bool()
+    slots = view, candidates.indices, candidates.present, cell_type, perturbed
+    all_told, all_mapped = (tell(*slots, mapped=share, n_parts=n_parts) for share in (0.0, 1.0))
+    told, mapped, mean = all_told.low, all_mapped.low, all_told.mean_low
+    truth, last = view.low[cell_type, perturbation], 1 + n_parts
     n = view.observed.sum(1)[cell_type].to(truth.dtype)[:, None]
     # The mean shift of the cell type holds the condition itself: without it, every deviation moves by this much.
     moved = truth / (n - 1).clamp(min=1)
-    slots, present = candidates.indices[:, 1:], candidates.present[:, 1:]
-    neighbours = view.low[cell_type[:, None], slots] * present[..., None]
-    own = view.elsewhere[cell_type, candidates.indices[:, 0]] * candidates.present[:, :1]
-    text, response = candidates.similarity[:, 1:].nan_to_num().unbind(-1)
-    has_response, has_own = bool((response != 0).any()), bool((own != 0).any())
-    options, scores = [], []
-    for s_text, s_response in product(SHARPNESS, SHARPNESS if has_response else (DEFAULT.sharpness,)):
+    neighbours, present = told[:, last:], candidates.present[:, last:]
+    own = {m: (1 - m) * told[:, 0] + m * mapped[:, 0] for m in MAPPED}
+    text, response = candidates.similarity[:, last:].nan_to_num().unbind(-1)
+    is_whole = ~candidates.present[:, 1:last].any(1)
+    single = is_whole if is_whole.any() else ~is_whole
+
+    def answered(s_text, s_response):
         nearness = (s_text * text + s_response * response).masked_fill(~present, -torch.inf)
         weights = torch.softmax(nearness, dim=1).nan_to_num()
-        answer = (weights[:, None] @ neighbours).squeeze(1) + moved * present.any(1, keepdim=True)
-        for weight in OWN if has_own else (DEFAULT.own,):
-            options.append(Option(s_text + s_response, weight, s_text, s_response))
-            scores.append(torch.cosine_similarity(answer + weight * own, truth + moved, dim=1))
-    kept = _simplest(options, torch.stack(scores))
-    best = options[kept]
-    return Start(torch.tensor([best.text, best.response]), best.own, float(scores[kept].mean()))
+        return (weights[:, None] @ neighbours).squeeze(1) + moved * present.any(1, keepdim=True)
+
+    def scored(answer, rows):
+        others, true = mean[rows] - moved[rows], truth[rows] + moved[rows]
+        alike = (torch.cosine_similarity(base + answer, base + true, dim=1) for base in (0.0, others))
+        return sum(alike) / 2
+
+    options, scores = [], []
+    for s_text, s_response in product(SHARPNESS, SHARPNESS if (response != 0).any() else (DEFAULT.sharpness,)):
+        answer = answered(s_text, s_response)[single]
+        for weight, m in product(OWN, MAPPED) if told[:, 0].any() else ((DEFAULT.own, DEFAULT.mapped),):
+            options.append(Option(s_text + s_response, weight, m, s_text, s_response))
+            scores.append(scored(answer + weight * own[m][single], single))
+    scores = torch.stack(scores)
+    kept = _simplest(options, scores)
+    best, parts = options[kept], PARTS[0]
+    if not is_whole.all():
+        rest, added = answered(best.text, best.response) + best.own * own[best.mapped], told[:, 1:last].sum(1)
+        mixed = [scored(((1 - w) * rest + w * added)[~is_whole], ~is_whole) for w in PARTS]
+        parts = PARTS[_simplest(list(range(len(PARTS))), torch.stack(mixed))]
+    return Start(torch.tensor([best.text, best.response]), best.own, best.mapped, parts, float(scores[kept].mean()))
 
 
 class Option(NamedTuple):
@@ -78,14 +104,15 @@ class Option(NamedTuple):
 
     sharpness: float  # sum over the spaces
     own: float
+    mapped: float
     text: float
     response: float
 
 
-DEFAULT = Option(4.0, 0.2, 4.0, 4.0)  # where nothing can be learned: no responses elsewhere
+DEFAULT = Option(4.0, 0.2, 0.0, 4.0, 4.0)  # where nothing can be learned: no responses elsewhere
 
 
-def _simplest(options: list[Option], scores: Float[Tensor, "O C"]) -> int:
+def _simplest(options: list, scores: Float[Tensor, "O C"]) -> int:
     """Return the simplest option that is within a standard error of the best one, condition by condition."""
     behind = scores[scores.mean(1).argmax()] - scores
     error = behind.std(1) / math.sqrt(scores.shape[1]) if scores.shape[1] > 1 else torch.zeros(len(options))

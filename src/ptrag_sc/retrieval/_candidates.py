@@ -41,6 +41,7 @@ class Queries(NamedTuple):
     vectors: Float[Tensor, "Q D"]
     candidates: Candidates
     view: MemoryView | None = None
+    n_parts: int = 0  # slots of the components of a combination
 
     @property
     def n_views(self) -> int | None:

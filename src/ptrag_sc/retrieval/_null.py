@@ -46,9 +46,9 @@ def shuffled_names(table: pd.DataFrame, candidates: np.ndarray, seed: int) -> pd
     """Return a retrieval table whose candidates carry each other's names, as if embedding rows had been shuffled.
 
     Similarities, weights and selection stay: only what a candidate is, is lost. No query becomes its own candidate;
-    what it said of itself, from other cell types, is left out.
+    what is known of it and of its components, without similarity, is left out.
     """
-    table = table[table["candidate"].astype(str) != table["perturbation"].astype(str)]
+    table = table[table["similarity"].notna()]
     dealt = np.random.default_rng(seed).permutation(candidates)
     name = dict(zip(candidates.tolist(), dealt.tolist(), strict=True))
     new = [

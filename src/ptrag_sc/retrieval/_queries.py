@@ -20,6 +20,7 @@ def make_queries(
     n_candidates: int,
     *,
     view: MemoryView | None = None,
+    parts: Int[Tensor, "Q M"] | None = None,
     random_keys: np.ndarray | None = None,
 ) -> Queries:
     """Return the query table of one call: the control in row 0, then the given queries with their candidates.
@@ -30,6 +31,8 @@ def make_queries(
         As in :func:`nearest_candidates`.
     view
         The memory, if there is one.
+    parts
+        As in :func:`memory_candidates`; needed with a memory.
     random_keys
         One number per query (Q,): candidates are drawn at random, fixed by it. None: the nearest.
     """
@@ -37,8 +40,8 @@ def make_queries(
     vectors_ = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
     if view is None:
         return Queries(vectors_, _below(1, find(vectors, table, own, n_candidates)))
-    candidates = memory_candidates(vectors, table, own, n_candidates, view, random_keys)
-    return Queries(vectors_, _below(len(view.low), candidates), view)
+    candidates = memory_candidates(vectors, table, own, n_candidates, view, parts=parts, random_keys=random_keys)
+    return Queries(vectors_, _below(len(view.low), candidates), view, parts.shape[1])
 
 
 def _below(n_rows: int, candidates: Candidates) -> Candidates:

@@ -12,15 +12,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ptrag_sc.data import Shifts, Spread
+
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class ResponseMemory(NamedTuple):
     """Observed responses of P perturbations in T cell types; an entry without cells is 0."""
 
-    shift: Float[Tensor, "P T G"]  # shrunk gene by gene
-    low: Float[Tensor, "P T R"]  # in the leading directions, shrunk direction by direction
+    low: Float[Tensor, "P T R"]  # deviation from the mean shift, in the leading directions, shrunk in each
     n_cells: Int[Tensor, "P T"]
+    between: Float[Tensor, "T R"]  # variance between perturbations
     mean: Float[Tensor, "T G"]  # mean shift of the cell type
     controls: Float[Tensor, "T G"]  # mean control of the cell type
     directions: Float[Tensor, "R G"]
@@ -37,44 +40,60 @@ class MemoryView(NamedTuple):
     observed: Bool[Tensor, "V P"]
     elsewhere: Float[Tensor, "V P R"]  # what it did in other cell types, on average
     known: Bool[Tensor, "V P"]  # whether that has a direction
-    other: Float[Tensor, "V T"]  # weights of the cell types in ``elsewhere``
+    mapped: Float[Tensor, "V P R"]  # what that means for this cell type, going by all other perturbations
     mean: Float[Tensor, "V G"]
     mean_low: Float[Tensor, "V R"]
 
 
 class Told(NamedTuple):
-    """What the memory tells B sets."""
+    """What the memory tells B sets: deviations from the mean shift of the cell type.
 
-    low: Float[Tensor, "B K R"]  # slot 0: the query's own response elsewhere; the others: the candidates' here
-    own: Float[Tensor, "B G"]  # slot 0 in full
+    Slot 0: the query's own response elsewhere; M slots: the components of a combination; the others: candidates.
+    """
+
+    low: Float[Tensor, "B K R"]
     mean: Float[Tensor, "B G"]  # 0 for the control
     mean_low: Float[Tensor, "B R"]
+    n_parts: int  # M
 
-    def of(self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]) -> Float[Tensor, "B S G"]:
-        """Return the shift of each cell: mean shift, candidates and own response under their weights."""
-        neighbours = (weights[..., 1:] @ self.low[:, 1:]) @ directions
-        return self.mean[:, None] + neighbours + weights[..., :1] * self.own[:, None]
+    def of(
+        self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]
+    ) -> tuple[Float[Tensor, "B S G"], Float[Tensor, "B S G"]]:
+        """Return two shifts of each cell: what is known of the query itself, and that with its neighbours.
+
+        Known are the mean shift of the cell type, and under their weights the own response and the components.
+        """
+        last = 1 + self.n_parts
+        known = self.mean[:, None] + (weights[..., :last] @ self.low[:, :last]) @ directions
+        return known, known + (weights[..., last:] @ self.low[:, last:]) @ directions
 
 
-def shrink(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return values (C, F) around 0 times their reliability, estimated in each group and feature.
+def between_perturbations(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int):
+    """Return the variance (n_groups, F) of deviations beyond their errors, by moments; 0 in an empty group.
 
     Parameters
     ----------
-    values
-        Deviations (C, F).
-    squared_error
-        Squared standard errors (C, F).
+    values, squared_error
+        Deviations (C, F) and their squared standard errors (C, F).
     group
         Group of each row (C,).
+    n_groups
+        Number of groups.
     """
-    shrunk = np.zeros_like(values)
-    for g in np.unique(group):
-        rows = group == g
-        between = np.maximum(np.square(values[rows]).mean(0) - squared_error[rows].mean(0), 0)
-        total = between + squared_error[rows]
-        shrunk[rows] = values[rows] * np.divide(between, total, out=np.zeros_like(total), where=total > 0)
-    return shrunk
+    excess = np.zeros((n_groups, values.shape[1]))
+    np.add.at(excess, group, np.square(values) - squared_error)
+    return np.maximum(excess, 0) / np.maximum(np.bincount(group, minlength=n_groups), 1)[:, None]
+
+
+def shrink(values: np.ndarray, squared_error: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """Return deviations (C, F) times their reliability, given the variance (C, F) between perturbations."""
+    total = between + squared_error
+    return values * np.divide(between, total, out=np.zeros_like(total), where=total > 0)
+
+
+def squared_errors(spread: Spread, cell_type: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return the squared standard errors (C, R) of mean shifts along orthonormal directions (R, G)."""
+    return (spread.variance @ np.square(directions).T)[cell_type] * spread.scale[:, None]
 
 
 def build_memory(
@@ -82,9 +101,8 @@ def build_memory(
     cell_type: np.ndarray,
     shape: tuple[int, int],
     *,
-    shifts: np.ndarray,
-    n_cells: np.ndarray,
-    squared_error: np.ndarray,
+    shifts: Shifts,
+    spread: Spread,
     controls: np.ndarray,
     directions: np.ndarray,
 ) -> ResponseMemory:
@@ -96,29 +114,25 @@ def build_memory(
         Row and column of each condition (C,).
     shape
         P and T.
-    shifts, n_cells, squared_error
-        Mean shifts (C, G), cells (C,), squared standard errors (C, G).
+    shifts, spread
+        Of the conditions; the spread has a row for each of the T cell types.
     controls
         Mean controls (T, G).
     directions
         Orthonormal rows (R, G).
     """
-    n_types, n_genes = shape[1], shifts.shape[1]
+    n_types, n_genes = shape[1], shifts.shift.shape[1]
     mean, count = np.zeros((n_types, n_genes)), np.bincount(cell_type, minlength=n_types)
-    np.add.at(mean, cell_type, shifts)
-    overall = shifts.mean(0)
-    mean = np.where(count[:, None] > 0, mean / np.maximum(count, 1)[:, None], overall)
-    deviation = shifts - mean[cell_type]
-    tables = {"shift": shrink(deviation, squared_error, cell_type)}
-    tables["low"] = shrink(deviation @ directions.T, squared_error @ np.square(directions).T, cell_type)
-    filled = {name: np.zeros((*shape, values.shape[1]), dtype=np.float32) for name, values in tables.items()}
-    for name, values in tables.items():
-        filled[name][perturbation, cell_type] = values
-    cells = np.zeros(shape, dtype=np.int64)
-    cells[perturbation, cell_type] = n_cells
-    floats = {"mean": mean, "controls": controls, "directions": directions}
-    tensors = {name: torch.as_tensor(np.asarray(v, dtype=np.float32)) for name, v in (filled | floats).items()}
-    return ResponseMemory(n_cells=torch.from_numpy(cells), **tensors)
+    np.add.at(mean, cell_type, shifts.shift)
+    mean = np.where(count[:, None] > 0, mean / np.maximum(count, 1)[:, None], shifts.shift.mean(0))
+    deviation = (shifts.shift - mean[cell_type]) @ directions.T
+    squared_error = squared_errors(spread, cell_type, directions)
+    between = between_perturbations(deviation, squared_error, cell_type, n_types)
+    low, n_cells = np.zeros((*shape, len(directions))), np.zeros(shape, dtype=np.int64)
+    low[perturbation, cell_type] = shrink(deviation, squared_error, between[cell_type])
+    n_cells[perturbation, cell_type] = shifts.n_cells
+    arrays = low, n_cells, between, mean, controls, directions
+    return ResponseMemory(*(torch.as_tensor(a if a is n_cells else np.asarray(a, dtype=np.float32)) for a in arrays))
 
 
 def view_memory(memory: ResponseMemory, cell_type: Int[Tensor, " V"], controls: Float[Tensor, "V G"]) -> MemoryView:
@@ -153,22 +167,55 @@ def view_memory(memory: ResponseMemory, cell_type: Int[Tensor, " V"], controls: 
     (low, seen), (elsewhere, _) = averaged(here), averaged(other)
     mean = here @ memory.mean
     known = elsewhere.norm(dim=-1) > MIN_RESPONSE
-    return MemoryView(low, seen, elsewhere, known, other, mean, mean @ memory.directions.T)
+    mapped = [_mapped(*of_type) for of_type in zip(elsewhere, low, seen & known, strict=True)]
+    return MemoryView(low, seen, elsewhere, known, torch.stack(mapped), mean, mean @ memory.directions.T)
+
+
+def _mapped(
+    elsewhere: Float[Tensor, "P R"], here: Float[Tensor, "P R"], in_both: Bool[Tensor, " P"]
+) -> Float[Tensor, "P R"]:
+    r"""Return what responses elsewhere predict for this cell type, by ridge regression over perturbations seen in both.
+
+    Each of these is predicted from the others: with :math:`h_p` the diagonal of the hat matrix, leaving row p out gives
+    :math:`(\hat y_p - h_p y_p) / (1 - h_p)`. The penalty is the one of ``PENALTIES`` (times the mean eigenvalue of
+    :math:`X^\top X`) with the least squared error so left out (PRESS, Allen 1974).
+    """
+    x, y = elsewhere[in_both].double(), here[in_both].double()
+    if not len(x) or torch.equal(x, y):  # nothing in both, or an unknown cell type, which sees the same everywhere
+        return torch.zeros_like(here)
+    values, axes = torch.linalg.eigh(x.T @ x)
+    moved, products = elsewhere.double() @ axes, (x @ axes).T @ y
+    best = None
+    for penalty in PENALTIES:
+        inverse = 1 / (values.clamp(min=0) + penalty * values.mean().clamp(min=MIN_RESPONSE))
+        fitted = (moved * inverse) @ products
+        leverage = ((moved[in_both] ** 2) * inverse).sum(1, keepdim=True)
+        left_out = (fitted[in_both] - leverage * y) / (1 - leverage)
+        press = float(((left_out - y) ** 2).sum())
+        if best is None or press < best[0]:
+            fitted[in_both] = left_out
+            best = press, fitted
+    return best[1].to(here.dtype)
 
 
 def tell(
-    memory: ResponseMemory,
     view: MemoryView,
     indices: Int[Tensor, "B K"],
     present: Bool[Tensor, "B K"],
     cell_type: Int[Tensor, " B"],
     perturbed: Bool[Tensor, " B"],
+    *,
+    mapped: float | Float[Tensor, ""],
+    n_parts: int,
 ) -> Told:
-    """Return what the memory tells sets whose slots were filled; slot 0 is the query itself.
+    r"""Return what the memory tells sets whose slots were filled.
+
+    Component k of a combination of m says :math:`d_k + \frac{m - 1}{m} \mu`, with :math:`\mu` the mean shift: with
+    weight 1 each, the shifts of the components add up beside the one mean shift that every answer holds.
 
     Parameters
     ----------
-    memory, view
+    view
         The memory.
     indices, present
         Slots.
@@ -176,11 +223,18 @@ def tell(
         Row of the view.
     perturbed
         False for the control.
+    mapped
+        Share of the mapped response in what slot 0 says.
+    n_parts
+        Slots of components, behind slot 0.
     """
-    own, rest = indices[:, 0], indices[:, 1:]
-    low = torch.cat([view.elsewhere[cell_type, own][:, None], view.low[cell_type[:, None], rest]], dim=1)
-    mass = view.other[cell_type] * (memory.n_cells[own] > 0) * present[:, :1]
-    mass = mass / mass.sum(-1, keepdim=True).clamp(min=MIN_RESPONSE)
-    shift = torch.einsum("bt,btg->bg", mass, memory.shift[own])
-    flag = perturbed.to(low.dtype)[:, None]
-    return Told(low * present[..., None], shift, view.mean[cell_type] * flag, view.mean_low[cell_type] * flag)
+    t, last = cell_type[:, None], 1 + n_parts
+    flag = perturbed.to(view.low.dtype)[:, None]
+    mean_low = view.mean_low[cell_type] * flag
+    elsewhere, here = view.elsewhere[t, indices[:, :last]], view.low[t, indices]
+    own = (1 - mapped) * elsewhere[:, :1] + mapped * view.mapped[t, indices[:, :1]]
+    parts = torch.where(view.observed[t, indices[:, 1:last]][..., None], here[:, 1:last], elsewhere[:, 1:])
+    n_present = present[:, 1:last].sum(1).clamp(min=1)[:, None, None]
+    parts = parts + mean_low[:, None] * (n_present - 1) / n_present
+    low = torch.cat([own, parts, here[:, last:]], dim=1)
+    return Told(low * present[..., None], view.mean[cell_type] * flag, mean_low, n_parts)

@@ -19,14 +19,17 @@ def memory_candidates(
     own: Int[Tensor, " Q"],
     n_candidates: int,
     view: MemoryView,
+    *,
+    parts: Int[Tensor, "Q M"],
     random_keys: np.ndarray | None = None,
 ) -> Candidates:
     """Return slots for every query in every cell type of the view, row ``q * V + v``.
 
-    Slot 0 is the query itself, where other cell types observed it. Slots 1 to K are filled alternately from the
+    Slot 0 is the query itself, where other cell types observed it. The next M are the components of a combination, if
+    all of them were observed, here or elsewhere. K further ones are filled alternately from the
     rankings in the gene embedding and in the responses elsewhere, among other perturbations that were observed in the
-    cell type, until K are distinct. ``similarity`` is NaN in a space where query or candidate was not observed, and in
-    both for slot 0.
+    cell type, until K are distinct (less those that are components). ``similarity`` is NaN in a space where query or
+    candidate was not observed, and in both for slot 0 and components.
 
     Parameters
     ----------
@@ -36,15 +39,17 @@ def memory_candidates(
         K.
     view
         The memory.
+    parts
+        Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it.
     random_keys
-        As in :func:`random_candidates`, which then fills slots 1 to K; None: the nearest.
+        As in :func:`random_candidates`, which then fills the K slots; None: the nearest.
     """
     asked = vectors, table, own, n_candidates
-    parts = [_in_cell_type(*asked, MemoryView(*(x[v] for x in view)), random_keys) for v in range(len(view.low))]
-    return Candidates(*(torch.stack(field, dim=1).flatten(0, 1) for field in zip(*parts, strict=True)))
+    found = [_in_cell_type(*asked, MemoryView(*(x[v] for x in view)), parts, random_keys) for v in range(len(view.low))]
+    return Candidates(*(torch.stack(field, dim=1).flatten(0, 1) for field in zip(*found, strict=True)))
 
 
-def _in_cell_type(vectors, table, own, n_candidates, view, random_keys) -> Candidates:
+def _in_cell_type(vectors, table, own, n_candidates, view, parts, random_keys) -> Candidates:
     responses = F.normalize(view.elsewhere, dim=-1) * view.known[:, None]
     is_known = (own >= 0) & view.known[own.clamp(min=0)] & (n_candidates > 0)
     query = responses[own.clamp(min=0)] * is_known[:, None]
@@ -55,14 +60,18 @@ def _in_cell_type(vectors, table, own, n_candidates, view, random_keys) -> Candi
     else:
         draw = partial(random_candidates, keys=random_keys)
         indices, present, _ = _among(view.observed, draw, vectors, table, own, n_candidates)
+    is_part = ((view.observed | view.known)[parts.clamp(min=0)] | (parts < 0)).all(1, keepdim=True) & (parts >= 0)
+    is_part = is_part & (n_candidates > 0)
+    present = present & ~((indices[..., None] == parts[:, None]) & is_part[:, None]).any(-1)
     response = _cosine(query, responses, indices)
     response = response.masked_fill(~(is_known[:, None] & view.known[indices]), torch.nan)
     similarity = torch.stack([_cosine(vectors, table, indices), response], dim=-1)
     similarity = similarity.masked_fill(~present[..., None], 0.0)
+    unlike = similarity.new_full((len(own), 1 + parts.shape[1], 2), torch.nan)
     return Candidates(
-        torch.cat([torch.where(is_known, own, 0)[:, None], indices], dim=1),
-        torch.cat([is_known[:, None], present], dim=1),
-        torch.cat([similarity.new_full((len(own), 1, 2), torch.nan), similarity], dim=1),
+        torch.cat([torch.where(is_known, own, 0)[:, None], parts * is_part, indices * present], dim=1),
+        torch.cat([is_known[:, None], is_part, present], dim=1),
+        torch.cat([unlike, similarity], dim=1),
     )
 
 
