@@ -274,7 +274,9 @@ def test_every_share_is_validated_as_the_prediction_with_that_share(screen):
     candidates = Candidates(present.long(), present, present[..., None].float())
     gates = torch.ones(3, 6, 5)
     inferred = {"candidates": candidates, "refined": Refined(control, gates, gates)}
-    of_sets = module.loss(tensors, inferred, {"generated": generated, "recalled": recalled}).extra_metrics["of_sets"]
+    of_sets = module.loss(
+        tensors, inferred, {"generated": control, "answered": generated, "recalled": recalled}
+    ).extra_metrics["of_sets"]
     for share, values in zip(SHARES, of_sets.T, strict=True):
         mixed = share * recalled + (1 - share) * generated
         torch.testing.assert_close(values, energy_distance(mixed, target, *mask))

@@ -15,7 +15,8 @@ from ptrag_sc.retrieval import (
     tell,
     view_memory,
 )
-from ptrag_sc.retrieval._response_memory import PENALTIES, _mapped
+from ptrag_sc.retrieval._response_memory import _mapped
+from ptrag_sc.retrieval._ridge import PENALTIES
 from ptrag_sc.retrieval._two_spaces import alternate
 
 P, T, G, R, D = 7, 3, 11, 4, 5
@@ -138,10 +139,10 @@ def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
             for s in range(6)
         ]
     ).view(2, 6, G)
-    known, recalled = told.of(weights, memory.directions)
-    torch.testing.assert_close(recalled, slow)
-    own = told.mean[:, None] + (weights[..., :1] * told.low[:, None, 0]) @ memory.directions
-    torch.testing.assert_close(known, own)
+    spoken = told.of(weights, memory.directions)
+    torch.testing.assert_close(sum(spoken), slow)
+    torch.testing.assert_close(spoken.own, (weights[..., :1] * told.low[:, None, 0]) @ memory.directions)
+    torch.testing.assert_close(spoken.start, told.mean[:, None].expand_as(slow))
 
 
 def test_the_shifts_of_components_add_up():

@@ -32,6 +32,7 @@ class PredictedSets(NamedTuple):
     similarity: np.ndarray  # (B, K), or (B, K, 2) in two spaces
     weights: np.ndarray  # (B, S, K)
     gates: np.ndarray  # (B, S, K)
+    strength: np.ndarray | float = 0.0  # (B,), norm of the mean deviation that a memory tells
 
 
 class Prediction(NamedTuple):

@@ -24,10 +24,11 @@ class RetrievalTally:
 
     def __init__(self, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray):
         self.labels, self.candidates, self.cell_types = labels, candidates, cell_types
-        self._sums = {}
+        self._sums, self._strength = {}, {}
 
     def add(self, sets: CellSets, predicted: PredictedSets) -> None:
         """Add one mini-batch of sets."""
+        strength = np.broadcast_to(predicted.strength, len(sets.query))
         for b, condition in enumerate(zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)):
             real, shown = sets.target_mask[b], predicted.present[b]
             columns, similarity = predicted.indices[b][shown], predicted.similarity[b][shown]
@@ -35,6 +36,16 @@ class RetrievalTally:
             sums = np.array([np.full(len(columns), real.sum()), weights, gates], dtype=float)
             previous = self._sums.get(condition, (columns, similarity, 0.0))[2]
             self._sums[condition] = (columns, similarity, previous + sums)
+            self._strength[condition] = self._strength.get(condition, 0.0) + real.sum() * np.array([strength[b], 1.0])
+
+    def strength(self) -> pd.DataFrame:
+        """Return ``perturbation``, ``cell_type``, ``strength`` (mean over cells) of every condition."""
+        rows = [
+            (self.labels[q - 1], self.cell_types[t], strength / n)
+            for (q, t), (strength, n) in sorted(self._strength.items(), key=lambda item: item[0])
+            if q > 0
+        ]
+        return pd.DataFrame(rows, columns=["perturbation", "cell_type", "strength"])
 
     def table(self) -> pd.DataFrame:
         """Return ``RETRIEVAL_COLUMNS``, one row per condition and retrieved candidate: means over its cells.

@@ -21,7 +21,7 @@ from ptrag_sc.nn import (
     SetTransformer,
     mean_distance,
 )
-from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Told, tell
+from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, tell
 
 RETRIEVAL = ("gumbel", "attention", "none")
 MEMORIES = (None, "response")
@@ -158,8 +158,7 @@ class PTRAGModule(BaseModuleClass):
             "control_mask": tensors["control_mask"],
             "basal": inference_outputs["basal"],
             "context": inference_outputs["refined"].context,
-            "known": inference_outputs["known"],
-            "recalled": inference_outputs["recalled"],
+            "spoken": inference_outputs["spoken"],
         }
 
     @property
@@ -216,7 +215,8 @@ class PTRAGModule(BaseModuleClass):
         Returns
         -------
         ``basal`` (B, S, H), ``candidates`` (:class:`Candidates` of the B queries), ``refined`` (:class:`Refined`),
-        ``known`` and ``recalled`` (B, S, G): the two shifts of :meth:`Told.of`; 0 without memory.
+        ``spoken`` (:class:`Spoken`): what the memory says, None without one; ``strength`` (B,): norm of the mean
+        deviation that its slots tell, or 0.
         """
         basal = self.encode_cells(control_cells)
         query, keys, candidates, told = retrieved
@@ -231,10 +231,12 @@ class PTRAGModule(BaseModuleClass):
                 low = told.low.clone()
                 low[:, 1 + told.n_parts :] += told.mean_low[:, None]
                 refined = self.refiner(basal, query, *slots, noise, low * self.response_scale, n_parts=told.n_parts)
-        known = recalled = basal.new_zeros(1)
+        outputs = {"basal": basal, "candidates": candidates, "refined": refined}
+        outputs |= {"spoken": None, "strength": basal.new_zeros(len(basal))}
         if told is not None:
-            known, recalled = told.of(refined.weights, self.memory_directions)
-        return {"basal": basal, "candidates": candidates, "refined": refined, "known": known, "recalled": recalled}
+            outputs["spoken"] = told.of(refined.weights, self.memory_directions)
+            outputs["strength"] = (refined.weights.mean(1, keepdim=True) @ told.low).norm(dim=-1).squeeze(1)
+        return outputs
 
     @auto_move_data
     def generative(
@@ -243,24 +245,25 @@ class PTRAGModule(BaseModuleClass):
         control_mask: Bool[Tensor, "B S"],
         basal: Float[Tensor, "B S H"],
         context: Float[Tensor, "B S H"],
-        known: Float[Tensor, "..."],
-        recalled: Float[Tensor, "..."],
+        spoken: Spoken | None,
     ) -> dict[str, Tensor]:
         """Return what becomes of each control cell.
 
         Returns
         -------
-        ``cells`` (B, S, G): the control cell plus the change that its context brings; with a memory this change adds to
-        what is known of the query (``generated``), and ``cells`` is the mean of that and of what the memory says with
-        neighbours (``recalled``), weighted by ``recalled_share``.
+        ``cells`` (B, S, G): the control cell plus the change that its context brings. With a memory, what this says
+        without neighbours stands, and neighbours and generator are averaged: ``recalled`` and ``answered``, with
+        weights ``recalled_share`` and 1 - that. ``generated`` is the generator alone, from where the memory starts.
         """
-        # What is known learns from the memory's loss alone.
-        generated = control_cells + known.detach() + self.generator(basal, context, control_mask)
+        change = self.generator(basal, context, control_mask)
         if not self.has_memory:
-            return {"cells": generated, "generated": generated}
-        recalled = control_cells + recalled
-        share = self.recalled_share
-        return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
+            return {"cells": control_cells + change, "generated": control_cells + change}
+        start, own, neighbours = spoken
+        recalled, answered = control_cells + start + own + neighbours, control_cells + start + own + change
+        cells = self.recalled_share * recalled + (1 - self.recalled_share) * answered
+        # Its start learns from the memory's loss alone.
+        generated = control_cells + start.detach() + change
+        return {"cells": cells, "generated": generated, "recalled": recalled, "answered": answered}
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
@@ -276,7 +279,8 @@ class PTRAGModule(BaseModuleClass):
         if not self.training:
             parts = [generative_outputs["generated"]]
             if self.has_memory:
-                parts = [s * generative_outputs["recalled"] + (1 - s) * parts[0] for s in SHARES]
+                recalled, answered = generative_outputs["recalled"], generative_outputs["answered"]
+                parts = [s * recalled + (1 - s) * answered for s in SHARES]
             metrics["of_sets"] = torch.stack([distance(cells, target, *masks) for cells in parts], dim=1)
             metrics["set_loss"] = metrics["of_sets"].mean(0).min()
         else:

@@ -17,6 +17,7 @@ from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import EncodedQueries, PTRAGModule, Retrieved
 from ptrag_sc.model._sets import gate_noise
+from ptrag_sc.model._support import Calibration, support_table
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.nn import MemoryRefiner
 from ptrag_sc.retrieval import (
@@ -56,6 +57,7 @@ class ModulePredictor(Predictor):
     tables_: TrainingTables
     init_params_: dict[str, Any]
     split_: pd.DataFrame
+    support_: Calibration | None
 
     @property
     def trained_on_(self) -> pd.DataFrame:
@@ -165,6 +167,15 @@ class ModulePredictor(Predictor):
         both, alone = starts
         self.module.refiner.start(torch.cat([both.sharpness, alone.sharpness[:1]]), both.own, both.parts)
         self.module.mapped_share.fill_(both.mapped)
+
+    def describe(self, retrieved: RetrievalTally, params: dict) -> dict:
+        """Return what stands in ``.uns[key]`` beside a prediction: also what it rests on, and how wrong it may be."""
+        found = super().describe(retrieved, params)
+        support = support_table(found["retrieval"], retrieved.strength())
+        if self.support_ is not None:
+            support = self.support_.expected(support)
+            found["support_calibration"] = self.support_.conditions
+        return {**found, "support": support}
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> "Prepared":
         """Return the encoded queries and candidates of a call."""
@@ -283,5 +294,5 @@ def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
     candidates, refined = inferred["candidates"], inferred["refined"]
     similarity = candidates.similarity if candidates.similarity.shape[-1] > 1 else candidates.similarity[..., 0]
     retrieved = candidates.indices, candidates.present, similarity
-    tensors = cells, *retrieved, refined.weights, refined.gates
+    tensors = cells, *retrieved, refined.weights, refined.gates, inferred["strength"]
     return PredictedSets(*(t.detach().cpu().numpy() for t in tensors))

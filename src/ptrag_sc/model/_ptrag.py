@@ -18,6 +18,7 @@ from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import ModuleParams, PTRAGModule
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
+from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
 
@@ -117,7 +118,7 @@ class PTRAG(SavedModel, GrowingMemory):
             raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
-        self.set_size_, self.excluded_ = SET_SIZE, tables.embedding.excluded
+        self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         own = ModuleParams(**{name: value for name, value in params.items() if name != "n_candidates"})
         arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)
@@ -294,6 +295,7 @@ class PTRAG(SavedModel, GrowingMemory):
             strategy=strategy,
             **arguments,
         )()
+        self.support_ = calibrate_support(self, screen)
 
 
 def check_interval(n_steps: int, max_epochs: int) -> int:

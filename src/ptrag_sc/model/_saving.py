@@ -23,6 +23,7 @@ from ptrag_sc.data._fields import setup
 from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY
+from ptrag_sc.model._support import Calibration
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory
 
@@ -112,6 +113,7 @@ class SavedModel(BaseModelClass):
     keys_: ScreenKeys
     init_params_: dict[str, Any]
     set_size_: int
+    support_: Calibration | None
 
     @abstractmethod
     def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
@@ -156,6 +158,7 @@ class SavedModel(BaseModelClass):
             "is_trained": self.is_trained_,
             "history": history_to_json(self.history_),
             "set_size": self.set_size_,
+            "support": None if self.support_ is None else self.support_.to_json(),
         }
         write_model(model, pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state))
         if save_anndata:
@@ -217,6 +220,7 @@ class SavedModel(BaseModelClass):
         model.module.load_state_dict(module_state)
         model.set_size_, model.is_trained_ = saved["set_size"], saved["is_trained"]
         model.history_ = history_from_json(saved["history"])
+        model.support_ = None if saved["support"] is None else Calibration.from_json(saved["support"])
         _, _, target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         model.to_device(target)
         model.module.eval()

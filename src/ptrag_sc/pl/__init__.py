@@ -4,6 +4,7 @@ from ptrag_sc.pl._benchmark import benchmark
 from ptrag_sc.pl._effect import effect
 from ptrag_sc.pl._embedding import embedding
 from ptrag_sc.pl._retrieval import retrieval, retrieval_matrix
+from ptrag_sc.pl._support import support
 from ptrag_sc.pl._training import training
 
-__all__ = ["benchmark", "effect", "embedding", "retrieval", "retrieval_matrix", "training"]
+__all__ = ["benchmark", "effect", "embedding", "retrieval", "retrieval_matrix", "support", "training"]

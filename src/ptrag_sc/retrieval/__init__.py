@@ -15,6 +15,7 @@ from ._resolve import resolve_vectors
 from ._response_memory import (
     MemoryView,
     ResponseMemory,
+    Spoken,
     Told,
     between_perturbations,
     build_memory,
@@ -23,6 +24,7 @@ from ._response_memory import (
     tell,
     view_memory,
 )
+from ._ridge import Ridge, fit_ridge
 from ._sources import SOURCES, read_embedding
 from ._two_spaces import memory_candidates
 
@@ -33,6 +35,8 @@ __all__ = [
     "MemoryView",
     "Queries",
     "ResponseMemory",
+    "Ridge",
+    "Spoken",
     "Start",
     "Told",
     "between_perturbations",
@@ -42,6 +46,7 @@ __all__ = [
     "condition_row",
     "distinct_rows",
     "expected_jaccard",
+    "fit_ridge",
     "make_queries",
     "memory_candidates",
     "nearest_candidates",

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ptrag_sc.data import Shifts, Spread
+from ptrag_sc.retrieval._ridge import fit_ridge
 
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class ResponseMemory(NamedTuple):
@@ -56,16 +56,19 @@ class Told(NamedTuple):
     mean_low: Float[Tensor, "B R"]
     n_parts: int  # M
 
-    def of(
-        self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]
-    ) -> tuple[Float[Tensor, "B S G"], Float[Tensor, "B S G"]]:
-        """Return two shifts of each cell: what is known of the query itself, and that with its neighbours.
+    def of(self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]) -> "Spoken":
+        """Return what the slots say to each cell under their weights."""
+        own, parts, rest = slice(0, 1), slice(1, 1 + self.n_parts), slice(1 + self.n_parts, None)
+        start, own, neighbours = ((weights[..., s] @ self.low[:, s]) @ directions for s in (parts, own, rest))
+        return Spoken(self.mean[:, None] + start, own, neighbours)
 
-        Known are the mean shift of the cell type, and under their weights the own response and the components.
-        """
-        last = 1 + self.n_parts
-        known = self.mean[:, None] + (weights[..., :last] @ self.low[:, :last]) @ directions
-        return known, known + (weights[..., last:] @ self.low[:, last:]) @ directions
+
+class Spoken(NamedTuple):
+    """Three parts of the shift of each cell, which add up."""
+
+    start: Float[Tensor, "B S G"]  # mean shift of the cell type, and the components of a combination
+    own: Float[Tensor, "B S G"]  # the query's own response elsewhere
+    neighbours: Float[Tensor, "B S G"]
 
 
 def between_perturbations(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int):
@@ -174,28 +177,17 @@ def view_memory(memory: ResponseMemory, cell_type: Int[Tensor, " V"], controls: 
 def _mapped(
     elsewhere: Float[Tensor, "P R"], here: Float[Tensor, "P R"], in_both: Bool[Tensor, " P"]
 ) -> Float[Tensor, "P R"]:
-    r"""Return what responses elsewhere predict for this cell type, by ridge regression over perturbations seen in both.
+    """Return what responses elsewhere predict for this cell type, by ridge regression over perturbations seen in both.
 
-    Each of these is predicted from the others: with :math:`h_p` the diagonal of the hat matrix, leaving row p out gives
-    :math:`(\hat y_p - h_p y_p) / (1 - h_p)`. The penalty is the one of ``PENALTIES`` (times the mean eigenvalue of
-    :math:`X^\top X`) with the least squared error so left out (PRESS, Allen 1974).
+    Each of these is predicted from the others.
     """
-    x, y = elsewhere[in_both].double(), here[in_both].double()
+    x, y = elsewhere[in_both], here[in_both]
     if not len(x) or torch.equal(x, y):  # nothing in both, or an unknown cell type, which sees the same everywhere
         return torch.zeros_like(here)
-    values, axes = torch.linalg.eigh(x.T @ x)
-    moved, products = elsewhere.double() @ axes, (x @ axes).T @ y
-    best = None
-    for penalty in PENALTIES:
-        inverse = 1 / (values.clamp(min=0) + penalty * values.mean().clamp(min=MIN_RESPONSE))
-        fitted = (moved * inverse) @ products
-        leverage = ((moved[in_both] ** 2) * inverse).sum(1, keepdim=True)
-        left_out = (fitted[in_both] - leverage * y) / (1 - leverage)
-        press = float(((left_out - y) ** 2).sum())
-        if best is None or press < best[0]:
-            fitted[in_both] = left_out
-            best = press, fitted
-    return best[1].to(here.dtype)
+    ridge = fit_ridge(x, y)
+    mapped = elsewhere.double() @ ridge.coefficients
+    mapped[in_both] = ridge.left_out(y.double())
+    return mapped.to(here.dtype)
 
 
 def tell(

@@ -1,0 +1,163 @@
+"""Does a prediction say what it rests on, and do its expected errors hold on conditions that nobody has seen?"""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import read_h5ad
+from sklearn.linear_model import Ridge
+
+import ptrag_sc
+from ptrag_sc.metrics import pearson_delta
+from ptrag_sc.model._support import CONDITION, FEATURES, OUTCOMES, Calibration, _features, support_table
+from ptrag_sc.retrieval._ridge import PENALTIES
+from screens import KEYS, make_screen, train_small
+
+
+def made_up(n, seed=0, noise=0.1):
+    """Return conditions whose errors follow from what they rest on, up to noise."""
+    rng = np.random.default_rng(seed)
+    support = pd.DataFrame(
+        {
+            "perturbation": [f"G{i}" for i in range(n)],
+            "cell_type": "t",
+            "n_experiments": 5,
+            "effective_number": rng.uniform(1, 30, n),
+            "weight_own": rng.uniform(0, 0.5, n),
+            "similarity": rng.uniform(0, 1, n),
+            "similarity_response": np.where(rng.random(n) < 0.2, np.nan, rng.uniform(0, 1, n)),
+            "strength": rng.lognormal(size=n),
+        }
+    )
+    signal = 0.3 * support["similarity"] + 0.1 * np.log(support["strength"]) + 0.2
+    outcomes = {"pearson_delta": signal, "energy_distance": 1 - signal}
+    observed = support[CONDITION].assign(**{k: v + noise * rng.normal(size=n) for k, v in outcomes.items()})
+    return support, observed
+
+
+def test_every_condition_is_expected_from_all_others():
+    support, observed = made_up(30)
+    found = Calibration.fit(support, observed)
+    x, y = (_features(support) - found.center) / found.scale, observed[list(OUTCOMES)].to_numpy()
+    base = np.linalg.eigvalsh(x.T @ x).mean()
+    expected = found.conditions[[f"expected_{name}" for name in OUTCOMES]].to_numpy()
+
+    def slow(penalty):
+        rows = np.arange(len(x))
+        fits = [Ridge(penalty * base).fit(x[rows != i], y[rows != i]).predict(x[i : i + 1])[0] for i in rows]
+        return np.abs(np.array(fits) - expected).max()
+
+    assert min(slow(penalty) for penalty in PENALTIES) < 1e-8
+
+
+def test_intervals_cover_what_they_promise_and_are_narrower_than_without_features():
+    covered, widths = {name: [] for name in OUTCOMES}, []
+    for seed in range(20):
+        support, observed = made_up(260, seed)
+        known, new = support.index < 60, support.index >= 60
+        expected = Calibration.fit(support[known], observed[known]).expected(support[new])
+        for name in OUTCOMES:
+            truth = observed.loc[new, name]
+            covered[name].append(truth.between(expected[f"{name}_low"], expected[f"{name}_high"]).mean())
+        widths.append((expected["energy_distance_high"] - expected["energy_distance_low"]).iloc[0] / 2)
+        assert np.corrcoef(expected["expected_pearson_delta"], observed.loc[new, "pearson_delta"])[0, 1] > 0.6
+    assert all(0.86 < np.mean(values) < 0.95 for values in covered.values())
+    assert np.mean(widths) < 0.8 * 1.645 * np.std(observed["energy_distance"])
+
+
+def test_too_few_validation_conditions_promise_nothing():
+    support, observed = made_up(9)
+    few, enough = (Calibration.fit(support[:n], observed[:n]).expected(support) for n in (8, 9))
+    assert (few["pearson_delta_low"] == -1).all() and few["abstain"].all()
+    assert np.isinf(few["energy_distance_high"]).all()
+    assert (enough["pearson_delta_low"] > -1).all()
+    one = Calibration.fit(support[:1], observed[:1]).expected(support)
+    np.testing.assert_allclose(one["expected_pearson_delta"], observed["pearson_delta"].iloc[0])
+
+
+def test_what_a_condition_rests_on():
+    nan = np.nan
+    table = pd.DataFrame(
+        [
+            ("A", "t", "A", nan, nan, 0.5),
+            ("A", "t", "B", 0.9, 0.2, 0.5),
+            ("A", "t", "C", 0.3, 0.7, 0.5),
+            ("A", "t", "D", 0.1, nan, 0.0),
+        ],
+        columns=[*CONDITION, "candidate", "similarity", "similarity_response", "weight"],
+    )
+    strength = pd.DataFrame({"perturbation": ["A", "Z"], "cell_type": "t", "strength": [2.0, 0.0]})
+    found = support_table(table, strength)
+    row, bare = found.iloc[0], found.iloc[1]
+    assert (row["n_experiments"], row["similarity"], row["similarity_response"], row["strength"]) == (3, 0.9, 0.7, 2.0)
+    assert row["effective_number"] == pytest.approx(3)
+    assert row["weight_own"] == pytest.approx(1 / 3)
+    assert (bare["n_experiments"], bare["effective_number"]) == (0, 0.0) and np.isnan(bare["similarity"])
+    assert np.isfinite(_features(found)).all() and _features(found).shape == (2, len(FEATURES))
+
+
+@pytest.fixture(scope="module")
+def screen():
+    adata = make_screen(n_obs=1200)
+    ptrag_sc.pp.split(
+        adata, perturbation_key="gene", control="ctl", cell_type_key="line", test_fraction=0.2, val_fraction=0.25
+    )
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem", split_key="split")
+    return adata
+
+
+@pytest.mark.parametrize("options", [{"memory": "response"}, {"memory": "response", "retrieval": "none"}, {}])
+def test_predictions_carry_their_support(screen, options, tmp_path):
+    model = train_small(screen, max_epochs=2, **options)
+    virtual = ptrag_sc.tl.perturb(screen, model, ["G0", "G5"])
+    support = virtual.uns["ptrag"]["support"]
+    assert support[CONDITION].drop_duplicates().shape[0] == len(support) == 4
+    assert support["expected_pearson_delta"].between(-1, 1).all()
+    assert (support["energy_distance_low"] <= support["expected_energy_distance"]).all()
+    val = {tuple(x) for x in model.split_.loc[model.split_["split"] == "val", CONDITION].to_numpy()}
+    assert {tuple(x) for x in virtual.uns["ptrag"]["support_calibration"][CONDITION].to_numpy()} == val
+    model.save(tmp_path / "model")
+    again = ptrag_sc.PTRAG.load(tmp_path / "model", screen, accelerator="cpu")
+    same = ptrag_sc.tl.perturb(screen, again, ["G0", "G5"])
+    pd.testing.assert_frame_equal(same.uns["ptrag"]["support"], support)
+    virtual.write(tmp_path / "virtual.h5ad")
+    assert read_h5ad(tmp_path / "virtual.h5ad").uns["ptrag"]["support"].shape == support.shape
+
+
+def test_observed_errors_are_those_of_the_validation_cells(screen):
+    model = train_small(screen, max_epochs=2, memory="response")
+    conditions = model.support_.conditions
+    row = conditions.iloc[0]
+    obs, x = screen.obs, screen.X.toarray()
+    control = ((obs["gene"] == "ctl") & (obs["line"] == row["cell_type"])).to_numpy()
+    real = ((obs["gene"] == row["perturbation"]) & (obs["line"] == row["cell_type"])).to_numpy()
+    predicted = model.predict(screen, perturbations=row["perturbation"], cell_types=row["cell_type"])
+    mean = x[control].mean(0)
+    expected = pearson_delta(x[real].mean(0), predicted.X.mean(0), mean)
+    assert row["pearson_delta"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_validation_conditions_nothing_is_expected(screen):
+    adata = screen[(screen.obs["split"] != "val").to_numpy()].copy()
+    adata.uns = {"gene_embedding": adata.uns["gene_embedding"]}
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem", split_key="split")
+    model = train_small(adata, max_epochs=1, memory="response")
+    virtual = ptrag_sc.tl.perturb(adata, model, "G0")
+    assert "abstain" not in virtual.uns["ptrag"]["support"]
+    with pytest.raises(KeyError, match="support_calibration"):
+        ptrag_sc.pl.support(virtual)
+
+
+def test_the_plot_shows_validation_conditions_and_predictions(screen):
+    mpl.use("agg")
+    model = train_small(screen, max_epochs=2, memory="response")
+    virtual = ptrag_sc.tl.perturb(screen, model, ["G0", "G5"])
+    for metric in OUTCOMES:
+        ax = ptrag_sc.pl.support(virtual, metric=metric)
+        points = next(line for line in ax.lines if line.get_label() == "validation condition")
+        np.testing.assert_allclose(points.get_ydata(), virtual.uns["ptrag"]["support_calibration"][metric])
+        shown = sum(len(line.get_xdata()) for line in ax.lines if line.get_label().startswith("predicted"))
+        assert shown == len(virtual.uns["ptrag"]["support"])
+        assert "energy distance" in ax.get_xlabel() or "correlation" in ax.get_xlabel()
+    with pytest.raises(ValueError, match="metric= 'mse' does not occur"):
+        ptrag_sc.pl.support(virtual, metric="mse")
