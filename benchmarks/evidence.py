@@ -231,9 +231,7 @@ def trained(
     if place.exists() and max_epochs != 0:
         return cls.load(place, adata=adata)
     scvi.settings.seed, start = seed, time.perf_counter()
-    n_train = adata.obs.loc[(adata.obs["split"] == "train"), "perturbation"].nunique() - 1
-    n_candidates = min(64 if memory else 32, max(1, n_train - 1))
-    model = cls(adata, n_candidates=n_candidates, **options)
+    model = cls(adata, **options)
     if max_epochs == 0:
         return model
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
@@ -260,11 +258,10 @@ def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Calla
     learn = partial(trained, folder=folder, max_epochs=max_epochs)
     found = {f"PTRAG gumbel, {kind}": partial(learn, kind=kind) for kind in ("text", "permuted", "random", "one-hot")}
     found |= {f"PTRAG {kind}, text": partial(learn, retrieval=kind) for kind in ("attention", "none")}
-    remembered = {"memory": partial(learn, memory="response")}
+    for kind in RETRIEVAL if task.ablated else RETRIEVAL[:1]:
+        found[f"PTRAG {kind}, memory"] = partial(learn, memory="response", retrieval=kind)
     if task.ablated:
-        remembered |= {f"memory, {kind}": partial(learn, memory="response", retrieval=kind) for kind in RETRIEVAL[1:]}
-        remembered |= {"memory, untrained": partial(untrained, folder=folder)}
-    found |= {f"PTRAG {name}": call for name, call in remembered.items()}
+        found["PTRAG untrained, memory"] = partial(untrained, folder=folder)
     simple = {
         "perturbation mean": {"cls": baselines.PerturbationMean},
         "additive": {"cls": baselines.Additive},

@@ -141,7 +141,6 @@ def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
     ).view(2, 6, G)
     spoken = told.of(weights, memory.directions)
     torch.testing.assert_close(sum(spoken), slow)
-    torch.testing.assert_close(spoken.own, (weights[..., :1] * told.low[:, None, 0]) @ memory.directions)
     torch.testing.assert_close(spoken.start, told.mean[:, None].expand_as(slow))
 
 

@@ -4,6 +4,7 @@
 (or a new one, with the keys of a trained model) into a :class:`Screen` of arrays.
 """
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -18,6 +19,9 @@ from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
 from ptrag_sc.data._dataset import CellReader, as_row_matrix
+from ptrag_sc.data._diagnose import design_findings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,8 @@ def setup(model_class: type, adata: AnnData | MuData, keys: ScreenKeys, setup_me
     split = read_split(adata, keys)
     if split is not None:
         condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
+    if bad := [f.message for f in design_findings(screen.index, set_size=1) if f.level == "warning"]:
+        logger.warning("%s. ptrag_sc.tl.diagnose(adata) tells more.", "; ".join(bad))
     adata.uns[SETUP_KEY] = keys.to_uns()
     fields = scvi_fields(keys, mudata=isinstance(adata, MuData))
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)

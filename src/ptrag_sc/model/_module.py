@@ -251,19 +251,17 @@ class PTRAGModule(BaseModuleClass):
 
         Returns
         -------
-        ``cells`` (B, S, G): the control cell plus the change that its context brings. With a memory, what this says
-        without neighbours stands, and neighbours and generator are averaged: ``recalled`` and ``answered``, with
-        weights ``recalled_share`` and 1 - that. ``generated`` is the generator alone, from where the memory starts.
+        ``cells`` (B, S, G): the control cell plus the change that its context brings. With a memory this change adds to
+        where the memory starts (``generated``), and ``cells`` is the mean of that and of all that the memory says
+        (``recalled``), weighted by ``recalled_share``.
         """
         change = self.generator(basal, context, control_mask)
         if not self.has_memory:
             return {"cells": control_cells + change, "generated": control_cells + change}
-        start, own, neighbours = spoken
-        recalled, answered = control_cells + start + own + neighbours, control_cells + start + own + change
-        cells = self.recalled_share * recalled + (1 - self.recalled_share) * answered
-        # Its start learns from the memory's loss alone.
-        generated = control_cells + start.detach() + change
-        return {"cells": cells, "generated": generated, "recalled": recalled, "answered": answered}
+        share, recalled = self.recalled_share, control_cells + spoken.start + spoken.others
+        # The start learns from the memory's loss alone.
+        generated = control_cells + spoken.start.detach() + change
+        return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
@@ -279,8 +277,7 @@ class PTRAGModule(BaseModuleClass):
         if not self.training:
             parts = [generative_outputs["generated"]]
             if self.has_memory:
-                recalled, answered = generative_outputs["recalled"], generative_outputs["answered"]
-                parts = [s * recalled + (1 - s) * answered for s in SHARES]
+                parts = [s * generative_outputs["recalled"] + (1 - s) * parts[0] for s in SHARES]
             metrics["of_sets"] = torch.stack([distance(cells, target, *masks) for cells in parts], dim=1)
             metrics["set_loss"] = metrics["of_sets"].mean(0).min()
         else:

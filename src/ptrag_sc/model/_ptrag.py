@@ -49,7 +49,7 @@ class PTRAG(SavedModel, GrowingMemory):
         ``"response"``: candidates say what they did in the experiment, and are retrieved by it too; None: they speak
         through their gene embedding.
     n_candidates
-        Retrieved perturbations, K.
+        Retrieved perturbations, K; None: 64 with a memory, else 32, or all but one where there are fewer.
     n_hidden, n_layers, n_heads
         Size of the generator.
     dropout_rate
@@ -91,7 +91,7 @@ class PTRAG(SavedModel, GrowingMemory):
         *,
         retrieval: Literal["gumbel", "attention", "none"] = "gumbel",
         memory: Literal["response"] | None = None,
-        n_candidates: int = 32,
+        n_candidates: int | None = None,
         n_hidden: int = 128,
         n_layers: int = 4,
         n_heads: int = 4,
@@ -106,6 +106,8 @@ class PTRAG(SavedModel, GrowingMemory):
         super().__init__(adata)
         keys = ScreenKeys.of(adata)
         tables, screen = training_tables(adata, keys, with_memory=bool(memory), seed=settings.seed or 0)
+        if n_candidates is None:
+            params["n_candidates"] = min(64 if memory else 32, max(1, len(tables.candidates) - 1))
         self._build(tables, keys, params)
         self.start_retrieval(screen)
 

@@ -68,7 +68,7 @@ class Calibration:
         return cls(center, scale, ridge.coefficients.numpy(), y.mean(0), conditions)
 
     def half_width(self, outcome: str) -> float:
-        """Return half the width of the conformal interval (the jackknife of Vovk 2015); inf with too few conditions."""
+        """Return half the width of the conformal interval (jackknife, Barber et al. 2021); inf with too few conditions."""
         n = len(self.conditions)
         errors = np.sort(np.abs(self.conditions[outcome] - self.conditions[f"expected_{outcome}"]))
         k = math.ceil((n + 1) * CONFIDENCE)

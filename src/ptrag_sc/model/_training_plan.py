@@ -1,16 +1,19 @@
 """What happens in a training step, in a validation step, and at the end?"""
 
+import math
 from inspect import signature
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from scipy.stats import t
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
-CLEAR = 2.0  # standard errors by which training must surpass the untrained memory
+ALIKE = 2.0  # standard errors within which two shares of the memory do alike
+CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
 
 class PTRAGTrainingPlan(TrainingPlan):
@@ -51,6 +54,7 @@ class PTRAGTrainingPlan(TrainingPlan):
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
         self._start = None  # set losses (N,) before training
+        self._bound = math.inf
         self._n_views, self._n_parts = queries.n_views, queries.n_parts
         self._host_indices = queries.candidates.indices.cpu()
 
@@ -127,27 +131,38 @@ class PTRAGTrainingPlan(TrainingPlan):
         return output
 
     def validated_loss(self) -> torch.Tensor:
-        """Return the mean loss of what was validated; with a memory under its best share, which the module keeps.
+        """Return the mean loss of what was validated; with a memory under the share of it that the module keeps.
 
-        With a memory the first check comes before training. After it ``surpasses`` says whether the validation
-        conditions gained more, on average, than chance would give them: ``CLEAR`` standard errors.
+        This is the largest share that is within ``ALIKE`` standard errors of the best one, condition by condition: what
+        the experiments say is preferred to what was learned from them. The first check comes before training, with the
+        share as it is. After it ``surpasses`` says whether the validation conditions gained more, on average, than
+        chance would give them (one-sided t-test at ``CHANCE``, as there are many checks).
         """
         losses, share = torch.cat(self._of_sets), 0
         if self.has_memory:
             share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
-        is_first = self._start is None
-        if is_first:
+        if self._start is None:
             self._start = losses[:, share]
-        gain = self._start[:, None] - losses
-        sums = torch.stack([losses.sum(0), gain.sum(0), gain.square().sum(0), torch.full_like(gain[0], len(gain))])
-        total, gained, squared, n = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        best = share if is_first else losses.shape[1] - 1 - int(total.flip(0).argmin())  # of equals the largest share
-        mean, variance = gained[best] / n[best], squared[best] / n[best] - (gained[best] / n[best]) ** 2
-        error = (variance.clamp(min=0) / (n[best] - 1).clamp(min=1)).sqrt()
-        self.surpasses = not self.has_memory or bool(n[best] > 1 and mean > CLEAR * error)
+        else:
+            behind, error = self._mean_and_error(losses - losses[:, self._best(losses), None])
+            share = int((behind <= ALIKE * error).nonzero().max())
+        gain, error = self._mean_and_error(self._start[:, None] - losses)
+        self.surpasses = not self.has_memory or bool(gain[share] > self._bound * error[share])
         if self.has_memory:
-            self.module.recalled_share.fill_(SHARES[best])
-        return total[best] / n[best]
+            self.module.recalled_share.fill_(SHARES[share])
+        return self._mean_and_error(losses)[0][share]
+
+    def _best(self, losses: torch.Tensor) -> int:
+        return int(self._mean_and_error(losses)[0].argmin())
+
+    def _mean_and_error(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard error (K,) over the conditions (N, K) of all devices; of one condition inf."""
+        sums = torch.stack([values.sum(0), values.square().sum(0), torch.full_like(values[0], len(values))])
+        total, squared, n = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        mean = total / n
+        self._bound = float(t.isf(CHANCE, max(float(n[0]) - 1, 1)))
+        variance = (squared / n - mean.square()).clamp(min=0) / (n - 1)
+        return mean, variance.sqrt().nan_to_num(nan=torch.inf)
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""

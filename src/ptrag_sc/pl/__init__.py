@@ -1,10 +1,11 @@
 """Which pictures can be drawn of what a model retrieved, predicted and learned?"""
 
 from ptrag_sc.pl._benchmark import benchmark
+from ptrag_sc.pl._diagnose import diagnose
 from ptrag_sc.pl._effect import effect
 from ptrag_sc.pl._embedding import embedding
 from ptrag_sc.pl._retrieval import retrieval, retrieval_matrix
 from ptrag_sc.pl._support import support
 from ptrag_sc.pl._training import training
 
-__all__ = ["benchmark", "effect", "embedding", "retrieval", "retrieval_matrix", "support", "training"]
+__all__ = ["benchmark", "diagnose", "effect", "embedding", "retrieval", "retrieval_matrix", "support", "training"]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ptrag_sc.retrieval._candidates import Candidates
 from ptrag_sc.retrieval._response_memory import MemoryView, tell
@@ -19,7 +20,7 @@ SHARPNESS = (0.0, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0, 22.6, 32.0)
 OWN = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 MAPPED = (0.0, 0.25, 0.5, 0.75, 1.0)
 PARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-MAX_CONDITIONS = 2000
+MAX_CONDITIONS = 500
 
 
 class Start(NamedTuple):
@@ -29,7 +30,7 @@ class Start(NamedTuple):
     own: float  # weight of the query's own response in other cell types
     mapped: float  # share of this that is mapped to the cell type
     parts: float  # weight of the components of a combination
-    score: float  # mean cosine of predicted and observed deviation
+    score: float  # mean score of the training conditions
 
 
 def calibrate(
@@ -41,7 +42,11 @@ def calibrate(
 ) -> Start:
     """Return what predicts the training conditions best, each from the others; the simplest of what does so alike.
 
-    Among starts whose mean cosine is within one standard error of the best one's, in paired differences (the rule of
+    A condition's score is what the field's metrics of means ask for: the cosine of predicted and observed shift, that
+    of their deviations from the mean shift, and, at half the weight, the share of other conditions whose observed
+    shift is farther from the prediction than its own.
+
+    Among starts whose mean score is within one standard error of the best one's, in paired differences (the rule of
     Breiman et al. 1984), the one of lowest sharpness is taken: where a screen says nothing, all neighbours count alike.
     The weight of components is chosen after that, on combinations; of those alike the largest: additivity.
 
@@ -71,7 +76,9 @@ def calibrate(
     own = {m: (1 - m) * told[:, 0] + m * mapped[:, 0] for m in MAPPED}
     text, response = candidates.similarity[:, last:].nan_to_num().unbind(-1)
     is_whole = ~candidates.present[:, 1:last].any(1)
-    single = is_whole if is_whole.any() else ~is_whole
+    # Where a response elsewhere is known for some, those who have none say nothing of its worth.
+    known = candidates.present[:, 0] | ~candidates.present[:, 0].any()
+    single = is_whole & known if (is_whole & known).any() else ~is_whole
 
     def answered(s_text, s_response):
         nearness = (s_text * text + s_response * response).masked_fill(~present, -torch.inf)
@@ -80,8 +87,12 @@ def calibrate(
 
     def scored(answer, rows):
         others, true = mean[rows] - moved[rows], truth[rows] + moved[rows]
-        alike = (torch.cosine_similarity(base + answer, base + true, dim=1) for base in (0.0, others))
-        return sum(alike) / 2
+        specific = torch.cosine_similarity(answer, true, dim=1)
+        answer, true = F.normalize(others + answer, dim=1), F.normalize(others + true, dim=1)
+        alike, same = answer @ true.T, cell_type[rows, None] == cell_type[rows]
+        nearer = ((alike >= alike.diagonal()[:, None]) & same).sum(1) - 1
+        rank = 1 - nearer / (same.sum(1) - 1).clamp(min=1)
+        return specific + alike.diagonal() + rank / 2
 
     options, scores = [], []
     for s_text, s_response in product(SHARPNESS, SHARPNESS if (response != 0).any() else (DEFAULT.sharpness,)):

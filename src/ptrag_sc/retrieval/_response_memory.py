@@ -58,17 +58,17 @@ class Told(NamedTuple):
 
     def of(self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]) -> "Spoken":
         """Return what the slots say to each cell under their weights."""
-        own, parts, rest = slice(0, 1), slice(1, 1 + self.n_parts), slice(1 + self.n_parts, None)
-        start, own, neighbours = ((weights[..., s] @ self.low[:, s]) @ directions for s in (parts, own, rest))
-        return Spoken(self.mean[:, None] + start, own, neighbours)
+        parts, low = slice(1, 1 + self.n_parts), self.low.clone()
+        low[:, parts] = 0
+        start = self.mean[:, None] + (weights[..., parts] @ self.low[:, parts]) @ directions
+        return Spoken(start, (weights @ low) @ directions)
 
 
 class Spoken(NamedTuple):
-    """Three parts of the shift of each cell, which add up."""
+    """Two parts of the shift of each cell, which add up."""
 
     start: Float[Tensor, "B S G"]  # mean shift of the cell type, and the components of a combination
-    own: Float[Tensor, "B S G"]  # the query's own response elsewhere
-    neighbours: Float[Tensor, "B S G"]
+    others: Float[Tensor, "B S G"]  # the query's own response elsewhere, and neighbours
 
 
 def between_perturbations(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int):

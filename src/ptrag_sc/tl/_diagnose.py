@@ -1,0 +1,272 @@
+"""Does this screen meet what a perturbation model assumes of it?"""
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy.spatial.distance import cdist
+from scipy.stats import false_discovery_control
+
+from ptrag_sc._validation import check_key, check_whole
+from ptrag_sc.data import (
+    Screen,
+    ScreenKeys,
+    components,
+    control_means,
+    leading_directions,
+    mean_shifts_and_spread,
+    read_screen,
+)
+from ptrag_sc.data._diagnose import FEW_CELLS, Finding, design_findings, finding
+from ptrag_sc.data._fields import read_labels
+from ptrag_sc.data._shifts import group_moments
+
+DIAGNOSE_KEY = "diagnose"
+N_PERMUTATIONS = 500
+N_SAMPLED = 300  # control cells of a group, and of all others, in a test
+N_COMPONENTS = 20
+SIGNIFICANT = 0.05
+CLEAR = 2.0  # standard errors
+
+
+def diagnose(
+    adata: AnnData, *, guide_key: str | None = None, set_size: int = 64, seed: int = 0, key_added: str = DIAGNOSE_KEY
+) -> None:
+    r"""Report whether a screen meets what the models assume, in plain words.
+
+    - *Controls and batches*: cell types with few control cells, batches without any, association of batch and
+      perturbation (Cramér's V, corrected for chance: Bergsma 2013), conditions of few cells.
+    - *Batch shifts*: variance :math:`\tau^2` between and :math:`\sigma^2` within batches of the control cells (one-way
+      analysis of variance, summed over genes), and :math:`\tau^2 / (\tau^2 + \sigma^2 / n)` for n control cells per
+      batch: how much is gained by matching controls within batches, between 0 and 1.
+    - *Control drift* and *control guides*: batches, or guides, whose control cells differ from those of the others
+      (energy distance in 20 components, permutation test, Benjamini-Hochberg at 5 %).
+    - *Target gene*: perturbations whose own gene, where it is measured, moves by less than two standard errors.
+    - *Responders*: conditions in which less than half of the cells respond. With mean m and excess variance e of the
+      cells along the condition's shift (estimated on the other half of the cells), a share
+      :math:`m^2 / (m^2 + e)` responds if the others do not respond at all.
+
+    Parameters
+    ----------
+    adata
+        Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
+    guide_key
+        ``obs`` column of the guide of each cell.
+    set_size
+        Cells in a set.
+    seed
+        Of permutations and sampled cells.
+    key_added
+        Where results are written; an existing key is replaced.
+
+    Returns
+    -------
+    None. Written are in ``.uns[key_added]``: ``findings`` (``check``, ``level``: ok, note or warning, ``value``,
+    ``message``), ``conditions`` (``perturbation``, ``cell_type``, ``n_cells``, ``target_shift``, ``target_z``,
+    ``responders``; NaN where it cannot be told) and ``groups`` (``kind``: batch or guide, ``cell_type``, ``group``,
+    ``n_controls``, ``energy_distance``, ``p_value``, ``p_adjusted``).
+
+    Raises
+    ------
+    KeyError
+        If ``guide_key`` is no column, or the object is not registered.
+    ValueError
+        If the screen cannot be read.
+
+    Examples
+    --------
+    >>> import ptrag_sc
+    >>> adata = ptrag_sc.datasets.simulated(n_cells=600, n_genes=60, n_perturbations=10, n_cell_types=2)
+    >>> ptrag_sc.PTRAG.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type"
+    ... )
+    >>> ptrag_sc.tl.diagnose(adata)
+    >>> "warning" in set(adata.uns["diagnose"]["findings"]["level"])
+    False
+    """
+    keys = ScreenKeys.of(adata)
+    check_key(key_added, "tl.diagnose", taken=(keys.embedding_key,))
+    check_whole("set_size", set_size, "tl.diagnose", minimum=1)
+    check_whole("seed", seed, "tl.diagnose")
+    screen = read_screen(adata, keys)
+    rng = np.random.default_rng(seed)
+    findings = design_findings(screen.index, set_size=set_size)
+    labels = {}
+    if keys.batch_key is not None:
+        labels["batch"] = read_labels(keys.container(adata, "batch_key").obs, keys.batch_key).astype(str)
+        findings.append(_batch_shifts(screen))
+    if guide_key is not None:
+        labels["guide"] = read_labels(keys.expression_holder(adata).obs, guide_key).astype(str)
+    groups = pd.concat([_drift(screen, kind, of_cell, rng) for kind, of_cell in labels.items()] or [_no_groups()])
+    for kind, name in (("batch", "control drift"), ("guide", "control guides")):
+        if kind in labels:
+            findings.append(_drift_finding(name, kind, groups[groups["kind"] == kind]))
+    conditions = _conditions(screen, keys.sep, rng)
+    findings += [_target_finding(conditions), _responder_finding(conditions)]
+    report = pd.DataFrame(findings, columns=Finding._fields)
+    adata.uns[key_added] = {"findings": report, "conditions": conditions, "groups": groups.reset_index(drop=True)}
+    for row in report[report["level"] != "ok"].itertuples():
+        sc.logging.info(f"{row.level}: {row.check}: {row.message}")
+    sc.logging.info(f"added .uns[{key_added!r}]")
+
+
+def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -> tuple[float, float]:
+    """Return the variance between groups and within them, summed over features (one-way random effects, by moments).
+
+    Parameters
+    ----------
+    means, n
+        Mean (g, F) and size (g,) of each group.
+    squares
+        Sum of squares over all rows (F,).
+    """
+    total, groups = n.sum(), len(n)
+    within = (squares - n @ np.square(means)).sum() / max(total - groups, 1)
+    between = (n @ np.square(means - n @ means / total)).sum() / max(groups - 1, 1)
+    size = (total - (n**2).sum() / total) / max(groups - 1, 1)
+    return max((between - within) / size, 0.0) if groups > 1 else 0.0, max(within, 0.0)
+
+
+def _batch_shifts(screen: Screen) -> Finding:
+    index, weights = screen.index, []
+    for t in range(len(index.cell_types)):
+        rows = index.controls(t)
+        batches, group = np.unique(index.batch[rows], return_inverse=True)
+        if len(batches) < 2:
+            continue
+        moments = group_moments(screen.reader, rows, group, len(batches), np.zeros(len(batches), dtype=np.int64))
+        tau, sigma = variance_components(moments.mean, moments.n, moments.square[0])
+        weights.append(tau / (tau + sigma / np.median(moments.n)) if tau > 0 else 0.0)
+    value = max(weights, default=0.0)
+    advice = "batches differ: controls must be matched within them" if value > 0.5 else "batches differ little"
+    return finding("batch shifts", value, f"{advice} (matching weight {value:.2f})", note=0.5, warning=np.inf)
+
+
+def _no_groups() -> pd.DataFrame:
+    columns = ["kind", "cell_type", "group", "n_controls", "energy_distance", "p_value", "p_adjusted"]
+    return pd.DataFrame(columns=columns)
+
+
+def _drift(screen: Screen, kind: str, of_cell: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Test each group of control cells against the other control cells of its cell type."""
+    index, rows = screen.index, []
+    for t, cell_type in enumerate(index.cell_types):
+        controls = index.controls(t)
+        names, group = np.unique(of_cell[controls], return_inverse=True)
+        if len(names) < 2:
+            continue
+        sampled = np.concatenate([_sample(np.flatnonzero(group == g), N_SAMPLED, rng) for g in range(len(names))])
+        cells = screen.reader.rows(controls[sampled]).astype(np.float64)
+        axes, _ = leading_directions(cells - cells.mean(0), N_COMPONENTS)
+        low = cells @ axes.T
+        for g, name in enumerate(names):
+            own = np.flatnonzero(group[sampled] == g)
+            others = _sample(np.flatnonzero(group[sampled] != g), N_SAMPLED, rng)
+            if len(own) < FEW_CELLS or len(others) < FEW_CELLS:
+                continue
+            both = low[np.r_[own, others]]
+            value, p = permutation_test(cdist(both, both), len(own), rng)
+            rows.append((kind, str(cell_type), str(name), int((group == g).sum()), value, p))
+    table = pd.DataFrame(rows, columns=_no_groups().columns[:-1])
+    table["p_adjusted"] = false_discovery_control(table["p_value"]) if len(table) else []
+    return table
+
+
+def permutation_test(distance: np.ndarray, n_first: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the energy distance (unbiased) of the first cells to the others, and its permutation p-value.
+
+    Parameters
+    ----------
+    distance
+        Distances of all cells (n, n).
+    n_first
+        Cells of the first group.
+    rng
+        Draws the permutations.
+    """
+    n = len(distance)
+    first = np.zeros((N_PERMUTATIONS + 1, n))
+    first[0, :n_first] = 1
+    for row in first[1:]:
+        row[rng.permutation(n)[:n_first]] = 1
+    second = 1 - first
+    toward = first @ distance
+    n_second = n - n_first
+    cross = (toward * second).sum(1) / (n_first * n_second)
+    inner = (toward * first).sum(1) / (n_first * max(n_first - 1, 1))
+    outer = ((second @ distance) * second).sum(1) / (n_second * max(n_second - 1, 1))
+    values = 2 * cross - inner - outer
+    return float(values[0]), float((values >= values[0] - 1e-12).mean())
+
+
+def _sample(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
+
+
+def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
+    apart = groups[groups["p_adjusted"] < SIGNIFICANT]
+    share = len(apart) / max(len(groups), 1)
+    message = f"control cells of {len(apart)} of {len(groups)} {kind}s differ from the others'"
+    note, warning = (0.0, np.inf) if kind == "batch" else (0.0, 0.25)  # matched controls stand batch shifts
+    return finding(name, share, message, note=note, warning=warning)
+
+
+def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Return how far each target gene moves, and which share of the cells responds."""
+    index = screen.index
+    codes = index.conditions
+    codes = codes[[len(index.controls(t)) > 1 for t in codes["cell_type"]]].reset_index(drop=True)
+    shifts, spread = mean_shifts_and_spread(screen.reader, index, codes, control_means(screen.reader, index))
+    column = pd.Index(screen.genes)
+    table = index.named(codes)
+    moved, z = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    for i, (name, t) in enumerate(zip(table["perturbation"], codes["cell_type"], strict=True)):
+        genes = components(name, sep)
+        if len(genes) == 1 and genes[0] in column:
+            g = column.get_loc(genes[0])
+            error = np.sqrt(spread.variance[t, g] * spread.scale[i])
+            moved[i] = shifts.shift[i, g]
+            z[i] = moved[i] / error if error > 0 else np.nan
+    responders = [_responders(screen, row.perturbation, row.cell_type, rng) for row in codes.itertuples()]
+    return table.assign(target_shift=moved, target_z=z, responders=responders)
+
+
+def _responders(screen: Screen, perturbation: int, cell_type: int, rng: np.random.Generator) -> float:
+    rows = _sample(screen.index.rows(perturbation, cell_type), N_SAMPLED, rng)
+    if len(rows) < 2 * FEW_CELLS:
+        return np.nan
+    controls = _sample(screen.index.controls(cell_type), N_SAMPLED, rng)
+    return responder_share(screen.reader.rows(rng.permutation(rows)), screen.reader.rows(rng.permutation(controls)))
+
+
+def responder_share(perturbed: np.ndarray, controls: np.ndarray) -> float:
+    """Return the share of perturbed cells (n, G) that respond, against controls (m, G); NaN where no shift is clear."""
+    parts = [(np.array_split(x, 2)[0], np.array_split(x, 2)[1]) for x in (perturbed, controls)]
+    means, excess, errors = [], [], []
+    for learned, asked in ((0, 1), (1, 0)):
+        direction = parts[0][learned].mean(0) - parts[1][learned].mean(0)
+        norm = np.linalg.norm(direction)
+        if norm == 0:
+            return np.nan
+        p, c = (part[asked] @ (direction / norm) for part in parts)
+        means.append(p.mean() - c.mean())
+        excess.append(p.var(ddof=1) - c.var(ddof=1))
+        errors.append(p.var(ddof=1) / len(p) + c.var(ddof=1) / len(c))
+    mean = np.mean(means)
+    if mean < CLEAR * np.sqrt(np.mean(errors) / 2):
+        return np.nan
+    return float(mean**2 / (mean**2 + max(np.mean(excess), 0.0)))
+
+
+def _target_finding(conditions: pd.DataFrame) -> Finding:
+    z = conditions["target_z"].dropna()
+    still = float((z.abs() < CLEAR).mean()) if len(z) else 0.0
+    message = f"the target gene of {still:.0%} of {len(z)} conditions moves by less than two standard errors"
+    return finding("target gene", still, message if len(z) else "no target gene is measured", note=0.2, warning=0.5)
+
+
+def _responder_finding(conditions: pd.DataFrame) -> Finding:
+    known = conditions["responders"].dropna()
+    low = float((known < 0.5).mean()) if len(known) else 0.0
+    message = f"less than half of the cells respond in {low:.0%} of {len(known)} conditions with a clear shift"
+    return finding("responders", low, message, note=0.2, warning=0.5)
