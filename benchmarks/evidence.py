@@ -36,6 +36,7 @@ from ptrag_sc import PTRAG, baselines
 from ptrag_sc.data import canonical
 from ptrag_sc.model._module import RETRIEVAL
 from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
+from ptrag_sc.model._support import CONDITION, OUTCOMES, observed_errors
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
 METRICS = (*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2")
@@ -314,7 +315,10 @@ def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max
     result |= {"machine": machine(torch.device("cpu")), "n_conditions": int(summaries["all"]["n_conditions"].max())}
     result["summary"] = {t: s.to_dict("records") for t, s in summaries.items()}
     if "truth" in adata.uns:
-        result["lift"] = lifts(adata, task, out / name / "models", seeds).to_dict("records")
+        folder = out / name / "models"
+        result["coverage"] = coverage(adata, task, folder, seeds).to_dict("records")
+        if "PTRAG gumbel, permuted" in wanted:
+            result["lift"] = lifts(adata, task, folder, seeds).to_dict("records")
     trainings = [json.loads(path.read_text()) for path in (out / name / "models").glob("*/seconds.json")]
     result |= {"training_seconds": sum(trainings), "n_trainings": len(trainings)}
     result["seconds"] = time.perf_counter() - start  # of this call
@@ -344,6 +348,37 @@ def lifts(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -> p
             part = ptrag_sc.benchmark.selection_lift(pd.concat(of_name), relevant, by=by)
             parts.append(part.assign(model=name, by=by))
     return pd.concat(parts)[["model", "by", "cell_type", "share_relevant", "share_selected", "lift", "low", "high"]]
+
+
+def coverage(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Return how often test conditions lie in the intervals of their expected errors, and what abstained ones are."""
+    parts = []
+    for seed in seeds:
+        task.split(adata, seed)
+        model = trained(adata, seed, folder=folder, memory="response")
+        screen = model.read(model.adata)
+        test = screen.index.coded(model.split_[model.split_["split"] == "test"])
+        support, observed = observed_errors(model, screen, test)
+        parts.append(model.support_.expected(support).merge(observed, on=CONDITION).assign(seed=seed))
+    table, rows = pd.concat(parts), []
+    for metric in OUTCOMES:
+        inside = table[metric].between(table[f"{metric}_low"], table[f"{metric}_high"])
+        of_kind = {
+            name: table.loc[table["abstain"] == kind, metric] for name, kind in (("other", False), ("abstained", True))
+        }
+        rows.append(
+            {
+                "metric": metric,
+                "covered": inside.mean(),
+                "low": inside.groupby(table["seed"]).mean().min(),
+                "high": inside.groupby(table["seed"]).mean().max(),
+                "correlation": table[metric].corr(table[f"expected_{metric}"], method="spearman"),
+                **{name: values.mean() for name, values in of_kind.items()},
+                "n_abstained": len(of_kind["abstained"]),
+                "n": len(table),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def page(results: list[dict]) -> str:
@@ -394,7 +429,9 @@ def main() -> None:
     results = [json.loads(path.read_text()) for n in TASKS if (path := arguments.out / f"{n}.json").exists()]
     (arguments.out / "evidence.md").write_text(page(results))
     print(page(results))
-    print(json.dumps({r["task"]: {k: r[k] for k in ("seconds", "training_seconds", "n_trainings")} for r in results}))
+    print(
+        json.dumps({r["task"]: {k: r.get(k) for k in ("seconds", "training_seconds", "n_trainings")} for r in results})
+    )
 
 
 if __name__ == "__main__":

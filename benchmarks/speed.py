@@ -85,7 +85,19 @@ def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
 
 def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_width: bool) -> PTRAGModule:
     """Return an untrained module of this package."""
-    params = ModuleParams(retrieval, sizes.hidden, sizes.layers, 4, 0.1, 0.3, 0.5, 0.01, "energy_distance")
+    params = ModuleParams(
+        retrieval=retrieval,
+        memory=None,
+        n_hidden=sizes.hidden,
+        n_layers=sizes.layers,
+        n_heads=4,
+        dropout_rate=0.1,
+        candidate_dropout=0.3,
+        memory_dropout=0.3,
+        temperature=0.5,
+        sparsity_weight=0.01,
+        loss="energy_distance",
+    )
     module = PTRAGModule(vectors, torch.randn(sizes.rank, sizes.genes), params)
     if published_width:
         module.generator = PublishedWidth(sizes)

@@ -7,7 +7,7 @@ import torch
 from ptrag_sc.data import Shifts, Spread
 from ptrag_sc.retrieval import build_memory, calibrate, memory_candidates, view_memory
 
-P, T, G, R = 200, 2, 40, 12
+P, T, G, R = 110, 2, 40, 12
 
 
 def started(*, text: bool, own: float, seed: int = 0):

@@ -139,9 +139,15 @@ def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
             for s in range(6)
         ]
     ).view(2, 6, G)
-    spoken = told.of(weights, memory.directions)
-    torch.testing.assert_close(sum(spoken), slow)
-    torch.testing.assert_close(spoken.start, told.mean[:, None].expand_as(slow))
+    for n_parts in (0, 2):
+        spoken, mask = told._replace(n_parts=n_parts).of(weights), torch.rand(2, 6) < 0.7
+        mask[:, 0] = True
+        start = spoken.start(memory.directions)
+        torch.testing.assert_close(start + spoken.others @ memory.directions, slow)
+        parts = weights[..., 1 : 1 + n_parts] @ told.low[:, 1 : 1 + n_parts] @ memory.directions
+        torch.testing.assert_close(start.expand_as(slow), told.mean[:, None] + parts)
+        mean = torch.stack([x[m].mean(0) for x, m in zip(slow, mask, strict=True)])
+        torch.testing.assert_close(spoken.average(mask, memory.directions), mean)
 
 
 def test_the_shifts_of_components_add_up():

@@ -19,6 +19,7 @@ from ptrag_sc.nn import (
     Refined,
     Refiner,
     SetTransformer,
+    masked_mean,
     mean_distance,
 )
 from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, tell
@@ -234,7 +235,7 @@ class PTRAGModule(BaseModuleClass):
         outputs = {"basal": basal, "candidates": candidates, "refined": refined}
         outputs |= {"spoken": None, "strength": basal.new_zeros(len(basal))}
         if told is not None:
-            outputs["spoken"] = told.of(refined.weights, self.memory_directions)
+            outputs["spoken"] = told.of(refined.weights)
             outputs["strength"] = (refined.weights.mean(1, keepdim=True) @ told.low).norm(dim=-1).squeeze(1)
         return outputs
 
@@ -253,14 +254,17 @@ class PTRAGModule(BaseModuleClass):
         -------
         ``cells`` (B, S, G): the control cell plus the change that its context brings. With a memory this change adds to
         where the memory starts (``generated``), and ``cells`` is the mean of that and of all that the memory says
-        (``recalled``), weighted by ``recalled_share``.
+        (``recalled``), weighted by ``recalled_share``. Training asks for the mean of ``recalled`` only (B, G).
         """
         change = self.generator(basal, context, control_mask)
         if not self.has_memory:
             return {"cells": control_cells + change, "generated": control_cells + change}
-        share, recalled = self.recalled_share, control_cells + spoken.start + spoken.others
-        # The start learns from the memory's loss alone.
-        generated = control_cells + spoken.start.detach() + change
+        start = spoken.start(self.memory_directions)
+        generated = control_cells + start.detach() + change  # the start learns from the memory's loss alone
+        if self.training:
+            recalled = masked_mean(control_cells, control_mask) + spoken.average(control_mask, self.memory_directions)
+            return {"generated": generated, "recalled": recalled}
+        share, recalled = self.recalled_share, control_cells + start + spoken.others @ self.memory_directions
         return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
     def loss(
@@ -283,7 +287,7 @@ class PTRAGModule(BaseModuleClass):
         else:
             metrics["set_loss"] = distance(generative_outputs["generated"], target, *masks).mean()
             if self.has_memory:
-                metrics["recalled_loss"] = mean_distance(generative_outputs["recalled"], target, *masks).mean()
+                metrics["recalled_loss"] = mean_distance(generative_outputs["recalled"], target, masks[1]).mean()
         total = sum(metrics[name] for name in ("set_loss", "recalled_loss") if name in metrics)
         if self.params.retrieval == "gumbel":
             shown = masks[0][:, :, None] & inference_outputs["candidates"].present[:, None]

@@ -68,7 +68,7 @@ class Calibration:
         return cls(center, scale, ridge.coefficients.numpy(), y.mean(0), conditions)
 
     def half_width(self, outcome: str) -> float:
-        """Return half the width of the conformal interval (jackknife, Barber et al. 2021); inf with too few conditions."""
+        """Return half the width of the interval (jackknife, Barber et al. 2021); inf with too few conditions."""
         n = len(self.conditions)
         errors = np.sort(np.abs(self.conditions[outcome] - self.conditions[f"expected_{outcome}"]))
         k = math.ceil((n + 1) * CONFIDENCE)
@@ -111,11 +111,30 @@ def calibrate_support(model, screen: Screen) -> Calibration | None:
     """
     val = screen.index.coded(model.split_[model.split_["split"] == "val"])
     val = val[[len(screen.index.rows(p, t)) > 1 for p, t in zip(val["perturbation"], val["cell_type"], strict=True)]]
-    val = val.iloc[np.unique(np.linspace(0, len(val) - 1, min(MAX_CONDITIONS, len(val))).astype(int))]
     if val.empty:
         return None
+    val = val.iloc[np.unique(np.linspace(0, len(val) - 1, min(MAX_CONDITIONS, len(val))).astype(int))]
+    return Calibration.fit(*observed_errors(model, screen, val))
+
+
+def observed_errors(model, screen: Screen, conditions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predict conditions that are observed, and return what they rest on and how wrong they are.
+
+    Parameters
+    ----------
+    model
+        Trained :class:`ptrag_sc.PTRAG` with data.
+    screen
+        Cells with these conditions.
+    conditions
+        Codes ``perturbation``, ``cell_type``.
+
+    Returns
+    -------
+    :func:`support_table` of the conditions, and a table with ``perturbation``, ``cell_type`` and ``OUTCOMES``.
+    """
     means, parts, supports = control_means(screen.reader, screen.index).cell_type, [], []
-    for t, of_type in val.groupby("cell_type"):
+    for t, of_type in conditions.groupby("cell_type"):
         labels = tuple(str(name) for name in screen.index.perturbations[of_type["perturbation"]])
         n_cells = min(MAX_CELLS, len(screen.index.controls(t)))
         population = request_population(screen, len(labels), [t], n_cells=n_cells, set_size=model.set_size_, seed=None)
@@ -127,7 +146,7 @@ def calibrate_support(model, screen: Screen) -> Calibration | None:
                 observed = _errors(cells[rows], screen, piece.source[rows], real=real, control=means[t])
                 parts.append((labels[q - 1], str(screen.index.cell_types[t]), *observed))
         supports.append(support_table(run.retrieved.table(), run.retrieved.strength()))
-    return Calibration.fit(pd.concat(supports), pd.DataFrame(parts, columns=[*CONDITION, *OUTCOMES]))
+    return pd.concat(supports, ignore_index=True), pd.DataFrame(parts, columns=[*CONDITION, *OUTCOMES])
 
 
 def _errors(cells: np.ndarray, screen: Screen, source: np.ndarray, *, real: np.ndarray, control: np.ndarray):

@@ -1,7 +1,7 @@
 """Which tensors-in, tensors-out parts is the model composed of? Pure torch; knows nothing of AnnData."""
 
 from ._factored import PairTerms, inverse_std, pair_terms, score_pairs, sum_pairs
-from ._losses import LOSSES, energy_distance, mean_distance, published_energy_distance
+from ._losses import LOSSES, energy_distance, masked_mean, mean_distance, published_energy_distance
 from ._memory_refiner import MemoryRefiner
 from ._mlp import CellEncoder, EmbeddingEncoder
 from ._refiner import FactoredScorer, Refined, Refiner, logistic_noise, normalised_weights, straight_through_gates
@@ -22,6 +22,7 @@ __all__ = [
     "energy_distance",
     "inverse_std",
     "logistic_noise",
+    "masked_mean",
     "mean_distance",
     "normalised_weights",
     "pair_terms",

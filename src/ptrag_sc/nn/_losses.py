@@ -47,12 +47,9 @@ def published_energy_distance(
 
 
 def mean_distance(
-    x: Float[Tensor, "B S G"],
-    y: Float[Tensor, "B T G"],
-    x_mask: Bool[Tensor, "B S"],
-    y_mask: Bool[Tensor, "B T"],
+    mean: Float[Tensor, "B G"], y: Float[Tensor, "B T G"], y_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, " B"]:
-    r"""Squared distance of the means of each pair of sets, in units of :func:`energy_distance`.
+    r"""Squared distance of a mean from that of a set, in units of :func:`energy_distance`.
 
     Two populations of many dimensions that differ by a shift :math:`\delta` have an energy distance of about
     :math:`|\delta|^2 / s`, with s the distance of two cells of one population; s is taken from ``y``.
@@ -61,17 +58,17 @@ def mean_distance(
     -------
     One value per set.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        (mean_x, _), (mean_y, variance) = (_moments(z.float(), m) for z, m in ((x, x_mask), (y, y_mask)))
-        typical = (2 * variance.sum(-1)).sqrt().clamp(min=1e-6)
-        return (mean_x - mean_y).square().sum(-1) / typical
+    with torch.autocast(y.device.type, enabled=False):
+        y, n = y.float(), y_mask.sum(1)
+        mean_y = masked_mean(y, y_mask)
+        squares = (y.square().sum(-1) * y_mask).sum(1)
+        variance = (squares - n * mean_y.square().sum(-1)).clamp(min=0) / (n - 1).clamp(min=1)
+        return (mean.float() - mean_y).square().sum(-1) / (2 * variance).sqrt().clamp(min=1e-6)
 
 
-def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance (B, G) over the real cells of each set."""
-    n, real = mask.sum(1)[:, None], mask[..., None]
-    mean = (x * real).sum(1) / n
-    return mean, ((x - mean[:, None]).square() * real).sum(1) / (n - 1).clamp(min=1)
+def masked_mean(x: Float[Tensor, "B S G"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B G"]:
+    """Return the mean over the real cells of each set."""
+    return (mask.to(x.dtype)[:, None] @ x).squeeze(1) / mask.sum(1, keepdim=True)
 
 
 def _summed_distances(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

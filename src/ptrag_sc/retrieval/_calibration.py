@@ -85,28 +85,29 @@ def calibrate(
         weights = torch.softmax(nearness, dim=1).nan_to_num()
         return (weights[:, None] @ neighbours).squeeze(1) + moved * present.any(1, keepdim=True)
 
-    def scored(answer, rows):
+    def scored(answers, rows):
         others, true = mean[rows] - moved[rows], truth[rows] + moved[rows]
-        specific = torch.cosine_similarity(answer, true, dim=1)
-        answer, true = F.normalize(others + answer, dim=1), F.normalize(others + true, dim=1)
-        alike, same = answer @ true.T, cell_type[rows, None] == cell_type[rows]
-        nearer = ((alike >= alike.diagonal()[:, None]) & same).sum(1) - 1
-        rank = 1 - nearer / (same.sum(1) - 1).clamp(min=1)
-        return specific + alike.diagonal() + rank / 2
+        specific = torch.cosine_similarity(answers, true, dim=-1)
+        whole, true = F.normalize(others + answers, dim=-1), F.normalize(others + true, dim=-1)
+        alike, same = whole @ true.T, cell_type[rows, None] == cell_type[rows]
+        itself = alike.diagonal(dim1=1, dim2=2)
+        nearer = ((alike >= itself[..., None]) & same).sum(-1) - 1
+        return specific + itself + (1 - nearer / (same.sum(1) - 1).clamp(min=1)) / 2
 
+    # All weights of the own response at once: (weight, share of it that is mapped).
+    owns = list(product(OWN, MAPPED)) if told[:, 0].any() else [(DEFAULT.own, DEFAULT.mapped)]
+    added = torch.stack([weight * own[m] for weight, m in owns])
     options, scores = [], []
     for s_text, s_response in product(SHARPNESS, SHARPNESS if (response != 0).any() else (DEFAULT.sharpness,)):
-        answer = answered(s_text, s_response)[single]
-        for weight, m in product(OWN, MAPPED) if told[:, 0].any() else ((DEFAULT.own, DEFAULT.mapped),):
-            options.append(Option(s_text + s_response, weight, m, s_text, s_response))
-            scores.append(scored(answer + weight * own[m][single], single))
-    scores = torch.stack(scores)
+        options += [Option(s_text + s_response, *weights, s_text, s_response) for weights in owns]
+        scores.append(scored(answered(s_text, s_response)[single] + added[:, single], single))
+    scores = torch.cat(scores)
     kept = _simplest(options, scores)
     best, parts = options[kept], PARTS[0]
     if not is_whole.all():
-        rest, added = answered(best.text, best.response) + best.own * own[best.mapped], told[:, 1:last].sum(1)
-        mixed = [scored(((1 - w) * rest + w * added)[~is_whole], ~is_whole) for w in PARTS]
-        parts = PARTS[_simplest(list(range(len(PARTS))), torch.stack(mixed))]
+        rest, sums = answered(best.text, best.response) + best.own * own[best.mapped], told[:, 1:last].sum(1)
+        mixed = torch.stack([(1 - w) * rest + w * sums for w in PARTS])[:, ~is_whole]
+        parts = PARTS[_simplest(list(range(len(PARTS))), scored(mixed, ~is_whole))]
     return Start(torch.tensor([best.text, best.response]), best.own, best.mapped, parts, float(scores[kept].mean()))
 
 

@@ -56,19 +56,30 @@ class Told(NamedTuple):
     mean_low: Float[Tensor, "B R"]
     n_parts: int  # M
 
-    def of(self, weights: Float[Tensor, "B S K"], directions: Float[Tensor, "R G"]) -> "Spoken":
+    def of(self, weights: Float[Tensor, "B S K"]) -> "Spoken":
         """Return what the slots say to each cell under their weights."""
-        parts, low = slice(1, 1 + self.n_parts), self.low.clone()
-        low[:, parts] = 0
-        start = self.mean[:, None] + (weights[..., parts] @ self.low[:, parts]) @ directions
-        return Spoken(start, (weights @ low) @ directions)
+        parts = slice(1, 1 + self.n_parts)
+        start = weights[..., parts] @ self.low[:, parts] if self.n_parts else None
+        both = weights @ self.low
+        return Spoken(self.mean, start, both if start is None else both - start)
 
 
 class Spoken(NamedTuple):
-    """Two parts of the shift of each cell, which add up."""
+    """Three parts of the shift of each cell, which add up; two of them in the leading directions."""
 
-    start: Float[Tensor, "B S G"]  # mean shift of the cell type, and the components of a combination
-    others: Float[Tensor, "B S G"]  # the query's own response elsewhere, and neighbours
+    mean: Float[Tensor, "B G"]  # mean shift of the cell type
+    parts: Float[Tensor, "B S R"] | None  # the components of a combination; None where there are no such slots
+    others: Float[Tensor, "B S R"]  # the query's own response elsewhere, and neighbours
+
+    def start(self, directions: Float[Tensor, "R G"]) -> Float[Tensor, "B S G"] | Float[Tensor, "B 1 G"]:
+        """Return the shift that generator and memory share: mean shift and components."""
+        mean = self.mean[:, None]
+        return mean if self.parts is None else mean + self.parts @ directions
+
+    def average(self, mask: Bool[Tensor, "B S"], directions: Float[Tensor, "R G"]) -> Float[Tensor, "B G"]:
+        """Return the mean of the whole shift over the real cells."""
+        low = self.others if self.parts is None else self.others + self.parts
+        return self.mean + (low * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) @ directions
 
 
 def between_perturbations(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int):
