@@ -21,7 +21,7 @@ def screen_model(n_cells: int, n_genes: int, *, n_perturbations: int = 100, **op
     scvi.settings.seed = 0
     adata = datasets.simulated(n_cells=n_cells, n_genes=n_genes, n_perturbations=n_perturbations, n_cell_types=3)
     PTRAG.setup_anndata(adata, **KEYS, batch_key="batch")
-    return PTRAG(adata, **options)
+    return PTRAG(adata, **{"memory": None, **options})
 
 
 def loader(model: PTRAG, device: torch.device, *, batch_size: int, set_size: int) -> tuple:

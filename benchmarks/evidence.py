@@ -232,7 +232,7 @@ def trained(
     if place.exists() and max_epochs != 0:
         return cls.load(place, adata=adata)
     scvi.settings.seed, start = seed, time.perf_counter()
-    model = cls(adata, **options)
+    model = cls(adata, **{"memory": None, **options})
     if max_epochs == 0:
         return model
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
@@ -316,7 +316,8 @@ def run(name: str, out: Path, *, seeds: tuple[int, ...], chosen: str | None, max
     result["summary"] = {t: s.to_dict("records") for t, s in summaries.items()}
     if "truth" in adata.uns:
         folder = out / name / "models"
-        result["coverage"] = coverage(adata, task, folder, seeds).to_dict("records")
+        if "PTRAG gumbel, memory" in wanted:
+            result["coverage"] = coverage(adata, task, folder, seeds).to_dict("records")
         if "PTRAG gumbel, permuted" in wanted:
             result["lift"] = lifts(adata, task, folder, seeds).to_dict("records")
     trainings = [json.loads(path.read_text()) for path in (out / name / "models").glob("*/seconds.json")]
@@ -339,7 +340,7 @@ def lifts(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -> p
             model = trained(adata, seed, folder=folder, kind=kind)
             tables.setdefault(name, []).append(model.get_retrieval(adata))
             if kind == "text":
-                untrained = PTRAG(model.adata, n_candidates=model.init_params_["n_candidates"])
+                untrained = PTRAG(model.adata, memory=None, n_candidates=model.init_params_["n_candidates"])
                 tables.setdefault("untrained", []).append(untrained.get_retrieval(adata))
                 tables.setdefault("trained, random candidates", []).append(model.get_retrieval(adata, null="random"))
     relevant, parts = adata.uns["truth"]["relevant"], []
@@ -398,6 +399,8 @@ def page(results: list[dict]) -> str:
         rows.sort(key=lambda row: -float(row["pearson_delta"].split()[0]))
         about = f"{result['n_conditions']} conditions, seeds {result['seeds']}; all real cells; ± half a 95 % interval"
         parts.append(f"### {result['title']}\n\n{about}\n\n{table(rows)}\n\n![]({result['task']}.png)\n")
+        if "coverage" in result:
+            parts.append(f"Expected errors of the memory, intervals of 90 %:\n\n{table(result['coverage'])}\n")
         if "lift" in result:
             parts.append(f"Lift of the selection over the share of relevant candidates:\n\n{table(result['lift'])}\n")
     return "\n".join(parts)

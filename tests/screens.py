@@ -34,7 +34,8 @@ def make_screen(*, n_obs: int = 480, n_genes: int = 30, seed: int = 0, combinati
     return adata
 
 
-SMALL = {"n_candidates": 4, "n_hidden": 16, "n_layers": 2, "n_heads": 2}
+# The text form, which most tests of the model are of; those of the memory say so.
+SMALL = {"n_candidates": 4, "n_hidden": 16, "n_layers": 2, "n_heads": 2, "memory": None}
 
 
 TRAIN = {"set_size": 12, "batch_size": 4, "accelerator": "cpu", "enable_progress_bar": False}

@@ -238,7 +238,7 @@ def test_quickstart_of_the_readme():
     )[1]
     smaller = {
         "simulated(seed=0)": "simulated(seed=0, n_cells=800, n_genes=80, n_perturbations=12, n_cell_types=2)",
-        'retrieval="gumbel"': 'retrieval="gumbel", n_candidates=4',
+        "PTRAG(adata)": "PTRAG(adata, n_candidates=4)",
         "train()": "train(max_epochs=1, enable_progress_bar=False, logger=False)",
     }
     for written, run in smaller.items():

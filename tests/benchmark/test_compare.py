@@ -87,7 +87,7 @@ def test_a_predicted_object_is_as_good_as_a_predictor(screen):
 
 def test_a_method_may_build_a_model_on_what_it_is_given_and_metrics_may_be_own_rows(screen):
     def model(adata, seed):
-        return ptrag_sc.PTRAG(adata, n_candidates=3, n_hidden=8, n_layers=1, n_heads=2)
+        return ptrag_sc.PTRAG(adata, memory=None, n_candidates=3, n_hidden=8, n_layers=1, n_heads=2)
 
     own = {"error": ptrag_sc.metrics.METRICS["mse"]}
     scores = compare(screen, {"untrained": model}, seeds=[0], metrics=own, progress=False)

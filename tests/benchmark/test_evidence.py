@@ -76,12 +76,18 @@ def test_a_task_writes_its_scores_and_the_page_shows_them(evidence, tmp_path, mo
     monkeypatch.setattr(evidence, "lifts", lambda *rest: ptrag_sc.benchmark.selection_lift(*TABLES))
     known = evidence.methods
     simple = ("additive", "ridge, text")
-    monkeypatch.setattr(evidence, "methods", lambda *rest: {m: f for m, f in known(*rest).items() if m in simple})
+    trained = ("PTRAG gumbel, permuted", "PTRAG gumbel, memory")  # stand-ins: their tables are asked for
+    monkeypatch.setattr(
+        evidence,
+        "methods",
+        lambda *rest: {m: known(*rest)[m if m in simple else "additive"] for m in (*simple, *trained)},
+    )
+    monkeypatch.setattr(evidence, "coverage", lambda *rest: pd.DataFrame({"metric": ["covered by"]}))
     result = evidence.run("simulated", tmp_path, seeds=(0,), chosen=None, max_epochs=1)
     assert {p.name for p in tmp_path.iterdir()} == {"simulated", "simulated.csv", "simulated.json", "simulated.png"}
     stored = json.loads((tmp_path / "simulated.json").read_text())
     page = evidence.page([stored])
-    for name in (*simple, "mean shift", "Lift of the selection", "wasserstein_2"):
+    for name in (*simple, "mean shift", "Lift of the selection", "covered by", "wasserstein_2"):
         assert name in page
     assert result["n_conditions"] == 7
 

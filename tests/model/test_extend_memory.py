@@ -69,7 +69,7 @@ def test_weights_and_old_entries_stay_and_new_ones_are_the_observed_shifts(scree
 def test_a_memory_extended_by_all_of_a_cell_type_holds_what_one_built_with_it_holds(screen, model):
     """Up to the directions, which were fixed before."""
     model.extend_memory(screen)
-    whole = ptrag_sc.PTRAG(part_of(screen, screen.obs["gene"] != "ctl"), **SMALL, **MEMORY)
+    whole = ptrag_sc.PTRAG(part_of(screen, screen.obs["gene"] != "ctl"), **{**SMALL, **MEMORY})
     split = whole.split_.assign(split="train")  # its own split held some out
     built = {tuple(row) for row in split[["perturbation", "cell_type"]].to_numpy()}
     held = {
@@ -107,7 +107,7 @@ def test_added_conditions_count_as_seen_and_test_conditions_stay_out(screen):
         adata.obs["gene"] == "G7", "test", np.where(adata.obs["gene"] == "G6", "val", "train")
     )
     ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
-    model = ptrag_sc.PTRAG(adata, **SMALL, **MEMORY)
+    model = ptrag_sc.PTRAG(adata, **{**SMALL, **MEMORY})
     with pytest.raises(ValueError, match="hold no condition that the memory lacks"):
         model.extend_memory(adata)
     del adata.obs["split"]

@@ -46,7 +46,7 @@ def test_an_untrained_model_answers_with_what_was_observed(screen):
 
     A combination is the sum of its components' shifts, less what neighbours get.
     """
-    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY)
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
     memory, names = model.module.memory, list(model.candidates_)
     queries = ["G0", "G1+G2"]
     predicted = model.predict(screen, perturbations=queries)
@@ -77,7 +77,7 @@ def test_the_control_is_returned_as_it_is(trained, screen):
 
 
 def test_the_untrained_weights_are_kept_where_training_only_harms(screen):
-    model, watch = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY), Watch()
+    model, watch = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch()
     before = {name: tensor.clone() for name, tensor in model.module.named_parameters()}
     model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
     assert watch.losses[0] == watch.keep.best_loss < min(watch.losses[1:])  # the first check comes before training
@@ -101,7 +101,7 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
     """Validated again, by the check before a further training, the kept weights have the lowest loss that was seen."""
     monkeypatch.setattr(_training_plan, "CHANCE", 1 - 1e-12)  # no weights are refused
     scvi.settings.seed = 0
-    model, first, again = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY), Watch(), Watch()
+    model, first, again = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch(), Watch()
     model.train(16, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
     assert len(set(first.losses)) > 1
     assert first.keep.best_loss == min(first.losses) < first.losses[0]
@@ -111,7 +111,7 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
 
 
 def plan_of(screen):
-    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY)
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
     queries = model.queries(tuple(model.candidates_), None, view=model.view(read_screen(screen, ScreenKeys.of(screen))))
     plan = PTRAGTrainingPlan(model.module, queries=queries)
     plan._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor))
@@ -234,7 +234,7 @@ def test_two_runs_with_one_seed_are_bitwise_equal(trained):
 
 @pytest.mark.parametrize("retrieval", ["attention", "none"])
 def test_other_retrievals_start_from_the_memory_too(screen, retrieval):
-    model = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY, retrieval=retrieval)
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}, retrieval=retrieval)
     predicted = model.predict(screen, perturbations="G0", cell_types="K562")
     change = predicted.X - screen[predicted.obs["ptrag_source"].to_numpy()].X.toarray()
     np.testing.assert_allclose(change, np.tile(change[0], (len(change), 1)), atol=1e-5)
@@ -259,12 +259,12 @@ def test_random_candidates_are_a_null_of_the_memory_too(trained, screen):
 
 def test_an_unknown_memory_is_refused(screen):
     with pytest.raises(ValueError, match="memory= 'text' does not occur"):
-        ptrag_sc.PTRAG(screen, **SMALL, memory="text")
+        ptrag_sc.PTRAG(screen, **{**SMALL, "memory": "text"})
 
 
 def test_every_share_is_validated_as_the_prediction_with_that_share(screen):
     scvi.settings.seed = 0
-    module = ptrag_sc.PTRAG(screen, **SMALL, **MEMORY).module.eval()
+    module = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}).module.eval()
     rng = torch.Generator().manual_seed(0)
     control, generated, recalled, target = torch.randn(4, 3, 6, 30, generator=rng)
     mask = torch.rand(2, 3, 6, generator=rng) < 0.8

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import ptrag_sc
 from ptrag_sc.data import RandomSets
-from ptrag_sc.model._ptrag import check_interval
+from ptrag_sc.model._training_plan import check_interval
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 

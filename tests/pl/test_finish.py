@@ -39,7 +39,7 @@ def shown(monkeypatch) -> Iterator[list]:
 
 
 def test_every_export_is_covered():
-    assert set(pl.__all__) == {*PLOTS, "benchmark"}  # which has panels of its own: tests/pl/test_benchmark.py
+    assert set(pl.__all__) == {*PLOTS, "benchmark", "diagnose", "support"}  # which have tests of their own
 
 
 def test_new_figure_holds_the_returned_axes(draw):

@@ -26,7 +26,14 @@ def test_every_documented_place_is_filled(trained, predicted):
     assert sp.issparse(weights)
     assert weights.format == "csr"
     assert weights.shape == (predicted.n_obs, n_candidates)
-    assert set(predicted.uns["ptrag"]) == {"params", "genes", "candidates", "retrieval"}
+    assert set(predicted.uns["ptrag"]) == {
+        "params",
+        "genes",
+        "candidates",
+        "retrieval",
+        "support",
+        "support_calibration",
+    }
     assert list(predicted.uns["ptrag"]["genes"]) == list(predicted.var_names)
     assert predicted.uns["ptrag"]["params"]["control"] == "ctl"
     assert predicted.obs["ptrag_predicted"].all()

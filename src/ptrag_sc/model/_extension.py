@@ -59,7 +59,7 @@ class GrowingMemory(ModulePredictor):
         >>> new = adata.obs["perturbation"] == adata.uns["gene_embedding"]["genes"][0]
         >>> known, keys = adata[~new].copy(), {"perturbation_key": "perturbation", "control": "non-targeting"}
         >>> ptrag_sc.PTRAG.setup_anndata(known, **keys, cell_type_key="cell_type")
-        >>> model = ptrag_sc.PTRAG(known, memory="response", n_candidates=4, n_hidden=16, n_layers=1)
+        >>> model = ptrag_sc.PTRAG(known, n_candidates=4, n_hidden=16, n_layers=1)
         >>> model.extend_memory(adata)
         >>> len(model.candidates_)
         10

@@ -22,7 +22,7 @@ from ptrag_sc.nn import (
     masked_mean,
     mean_distance,
 )
-from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, tell
+from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, response_scale, tell
 
 RETRIEVAL = ("gumbel", "attention", "none")
 MEMORIES = (None, "response")
@@ -147,7 +147,7 @@ class PTRAGModule(BaseModuleClass):
             width = len(memory.directions)
             self.refiner = MemoryRefiner(params.n_hidden, width, value_dropout=params.memory_dropout, **options)
             self.encode_response = nn.Linear(width + N_FLAGS, params.n_hidden, bias=False)
-            self.register_buffer("response_scale", _response_scale(memory))
+            self.register_buffer("response_scale", response_scale(memory))
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
@@ -295,10 +295,3 @@ class PTRAGModule(BaseModuleClass):
             total = total + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(masks[0]), extra_metrics=metrics)
-
-
-def _response_scale(memory: ResponseMemory) -> Tensor:
-    """Return the factor that brings observed shifts in the leading directions to a root mean square of 1."""
-    observed = memory.n_cells > 0
-    shifts = (memory.low + memory.mean @ memory.directions.T)[observed]
-    return 1 / torch.square(shifts).mean().sqrt().clamp(min=1e-6)

@@ -137,9 +137,9 @@ class ModulePredictor(Predictor):
 
     def view(self, screen: Screen) -> MemoryView | None:
         """Return the memory, if there is one, as seen from the cell types of a screen."""
-        memory, names = self.module.memory, screen.index.cell_types
-        if memory is None:
+        if self.tables_.memory is None:
             return None
+        memory, names = self.module.memory, screen.index.cell_types
         known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())
         controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
         if (known < 0).any():

@@ -20,12 +20,11 @@ from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
-from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
+from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan, check_interval
 
 logger = logging.getLogger(__name__)
 
 TRAINING_STEPS = 3000  # behind max_epochs=None
-STEPS_BETWEEN_CHECKS = 25
 PATIENCE = 20  # validation checks without improvement
 FEW_CONDITIONS = 5
 SET_SIZE = 64
@@ -47,7 +46,7 @@ class PTRAG(SavedModel, GrowingMemory):
         ``"none"``: the query's own embedding takes their place.
     memory
         ``"response"``: candidates say what they did in the experiment, and are retrieved by it too; None: they speak
-        through their gene embedding.
+        through their gene embedding, as in PT-RAG.
     n_candidates
         Retrieved perturbations, K; None: 64 with a memory, else 32, or all but one where there are fewer.
     n_hidden, n_layers, n_heads
@@ -90,7 +89,7 @@ class PTRAG(SavedModel, GrowingMemory):
         adata: AnnData | MuData,
         *,
         retrieval: Literal["gumbel", "attention", "none"] = "gumbel",
-        memory: Literal["response"] | None = None,
+        memory: Literal["response"] | None = "response",
         n_candidates: int | None = None,
         n_hidden: int = 128,
         n_layers: int = 4,
@@ -298,9 +297,3 @@ class PTRAG(SavedModel, GrowingMemory):
             **arguments,
         )()
         self.support_ = calibrate_support(self, screen)
-
-
-def check_interval(n_steps: int, max_epochs: int) -> int:
-    """Return the epochs between validation checks: about 25 steps, and a divisor, so that the last epoch is checked."""
-    wanted = max(1, round(STEPS_BETWEEN_CHECKS / n_steps))
-    return max(d for d in range(1, wanted + 1) if max_epochs % d == 0)

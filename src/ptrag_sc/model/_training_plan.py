@@ -12,6 +12,7 @@ from scvi.train import TrainingPlan
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
+STEPS_BETWEEN_CHECKS = 25
 ALIKE = 2.0  # standard errors within which two shares of the memory do alike
 CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
@@ -127,7 +128,8 @@ class PTRAGTrainingPlan(TrainingPlan):
     def validate(self, batch: dict[str, torch.Tensor]) -> LossOutput:
         """Note the loss of every set of a mini-batch, with a memory under each share of it."""
         _, _, output = self.forward(batch)
-        self._of_sets.append(output.extra_metrics.pop("of_sets"))
+        mean = output.extra_metrics["set_loss"].reshape(1, 1).expand(output.n_obs_minibatch, 1)
+        self._of_sets.append(output.extra_metrics.pop("of_sets", mean))  # a module may know the mean only
         return output
 
     def validated_loss(self) -> torch.Tensor:
@@ -200,3 +202,9 @@ class KeepBest(Callback):
         """Restore the best weights."""
         if self.best_state is not None:
             plan.module.load_state_dict(self.best_state)
+
+
+def check_interval(n_steps: int, max_epochs: int) -> int:
+    """Return the epochs between validation checks: about 25 steps, and a divisor, so that the last epoch is checked."""
+    wanted = max(1, round(STEPS_BETWEEN_CHECKS / n_steps))
+    return max(d for d in range(1, wanted + 1) if max_epochs % d == 0)

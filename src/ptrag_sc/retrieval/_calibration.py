@@ -9,7 +9,7 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,51 +64,63 @@ def calibrate(
     if len(perturbation) > MAX_CONDITIONS:
         kept = torch.linspace(0, len(perturbation) - 1, MAX_CONDITIONS).long()
         candidates, perturbation, cell_type = candidates.take(kept), perturbation[kept], cell_type[kept]
-    perturbed = torch.ones_like(perturbation).bool()
-    slots = view, candidates.indices, candidates.present, cell_type, perturbed
-    all_told, all_mapped = (tell(*slots, mapped=share, n_parts=n_parts) for share in (0.0, 1.0))
-    told, mapped, mean = all_told.low, all_mapped.low, all_told.mean_low
-    truth, last = view.low[cell_type, perturbation], 1 + n_parts
-    n = view.observed.sum(1)[cell_type].to(truth.dtype)[:, None]
-    # The mean shift of the cell type holds the condition itself: without it, every deviation moves by this much.
-    moved = truth / (n - 1).clamp(min=1)
-    neighbours, present = told[:, last:], candidates.present[:, last:]
-    own = {m: (1 - m) * told[:, 0] + m * mapped[:, 0] for m in MAPPED}
-    text, response = candidates.similarity[:, last:].nan_to_num().unbind(-1)
-    is_whole = ~candidates.present[:, 1:last].any(1)
-    # Where a response elsewhere is known for some, those who have none say nothing of its worth.
-    known = candidates.present[:, 0] | ~candidates.present[:, 0].any()
-    single = is_whole & known if (is_whole & known).any() else ~is_whole
+    asked = _Asked(view, candidates, perturbation, cell_type, n_parts)
+    # All weights of the own response at once: (weight, share of it that is mapped).
+    owns = list(product(OWN, MAPPED)) if asked.has_own else [(DEFAULT.own, DEFAULT.mapped)]
+    added = torch.stack([weight * asked.own(m) for weight, m in owns])
+    options, scores, single = [], [], asked.single
+    for s_text, s_response in product(SHARPNESS, SHARPNESS if asked.has_response else (DEFAULT.sharpness,)):
+        options += [Option(s_text + s_response, *weights, s_text, s_response) for weights in owns]
+        scores.append(asked.scores(asked.answer(s_text, s_response)[single] + added[:, single], single))
+    scores = torch.cat(scores)
+    kept = _simplest(options, scores)
+    best, parts, combined = options[kept], PARTS[0], ~asked.is_whole
+    if combined.any():
+        rest = asked.answer(best.text, best.response) + best.own * asked.own(best.mapped)
+        mixed = torch.stack([(1 - w) * rest + w * asked.parts for w in PARTS])[:, combined]
+        parts = PARTS[_simplest(list(range(len(PARTS))), asked.scores(mixed, combined))]
+    return Start(torch.tensor([best.text, best.response]), best.own, best.mapped, parts, float(scores[kept].mean()))
 
-    def answered(s_text, s_response):
-        nearness = (s_text * text + s_response * response).masked_fill(~present, -torch.inf)
+
+class _Asked:
+    """Training conditions (C), what the memory tells of each, and how an answer is scored."""
+
+    def __init__(self, view, candidates, perturbation, cell_type, n_parts):
+        slots = view, candidates.indices, candidates.present, cell_type, torch.ones_like(perturbation).bool()
+        told, mapped = (tell(*slots, mapped=share, n_parts=n_parts) for share in (0.0, 1.0))
+        self.cell_type, last = cell_type, 1 + n_parts
+        truth = view.low[cell_type, perturbation]
+        n = view.observed.sum(1)[cell_type].to(truth.dtype)[:, None]
+        # The mean shift of the cell type holds the condition itself: without it, every deviation moves by this much.
+        moved = truth / (n - 1).clamp(min=1)
+        self.moved, self.others, self.true = moved, told.mean_low - moved, truth + moved
+        self.elsewhere, self.mapped, self.parts = told.low[:, 0], mapped.low[:, 0], told.low[:, 1:last].sum(1)
+        self.neighbours, self.present = told.low[:, last:], candidates.present[:, last:]
+        self.text, self.response = candidates.similarity[:, last:].nan_to_num().unbind(-1)
+        self.has_own, self.has_response = bool(self.elsewhere.any()), bool((self.response != 0).any())
+        self.is_whole = ~candidates.present[:, 1:last].any(1)
+        # Where a response elsewhere is known for some, those who have none say nothing of its worth.
+        known = candidates.present[:, 0] | ~candidates.present[:, 0].any()
+        self.single = self.is_whole & known if (self.is_whole & known).any() else ~self.is_whole
+
+    def own(self, mapped: float) -> Float[Tensor, "C R"]:
+        return (1 - mapped) * self.elsewhere + mapped * self.mapped
+
+    def answer(self, s_text: float, s_response: float) -> Float[Tensor, "C R"]:
+        """Return what neighbours say to each condition."""
+        nearness = (s_text * self.text + s_response * self.response).masked_fill(~self.present, -torch.inf)
         weights = torch.softmax(nearness, dim=1).nan_to_num()
-        return (weights[:, None] @ neighbours).squeeze(1) + moved * present.any(1, keepdim=True)
+        return (weights[:, None] @ self.neighbours).squeeze(1) + self.moved * self.present.any(1, keepdim=True)
 
-    def scored(answers, rows):
-        others, true = mean[rows] - moved[rows], truth[rows] + moved[rows]
+    def scores(self, answers: Float[Tensor, "N c R"], rows: Bool[Tensor, " C"]) -> Float[Tensor, "N c"]:
+        """Return the score of N answers to each of some conditions."""
+        others, true = self.others[rows], self.true[rows]
         specific = torch.cosine_similarity(answers, true, dim=-1)
         whole, true = F.normalize(others + answers, dim=-1), F.normalize(others + true, dim=-1)
-        alike, same = whole @ true.T, cell_type[rows, None] == cell_type[rows]
+        alike, same = whole @ true.T, self.cell_type[rows, None] == self.cell_type[rows]
         itself = alike.diagonal(dim1=1, dim2=2)
         nearer = ((alike >= itself[..., None]) & same).sum(-1) - 1
         return specific + itself + (1 - nearer / (same.sum(1) - 1).clamp(min=1)) / 2
-
-    # All weights of the own response at once: (weight, share of it that is mapped).
-    owns = list(product(OWN, MAPPED)) if told[:, 0].any() else [(DEFAULT.own, DEFAULT.mapped)]
-    added = torch.stack([weight * own[m] for weight, m in owns])
-    options, scores = [], []
-    for s_text, s_response in product(SHARPNESS, SHARPNESS if (response != 0).any() else (DEFAULT.sharpness,)):
-        options += [Option(s_text + s_response, *weights, s_text, s_response) for weights in owns]
-        scores.append(scored(answered(s_text, s_response)[single] + added[:, single], single))
-    scores = torch.cat(scores)
-    kept = _simplest(options, scores)
-    best, parts = options[kept], PARTS[0]
-    if not is_whole.all():
-        rest, sums = answered(best.text, best.response) + best.own * own[best.mapped], told[:, 1:last].sum(1)
-        mixed = torch.stack([(1 - w) * rest + w * sums for w in PARTS])[:, ~is_whole]
-        parts = PARTS[_simplest(list(range(len(PARTS))), scored(mixed, ~is_whole))]
-    return Start(torch.tensor([best.text, best.response]), best.own, best.mapped, parts, float(scores[kept].mean()))
 
 
 class Option(NamedTuple):

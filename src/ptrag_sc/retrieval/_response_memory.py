@@ -149,6 +149,13 @@ def build_memory(
     return ResponseMemory(*(torch.as_tensor(a if a is n_cells else np.asarray(a, dtype=np.float32)) for a in arrays))
 
 
+def response_scale(memory: ResponseMemory) -> Float[Tensor, ""]:
+    """Return the factor that brings observed shifts in the leading directions to a root mean square of 1."""
+    observed = memory.n_cells > 0
+    shifts = (memory.low + memory.mean @ memory.directions.T)[observed]
+    return 1 / torch.square(shifts).mean().sqrt().clamp(min=1e-6)
+
+
 def view_memory(memory: ResponseMemory, cell_type: Int[Tensor, " V"], controls: Float[Tensor, "V G"]) -> MemoryView:
     """Return the memory as seen from some cell types.
 

@@ -50,8 +50,10 @@ def predict(
     None, or the copy. Written are ``.obsm[key_added]`` (cells x model genes, float32, on the scale of the registered
     expression), ``.obsm[key_added + "_retrieval"]`` (cells x candidates, CSR retrieval weights),
     ``.obs[key_added + "_source"]`` (name of the control cell), ``.obs[key_added + "_predicted"]`` and
-    ``.uns[key_added]`` with ``params``, ``genes``, ``candidates`` and ``retrieval`` (long DataFrame, see
-    :meth:`ptrag_sc.PTRAG.get_retrieval`). Which cells share a set follows from cell names: a subset of the cells can
+    ``.uns[key_added]`` with ``params``, ``genes``, ``candidates``, ``retrieval`` (long DataFrame, see
+    :meth:`ptrag_sc.PTRAG.get_retrieval`) and of :class:`ptrag_sc.PTRAG` ``support``: what each condition rests on, and
+    after a training with validation conditions its expected errors (from those in ``support_calibration``).
+    Which cells share a set follows from cell names: a subset of the cells can
     give other predictions, another row order cannot.
 
     Raises
