@@ -234,7 +234,8 @@ class PublishedModule(BaseModuleClass):
             weights = selection.weights
             context = self.refiner(basal, query, keys, weights)
         refined = Refined(context, weights, weights)
-        return {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
+        outputs = {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
+        return {**outputs, "strength": basal.new_zeros(len(basal))}  # no memory
 
     @auto_move_data
     def generative(
