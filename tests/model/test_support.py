@@ -65,6 +65,16 @@ def test_intervals_cover_what_they_promise_and_are_narrower_than_without_feature
     assert np.mean(widths) < 0.8 * 1.645 * np.std(observed["energy_distance"])
 
 
+def test_conditions_of_one_perturbation_are_not_taken_for_independent():
+    support, observed = made_up(16)
+    alone = Calibration.fit(support, observed)
+    pairs = np.repeat([f"G{i}" for i in range(8)], 2)
+    types = ["t", "u"] * 8
+    both = Calibration.fit(*(x.assign(perturbation=pairs, cell_type=types) for x in (support, observed)))
+    assert np.isfinite(alone.half_width("pearson_delta"))
+    assert np.isinf(both.half_width("pearson_delta"))  # eight perturbations
+
+
 def test_too_few_validation_conditions_promise_nothing():
     support, observed = made_up(9)
     few, enough = (Calibration.fit(support[:n], observed[:n]).expected(support) for n in (8, 9))

@@ -68,11 +68,16 @@ class Calibration:
         return cls(center, scale, ridge.coefficients.numpy(), y.mean(0), conditions)
 
     def half_width(self, outcome: str) -> float:
-        """Return half the width of the interval (jackknife, Barber et al. 2021); inf with too few conditions."""
-        n = len(self.conditions)
-        errors = np.sort(np.abs(self.conditions[outcome] - self.conditions[f"expected_{outcome}"]))
+        """Return half the width of the interval (jackknife, Barber et al. 2021); inf with too few perturbations.
+
+        Conditions of one perturbation are not independent: together they count once.
+        """
+        size = self.conditions.groupby("perturbation")["perturbation"].transform("size")
+        errors = (self.conditions[outcome] - self.conditions[f"expected_{outcome}"]).abs().to_numpy()
+        order, n = np.argsort(errors), self.conditions["perturbation"].nunique()
         k = math.ceil((n + 1) * CONFIDENCE)
-        return float(errors[k - 1]) if k <= n else math.inf
+        reached = (1 / size.to_numpy()[order]).cumsum() >= k - 1e-9
+        return float(errors[order][reached.argmax()]) if reached.any() else math.inf
 
     def expected(self, support: pd.DataFrame) -> pd.DataFrame:
         """Return a support table with expected errors, their intervals, and whether to abstain."""
