@@ -87,7 +87,7 @@ def support(
     if metric == "pearson_delta":
         ax.axhline(0, color=LINE_COLOUR, lw=0.6)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
-    ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL, loc="upper left")
+    ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL, loc="best")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)

@@ -206,7 +206,8 @@ def _sample(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
     apart = groups[groups["p_adjusted"] < SIGNIFICANT]
     share = len(apart) / max(len(groups), 1)
-    message = f"control cells of {len(apart)} of {len(groups)} {kind}s differ from the others'"
+    kinds = {"batch": "batches", "guide": "guides"}[kind]
+    message = f"control cells of {len(apart)} of {len(groups)} {kinds} differ from those of the others"
     note, warning = (0.0, np.inf) if kind == "batch" else (0.0, 0.25)  # matched controls stand batch shifts
     return finding(name, share, message, note=note, warning=warning)
 
