@@ -76,8 +76,8 @@ def retrieval(
     ... )
     >>> model = ptrag_sc.PTRAG(adata, n_candidates=4, n_hidden=16, n_layers=1)
     >>> ptrag_sc.tl.retrieval(adata, model, perturbations=str(model.candidates_[0]))
-    >>> len(adata.uns["ptrag"]["retrieval"])  # 2 cell types x 4 candidates
-    8
+    >>> len(adata.uns["ptrag"]["retrieval"])  # 2 cell types x 4 candidates and the query's own response elsewhere
+    10
     """
     check_key(key_added, "tl.retrieval", taken=(model.keys_.embedding_key, SETUP_KEY))
     asked = {"perturbations": perturbations, "cell_types": cell_types, "gene_embedding": gene_embedding}
