@@ -226,6 +226,14 @@ def test_rows_batches_and_other_conditions_change_nothing(trained, screen):
     np.testing.assert_allclose(first, third.loc[first.index], atol=1e-5)
 
 
+def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
+    alone = trained.predict(screen, perturbations="G0", seed=3).to_df()
+    among = trained.predict(screen, perturbations=["G0", "G1+G2", "G4"], seed=3).to_df()
+    np.testing.assert_allclose(alone, among.loc[alone.index], atol=1e-5)
+    sampled = trained.prepare(("G0", "G1+G2"), None, trained.read(screen)).table
+    assert sampled.n_parts == 2  # the combination does bring slots of its own
+
+
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):
     other = train_small(screen_of(), **MEMORY)
     for name, tensor in trained.module.state_dict().items():

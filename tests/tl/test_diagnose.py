@@ -155,6 +155,14 @@ def test_batches_without_controls_are_counted():
     assert found["control cells"].level == "ok"
 
 
+def test_few_controls_are_named_at_set_up_too():
+    index = ConditionIndex.from_labels(["ctl"] * 9 + ["A"] * 60, ["t"] * 69, None, control="ctl")
+    for set_size in (1, 64):
+        found = next(f for f in design_findings(index, set_size=set_size) if f.check == "control cells")
+        assert found.level == "warning"
+        assert "'t' have fewer than" in found.message
+
+
 def test_set_up_warns_in_one_line_of_what_is_badly_off(caplog):
     for flaw, n_lines in (({}, 0), ({"confounded": True}, 1)):
         caplog.clear()

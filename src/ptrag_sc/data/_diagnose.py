@@ -56,7 +56,8 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
     with_controls = np.isin(index.batch, index.batch[index.is_control])
     bare = float((~with_controls[perturbed]).mean()) if perturbed.any() else 0.0
     controls = np.bincount(index.cell_type[index.is_control], minlength=len(index.cell_types))
-    few = index.cell_types[controls < set_size]
+    needed = max(set_size, FEW_CELLS)
+    few = index.cell_types[controls < needed]
     sizes = index.conditions["n_cells"].to_numpy()
     small = float((sizes < FEW_CELLS).mean()) if len(sizes) else 0.0
     confounded = 0.0
@@ -64,9 +65,7 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
         rows = perturbed & (index.cell_type == t)
         confounded = max(confounded, cramers_v(index.batch[rows], index.perturbation[rows]))
     lowest = int(controls.min())
-    message = (
-        f"{listed(few)} have fewer control cells than a set of {set_size}" if len(few) else "enough in every cell type"
-    )
+    message = f"{listed(few)} have fewer than {needed} control cells" if len(few) else "enough in every cell type"
     return [
         Finding("control cells", "warning" if lowest < FEW_CELLS else "note" if len(few) else "ok", lowest, message),
         finding(

@@ -208,7 +208,7 @@ class ModulePredictor(Predictor):
         noise = None
         if seed is not None and self.init_params_["retrieval"] == "gumbel":
             n_slots = state.table.candidates.indices.shape[1]
-            noise = gate_noise(sets, labels, screen.index.cell_types, n_slots, seed)
+            noise = gate_noise(sets, labels, screen.index.cell_types, n_slots, n_parts=state.table.n_parts, seed=seed)
         self.module.eval()
         with torch.no_grad():
             retrieved = state.take(

@@ -65,11 +65,12 @@ def _warn_few_controls(index: ConditionIndex, cell_types: np.ndarray, set_size: 
 
 
 def gate_noise(
-    sets: CellSets, labels: tuple[str, ...], cell_types: np.ndarray, n_slots: int, seed: int
+    sets: CellSets, labels: tuple[str, ...], cell_types: np.ndarray, n_slots: int, *, n_parts: int = 0, seed: int
 ) -> torch.Tensor:
     """Return logistic noise (B, S, K) that depends on the seed and each set's own condition only.
 
-    Batch mates, row order and other conditions in the call change nothing.
+    Batch mates, row order and other conditions in the call change nothing: also not those that are combinations and
+    bring ``n_parts`` slots for their components, behind slot 0.
     """
     names = np.array(
         [f"{q and labels[q - 1]}\t{cell_types[t]}" for q, t in zip(sets.query, sets.cell_type, strict=True)]
@@ -79,5 +80,6 @@ def gate_noise(
     for b, key in enumerate(name_hash(names, seed)):
         n_cells = int(sets.target_mask[b].sum())
         rng = np.random.default_rng([int(key), int(sets.ordinal[b])])
-        noise[b, :n_cells] = rng.logistic(size=(n_cells, n_slots))
+        always = rng.logistic(size=(n_cells, n_slots - n_parts))
+        noise[b, :n_cells] = np.insert(always, [1] * n_parts, rng.logistic(size=(n_cells, n_parts)), axis=1)
     return torch.from_numpy(noise)
