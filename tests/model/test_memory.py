@@ -14,6 +14,7 @@ from ptrag_sc.data import mean_shifts, read_screen
 from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.model import _training_plan
 from ptrag_sc.model._module import SHARES
+from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
 from ptrag_sc.retrieval import Candidates
@@ -230,8 +231,10 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     alone = trained.predict(screen, perturbations="G0", seed=3).to_df()
     among = trained.predict(screen, perturbations=["G0", "G1+G2", "G4"], seed=3).to_df()
     np.testing.assert_allclose(alone, among.loc[alone.index], atol=1e-5)
-    sampled = trained.prepare(("G0", "G1+G2"), None, trained.read(screen)).table
-    assert sampled.n_parts == 2  # the combination does bring slots of its own
+    one, two = np.ones(1, dtype=int), np.ones((1, 3), dtype=int)
+    sets = SimpleNamespace(target=two, target_mask=two.astype(bool), query=one, cell_type=0 * one, ordinal=one)
+    noise, more = (gate_noise(sets, ("G0",), np.array(["K562"]), 5 + n, n_parts=n, seed=3) for n in (0, 2))
+    assert torch.equal(noise, more[..., [0, 3, 4, 5, 6]])
 
 
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):

@@ -1,6 +1,5 @@
 """What happens in a training step, in a validation step, and at the end?"""
 
-import math
 from inspect import signature
 
 import torch
@@ -55,7 +54,6 @@ class PTRAGTrainingPlan(TrainingPlan):
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
         self._start = None  # set losses (N,) before training
-        self._bound = math.inf
         self._n_views, self._n_parts = queries.n_views, queries.n_parts
         self._host_indices = queries.candidates.indices.cpu()
 
@@ -146,25 +144,23 @@ class PTRAGTrainingPlan(TrainingPlan):
         if self._start is None:
             self._start = losses[:, share]
         else:
-            behind, error = self._mean_and_error(losses - losses[:, self._best(losses), None])
+            best = int(self._mean_and_error(losses)[0].argmin())
+            behind, error, _ = self._mean_and_error(losses - losses[:, best, None])
             share = int((behind <= ALIKE * error).nonzero().max())
-        gain, error = self._mean_and_error(self._start[:, None] - losses)
-        self.surpasses = not self.has_memory or bool(gain[share] > self._bound * error[share])
+        gain, error, n = self._mean_and_error(self._start[:, None] - losses)
+        bound = float(t.isf(CHANCE, max(n - 1, 1)))
+        self.surpasses = not self.has_memory or bool(gain[share] > bound * error[share])
         if self.has_memory:
             self.module.recalled_share.fill_(SHARES[share])
         return self._mean_and_error(losses)[0][share]
 
-    def _best(self, losses: torch.Tensor) -> int:
-        return int(self._mean_and_error(losses)[0].argmin())
-
-    def _mean_and_error(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard error (K,) over the conditions (N, K) of all devices; of one condition inf."""
+    def _mean_and_error(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return mean and standard error (K,) over the conditions (N, K) of all devices, inf for one, and N."""
         sums = torch.stack([values.sum(0), values.square().sum(0), torch.full_like(values[0], len(values))])
         total, squared, n = self.trainer.strategy.reduce(sums, reduce_op="sum")
         mean = total / n
-        self._bound = float(t.isf(CHANCE, max(float(n[0]) - 1, 1)))
         variance = (squared / n - mean.square()).clamp(min=0) / (n - 1)
-        return mean, variance.sqrt().nan_to_num(nan=torch.inf)
+        return mean, variance.sqrt().nan_to_num(nan=torch.inf), int(n[0])
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
