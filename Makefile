@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo test docs lint format clean
 
 demo: $(VENV)/.package
-	$(BIN)/ptrag-sc demo --out demo_output --overwrite
+	$(BIN)/ptrag-sc demo --out demo_output --overwrite --max-epochs 40
 
 test: $(VENV)/.group-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
