@@ -12,7 +12,7 @@ from scipy.stats.contingency import association, crosstab
 import ptrag_sc
 from ptrag_sc.data import ConditionIndex
 from ptrag_sc.data._diagnose import cramers_v, design_findings
-from ptrag_sc.tl._diagnose import permutation_test, responder_share, variance_components
+from ptrag_sc.tl._diagnose import permutation_test, responder_share
 
 KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line"}
 
@@ -101,23 +101,6 @@ def test_association_is_corrected_for_chance():
     assert cramers_v(first, first) == pytest.approx(1.0)
     assert cramers_v(first, first // 20) == pytest.approx(1.0, abs=0.05)
     assert cramers_v(np.zeros(9), first[:9]) == 0.0
-
-
-def test_variances_are_those_that_were_drawn():
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(20, 60, 300)
-    means = rng.normal(size=(300, 3)) * 0.5
-    cells = [m + rng.normal(size=(n, 3)) for m, n in zip(means, sizes, strict=True)]
-    tau, sigma = variance_components(
-        np.stack([c.mean(0) for c in cells]), sizes.astype(float), sum(np.square(c).sum(0) for c in cells)
-    )
-    assert tau == pytest.approx(3 * 0.25, rel=0.1)
-    assert sigma == pytest.approx(3.0, rel=0.05)
-    none = [rng.normal(size=(n, 3)) for n in sizes]
-    tau, _ = variance_components(
-        np.stack([c.mean(0) for c in none]), sizes.astype(float), sum(np.square(c).sum(0) for c in none)
-    )
-    assert tau < 0.02
 
 
 def test_permutation_p_values_are_uniform_where_nothing_differs():

@@ -13,6 +13,7 @@ from ._conditions import (
 )
 from ._dataset import CellReader, CellSetDataset
 from ._fields import Screen, ScreenKeys, read_screen, read_split
+from ._matching import MATCHINGS, matching_weights
 from ._predictor import Predictor
 from ._set_sampler import CellSets, RandomSets, SequentialSets
 from ._shifts import (
@@ -27,6 +28,7 @@ from ._shifts import (
 )
 
 __all__ = [
+    "MATCHINGS",
     "CellReader",
     "CellSetDataset",
     "CellSets",
@@ -48,6 +50,7 @@ __all__ = [
     "draw_split",
     "leading_directions",
     "matched_control",
+    "matching_weights",
     "mean_shifts",
     "mean_shifts_and_spread",
     "read_labels",

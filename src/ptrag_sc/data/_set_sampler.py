@@ -84,6 +84,9 @@ class RandomSets(Sampler[CellSets]):
         Seed of the draw.
     fresh
         Whether every epoch draws anew (training) or repeats the first draw in order (validation).
+    matching
+        Share of its controls that a batch takes from itself (n_batches,), see :func:`matching_weights`; the others are
+        drawn from all batches of the cell type. None: all of them.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class RandomSets(Sampler[CellSets]):
         batch_size: int,
         seed: int,
         fresh: bool = True,
+        matching: np.ndarray | None = None,
     ):
         self.index, self.query = index, np.asarray(query, dtype=np.int64)
         self.set_size, self.batch_size, self.seed, self.fresh = set_size, batch_size, seed, fresh
@@ -106,7 +110,8 @@ class RandomSets(Sampler[CellSets]):
         self._rows = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
         self._pools = {t: _batch_pools(index, t) for t in np.unique(self.cell_type)}
         self._share = [
-            _batch_share(index.batch[r], self._pools[t][0]) for r, t in zip(self._rows, self.cell_type, strict=True)
+            _batch_share(index.batch[r], *self._pools[t], matching)
+            for r, t in zip(self._rows, self.cell_type, strict=True)
         ]
 
     def set_epoch(self, epoch: int) -> None:
@@ -156,8 +161,16 @@ def _batch_pools(index: ConditionIndex, cell_type: int) -> tuple[np.ndarray, lis
     return batches, [controls[index.batch[controls] == b] for b in batches]
 
 
-def _batch_share(batch: np.ndarray, batches: np.ndarray) -> np.ndarray:
-    return np.bincount(np.searchsorted(batches, batch), minlength=len(batches)) / len(batch)
+def _batch_share(
+    batch: np.ndarray, batches: np.ndarray, pools: list[np.ndarray], matching: np.ndarray | None
+) -> np.ndarray:
+    """Return the share of each batch among the controls of a set whose cells are of the batches given (n,)."""
+    share = np.bincount(np.searchsorted(batches, batch), minlength=len(batches)) / len(batch)
+    if matching is None:
+        return share
+    n = np.array([len(pool) for pool in pools])
+    own = matching[batches]
+    return share * own + (share @ (1 - own)) * n / n.sum()
 
 
 def name_hash(names: np.ndarray, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ class ControlMeans(NamedTuple):
 
     batch: np.ndarray  # (n_batches, G); a batch without controls has its cell type's mean
     cell_type: np.ndarray  # (T, G); NaN where a cell type has no controls
+    share: np.ndarray  # (n_batches,) of a batch's own controls in its mean; the rest is its cell type's
 
 
 class Shifts(NamedTuple):
@@ -29,7 +30,7 @@ class Spread(NamedTuple):
     """How uncertain mean shifts are: the standard error of gene g in condition c is sqrt(variance[t, g] * scale[c])."""
 
     variance: np.ndarray  # (T, G), between the cells of a condition, pooled over the conditions of a cell type
-    scale: np.ndarray  # (C,), 1 / n + sum over batches of (share of the batch)^2 / n_controls
+    scale: np.ndarray  # (C,), 1 / n + sum over control cells of the square of their share in the matched control
 
 
 class GroupMoments(NamedTuple):
@@ -80,17 +81,34 @@ def group_means(
     return group_moments(reader, rows, group, n_groups, np.zeros(0, dtype=np.int64))[:2]
 
 
-def control_means(reader: CellReader, index: ConditionIndex) -> ControlMeans:
-    """Return the mean control expression of every batch and cell type."""
-    rows = np.flatnonzero(index.is_control)
+def types_of_batches(index: ConditionIndex) -> np.ndarray:
+    """Return the cell type of every batch (n_batches,)."""
+    batches, first = np.unique(index.batch, return_index=True)
+    types = np.zeros(int(index.batch.max()) + 1, dtype=np.int64)
+    types[batches] = index.cell_type[first]
+    return types
+
+
+def control_means(reader: CellReader, index: ConditionIndex, matching: np.ndarray | None = None) -> ControlMeans:
+    """Return the mean control expression of every batch and cell type.
+
+    Parameters
+    ----------
+    reader, index
+        The screen.
+    matching
+        Share of its own controls in the mean of a batch (n_batches,), see :func:`matching_weights`; None: all of it
+        where there are any.
+    """
+    rows, of_type = np.flatnonzero(index.is_control), types_of_batches(index)
     by_type, n = group_means(reader, rows, index.cell_type[rows], len(index.cell_types))
     by_type[n == 0] = np.nan
-    by_batch, n = group_means(reader, rows, index.batch[rows], int(index.batch.max()) + 1)
-    batches, first = np.unique(index.batch, return_index=True)
-    type_of_batch = np.zeros(len(n), dtype=np.int64)
-    type_of_batch[batches] = index.cell_type[first]
-    by_batch[n == 0] = by_type[type_of_batch[n == 0]]
-    return ControlMeans(by_batch, by_type)
+    by_batch, n = group_means(reader, rows, index.batch[rows], len(of_type))
+    share = (n > 0).astype(float) if matching is None else matching
+    mixed = share < 1
+    by_batch[mixed] *= share[mixed, None]
+    by_batch[mixed] += (1 - share[mixed, None]) * by_type[of_type[mixed]]
+    return ControlMeans(by_batch, by_type, share)
 
 
 def matched_control(controls: ControlMeans, batch: np.ndarray) -> np.ndarray:
@@ -117,13 +135,16 @@ def mean_shifts_and_spread(
     reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
 ) -> tuple[Shifts, Spread]:
     """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells."""
+    controls = control_means(reader, index) if controls is None else controls
     shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True)
     t = conditions["cell_type"].to_numpy(dtype=np.int64)
     within = moments.square.copy()
     np.subtract.at(within, t, moments.n[:, None] * np.square(moments.mean))
     freedom = np.bincount(t, weights=moments.n - 1, minlength=len(within))
     variance = np.maximum(within, 0) / np.maximum(freedom, 1)[:, None]
-    return shifts, Spread(variance, 1 / np.maximum(shifts.n_cells, 1) + _control_scale(index, conditions))
+    return shifts, Spread(
+        variance, 1 / np.maximum(shifts.n_cells, 1) + _control_scale(index, conditions, controls.share)
+    )
 
 
 def _shifts(reader, index, conditions, controls, *, with_squares: bool) -> tuple[Shifts, GroupMoments]:
@@ -147,16 +168,16 @@ def _shifts(reader, index, conditions, controls, *, with_squares: bool) -> tuple
     return Shifts(moments.mean - matched, n), moments
 
 
-def _control_scale(index: ConditionIndex, conditions: pd.DataFrame) -> np.ndarray:
+def _control_scale(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> np.ndarray:
     """Return the controls' part of each squared standard error (C,), in units of the variance of one cell."""
-    n_batches = int(index.batch.max()) + 1
-    in_batch = np.bincount(index.batch[index.is_control], minlength=n_batches)
-    of_type = np.bincount(index.cell_type[index.is_control], minlength=len(index.cell_types))
+    of_type = types_of_batches(index)
+    n = np.bincount(index.batch[index.is_control], minlength=len(own))
     scale = []
     for p, t in zip(conditions["perturbation"], conditions["cell_type"], strict=True):
-        share = np.bincount(index.batch[index.rows(p, t)], minlength=n_batches) / max(1, len(index.rows(p, t)))
-        n = np.where(in_batch > 0, in_batch, of_type[t])
-        scale.append(np.sum(np.square(share) / np.maximum(n, 1)))
+        share = np.bincount(index.batch[index.rows(p, t)], minlength=len(own)) / max(1, len(index.rows(p, t)))
+        used = (of_type == t) & (n > 0)
+        of_cell = share[used] * own[used] / n[used] + (share @ (1 - own)) / n[used].sum()
+        scale.append(np.sum(n[used] * np.square(of_cell)))
     return np.array(scale)
 
 

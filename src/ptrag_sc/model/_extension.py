@@ -15,6 +15,7 @@ from ptrag_sc.data import (
     Spread,
     condition_split,
     control_means,
+    matching_weights,
     mean_shifts_and_spread,
     read_split,
 )
@@ -73,7 +74,8 @@ class GrowingMemory(ModulePredictor):
         candidates = np.array([*self.candidates_, *(p for p in names if p not in known)], dtype=str)
         cell_types = tuple(dict.fromkeys([*self.tables_.cell_types, *table["cell_type"]]))
         embedding = self._embedding_with(names, adata, gene_embedding)
-        controls = control_means(screen.reader, screen.index)
+        matching = matching_weights(screen.reader, screen.index, self.init_params_["control_matching"])
+        controls = control_means(screen.reader, screen.index, matching)
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, screen.index.coded(table), controls)
         places = pd.Index(screen.index.cell_types).get_indexer(list(cell_types))
         memory = _extended(

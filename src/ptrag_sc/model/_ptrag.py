@@ -1,6 +1,5 @@
 """What does a user call? ``PTRAG``: register, train, predict, save."""
 
-import logging
 import math
 from typing import Any, Literal
 
@@ -10,8 +9,8 @@ from mudata import MuData
 from scvi import settings
 from scvi.train import TrainRunner
 
-from ptrag_sc._validation import check_whole, unusable
-from ptrag_sc.data import ScreenKeys
+from ptrag_sc._validation import absent, check_whole, unusable
+from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
 from ptrag_sc.model._extension import GrowingMemory
@@ -20,14 +19,11 @@ from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
-from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan, check_interval
-
-logger = logging.getLogger(__name__)
+from ptrag_sc.model._training_plan import PTRAGTrainingPlan, trainer_arguments
 
 TRAINING_STEPS = 3000  # behind max_epochs=None
-PATIENCE = 20  # validation checks without improvement
-FEW_CONDITIONS = 5
 SET_SIZE = 64
+NOT_OF_MODULE = ("n_candidates", "control_matching")
 
 
 class PTRAG(SavedModel, GrowingMemory):
@@ -61,6 +57,10 @@ class PTRAG(SavedModel, GrowingMemory):
         Penalty on the share of open gates (gumbel only), in units of the loss.
     loss
         Name of the set loss.
+    control_matching
+        Which control cells a condition is compared with, in the memory and in training: ``"batch"``, those of its
+        batches; ``"auto"``, as many others of the cell type as lower the error (see :doc:`/method`), for screens with
+        few control cells per batch.
 
     Raises
     ------
@@ -100,11 +100,15 @@ class PTRAG(SavedModel, GrowingMemory):
         temperature: float = 0.5,
         sparsity_weight: float = 0.01,
         loss: str = "energy_distance",
+        control_matching: Literal["batch", "auto"] = "batch",
     ):
         params = {name: value for name, value in locals().items() if name not in {"self", "adata", "__class__"}}
+        if control_matching not in MATCHINGS:
+            what = "control_matching=", control_matching, "the known values", MATCHINGS
+            raise ValueError(absent(*what, f"Pass one of {MATCHINGS}."))
         super().__init__(adata)
-        keys = ScreenKeys.of(adata)
-        tables, screen = training_tables(adata, keys, with_memory=bool(memory), seed=settings.seed or 0)
+        keys, options = ScreenKeys.of(adata), {"with_memory": bool(memory), "control_matching": control_matching}
+        tables, screen = training_tables(adata, keys, **options, seed=settings.seed or 0)
         if n_candidates is None:
             params["n_candidates"] = min(64 if memory else 32, max(1, len(tables.candidates) - 1))
         self._build(tables, keys, params)
@@ -121,7 +125,7 @@ class PTRAG(SavedModel, GrowingMemory):
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
-        own = ModuleParams(**{name: value for name, value in params.items() if name != "n_candidates"})
+        own = ModuleParams(**{name: value for name, value in params.items() if name not in NOT_OF_MODULE})
         arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)
         self.module = self._module_cls(*arrays, own, tables.memory)
         self._model_summary_string = (
@@ -256,32 +260,24 @@ class PTRAG(SavedModel, GrowingMemory):
         screen = self.read(self.training_data())
         n_done = len(self.history_["train_loss"]) if self.history_ else 0  # further training draws other sets
         labels, train, val = training_sets(
-            screen.index, self.split_, set_size=set_size, batch_size=batch_size, seed=(settings.seed or 0) + n_done
+            screen.index,
+            self.split_,
+            matching=matching_weights(screen.reader, screen.index, self.init_params_["control_matching"]),
+            set_size=set_size,
+            batch_size=batch_size,
+            seed=(settings.seed or 0) + n_done,
         )
         self.set_size_ = int(set_size)
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
-        interval = check_interval(len(train), max_epochs)
-        defaults = {
-            "early_stopping": early_stopping and val is not None,
-            "early_stopping_monitor": "validation_loss",
-            "early_stopping_patience": PATIENCE,
-            "check_val_every_n_epoch": interval,
-            "gradient_clip_val": 10.0,
-            "num_sanity_val_steps": -1 if self.tables_.memory is not None else 0,
-            "use_distributed_sampler": False,
-            "callbacks": [],
-        }
-        arguments = {**defaults, **trainer_kwargs}
-        if val is None:
-            logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.")
-            arguments.pop("check_val_every_n_epoch")
-        else:
-            if len(val.query) < FEW_CONDITIONS:
-                logger.warning(
-                    "Only %d validation conditions: which weights are kept is largely chance.", len(val.query)
-                )
-            arguments["callbacks"] = [*arguments["callbacks"], KeepBest()]
+        arguments = trainer_arguments(
+            max_epochs,
+            n_steps=len(train),
+            n_val=0 if val is None else len(val.query),
+            check_first=self.tables_.memory is not None,
+            early_stopping=early_stopping,
+            given=trainer_kwargs,
+        )
         plan = PTRAGTrainingPlan(
             self.module, queries=self.queries(labels, None, view=self.view(screen)), **(plan_kwargs or {})
         )

@@ -14,7 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def training_sets(
-    index: ConditionIndex, split: pd.DataFrame, *, set_size: int, batch_size: int, seed: int
+    index: ConditionIndex,
+    split: pd.DataFrame,
+    *,
+    matching: np.ndarray | None = None,
+    set_size: int,
+    batch_size: int,
+    seed: int,
 ) -> tuple[tuple[str, ...], RandomSets, RandomSets | None]:
     """Return the perturbations involved and the samplers of training and validation sets.
 
@@ -24,7 +30,7 @@ def training_sets(
         The screen.
     split
         Names and split of the conditions.
-    set_size, batch_size, seed
+    matching, set_size, batch_size, seed
         As in :class:`RandomSets`.
 
     Returns
@@ -51,7 +57,7 @@ def training_sets(
             return None
         query = 1 + np.searchsorted(used, chosen["perturbation"])
         sizes = {"set_size": set_size, "batch_size": batch_size}
-        return RandomSets(index, chosen, query, **sizes, seed=seed, fresh=name == "train")
+        return RandomSets(index, chosen, query, **sizes, seed=seed, fresh=name == "train", matching=matching)
 
     return tuple(index.perturbations[used]), sets("train"), sets("val")
 

@@ -17,6 +17,7 @@ from ptrag_sc.data import (
     control_means,
     draw_split,
     leading_directions,
+    matching_weights,
     mean_shifts,
     mean_shifts_and_spread,
     read_screen,
@@ -62,7 +63,9 @@ class TrainingTables:
     cell_types: tuple[str, ...] = ()
 
 
-def training_tables(adata: AnnData, keys: ScreenKeys, *, with_memory: bool, seed: int) -> tuple[TrainingTables, Screen]:
+def training_tables(
+    adata: AnnData, keys: ScreenKeys, *, with_memory: bool, control_matching: str, seed: int
+) -> tuple[TrainingTables, Screen]:
     """Read the training data and compute everything that comes before the first step.
 
     Only conditions of the training split enter the candidates, the basis and the memory.
@@ -84,7 +87,8 @@ def training_tables(adata: AnnData, keys: ScreenKeys, *, with_memory: bool, seed
     labels = [p for p in perturbations if p != keys.control]
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
     candidates = np.unique(perturbations[train["perturbation"]]).astype(str)
-    controls = control_means(screen.reader, screen.index)
+    matching = matching_weights(screen.reader, screen.index, control_matching)
+    controls = control_means(screen.reader, screen.index, matching)
     memory, types = None, np.unique(train["cell_type"])
     if with_memory:
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)

@@ -1,6 +1,8 @@
 """What happens in a training step, in a validation step, and at the end?"""
 
+import logging
 from inspect import signature
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +13,11 @@ from scvi.train import TrainingPlan
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
+logger = logging.getLogger(__name__)
+
 STEPS_BETWEEN_CHECKS = 25
+PATIENCE = 20  # validation checks without improvement
+FEW_CONDITIONS = 5
 ALIKE = 2.0  # standard errors within which two shares of the memory do alike
 CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
@@ -204,3 +210,42 @@ def check_interval(n_steps: int, max_epochs: int) -> int:
     """Return the epochs between validation checks: about 25 steps, and a divisor, so that the last epoch is checked."""
     wanted = max(1, round(STEPS_BETWEEN_CHECKS / n_steps))
     return max(d for d in range(1, wanted + 1) if max_epochs % d == 0)
+
+
+def trainer_arguments(
+    max_epochs: int, *, n_steps: int, n_val: int, check_first: bool, early_stopping: bool, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of the trainer; those that are given replace ours.
+
+    Parameters
+    ----------
+    max_epochs, n_steps
+        Number of epochs, and of steps in each.
+    n_val
+        Number of validation conditions.
+    check_first
+        Whether untrained weights are validated too.
+    early_stopping
+        Whether to stop when the validation loss no longer falls.
+    given
+        Arguments of the user.
+    """
+    interval = check_interval(n_steps, max_epochs)
+    defaults = {
+        "early_stopping": early_stopping and n_val > 0,
+        "early_stopping_monitor": "validation_loss",
+        "early_stopping_patience": PATIENCE,
+        "check_val_every_n_epoch": interval,
+        "gradient_clip_val": 10.0,
+        "num_sanity_val_steps": -1 if check_first else 0,
+        "use_distributed_sampler": False,
+        "callbacks": [],
+    }
+    arguments = {**defaults, **given}
+    if not n_val:
+        logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.")
+        arguments.pop("check_val_every_n_epoch")
+        return arguments
+    if n_val < FEW_CONDITIONS:
+        logger.warning("Only %d validation conditions: which weights are kept is largely chance.", n_val)
+    return {**arguments, "callbacks": [*arguments["callbacks"], KeepBest()]}

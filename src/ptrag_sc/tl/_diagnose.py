@@ -19,7 +19,8 @@ from ptrag_sc.data import (
 )
 from ptrag_sc.data._diagnose import FEW_CELLS, Finding, design_findings, finding
 from ptrag_sc.data._fields import read_labels
-from ptrag_sc.data._shifts import group_moments
+from ptrag_sc.data._matching import matching_weights
+from ptrag_sc.data._shifts import types_of_batches
 
 DIAGNOSE_KEY = "diagnose"
 N_PERMUTATIONS = 500
@@ -110,34 +111,10 @@ def diagnose(
     sc.logging.info(f"added .uns[{key_added!r}]")
 
 
-def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -> tuple[float, float]:
-    """Return the variance between groups and within them, summed over features (one-way random effects, by moments).
-
-    Parameters
-    ----------
-    means, n
-        Mean (g, F) and size (g,) of each group.
-    squares
-        Sum of squares over all rows (F,).
-    """
-    total, groups = n.sum(), len(n)
-    within = (squares - n @ np.square(means)).sum() / max(total - groups, 1)
-    between = (n @ np.square(means - n @ means / total)).sum() / max(groups - 1, 1)
-    size = (total - (n**2).sum() / total) / max(groups - 1, 1)
-    return max((between - within) / size, 0.0) if groups > 1 else 0.0, max(within, 0.0)
-
-
 def _batch_shifts(screen: Screen) -> Finding:
-    index, weights = screen.index, []
-    for t in range(len(index.cell_types)):
-        rows = index.controls(t)
-        batches, group = np.unique(index.batch[rows], return_inverse=True)
-        if len(batches) < 2:
-            continue
-        moments = group_moments(screen.reader, rows, group, len(batches), np.zeros(len(batches), dtype=np.int64))
-        tau, sigma = variance_components(moments.mean, moments.n, moments.square[0])
-        weights.append(tau / (tau + sigma / np.median(moments.n)) if tau > 0 else 0.0)
-    value = max(weights, default=0.0)
+    of_type, weights = types_of_batches(screen.index), matching_weights(screen.reader, screen.index, "auto")
+    known = matching_weights(screen.reader, screen.index) > 0
+    value = max((float(np.median(weights[known & (of_type == t)])) for t in np.unique(of_type[known])), default=0.0)
     advice = "batches differ: controls must be matched within them" if value > 0.5 else "batches differ little"
     return finding("batch shifts", value, f"{advice} (matching weight {value:.2f})", note=0.5, warning=np.inf)
 
