@@ -5,8 +5,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import fields
+from inspect import signature
 
 import torch
+
+from ptrag_sc import PTRAG
+from ptrag_sc.model._module import ModuleParams
 
 REPEATS = 5
 
@@ -21,6 +26,12 @@ def machine(device: torch.device) -> str:
         name = f"{torch.cuda.get_device_name(device)}, {name}"
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{name}, {threads}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def module_params(**options) -> ModuleParams:
+    """Return the parameters of a module: those given, for the others the defaults of PTRAG."""
+    defaults = {name: parameter.default for name, parameter in signature(PTRAG).parameters.items()}
+    return ModuleParams(**{field.name: options.get(field.name, defaults[field.name]) for field in fields(ModuleParams)})
 
 
 def seconds(steps: dict[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS) -> dict[str, float]:

@@ -12,12 +12,12 @@ import time
 
 import numpy as np
 import torch
-from measure import machine, seconds, table
+from measure import machine, module_params, seconds, table
 from scipy.sparse import csr_matrix
 from torch.nn import functional as F
 
 from ptrag_sc.data import CellReader, ConditionIndex, control_means, leading_directions, mean_shifts_and_spread
-from ptrag_sc.model._module import ModuleParams, PTRAGModule
+from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import MEMORY_DIRECTIONS, N_DIRECTIONS
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 from ptrag_sc.retrieval import ResponseMemory, build_memory, make_queries, view_memory
@@ -59,19 +59,7 @@ def built(reader: CellReader, index: ConditionIndex) -> ResponseMemory:
 
 def step(memory: ResponseMemory | None, vectors: torch.Tensor, basis: torch.Tensor, n_types: int):
     """Return a training step of the real plan."""
-    params = ModuleParams(
-        retrieval="gumbel",
-        memory="response" if memory is not None else None,
-        n_hidden=128,
-        n_layers=4,
-        n_heads=4,
-        dropout_rate=0.1,
-        candidate_dropout=0.3,
-        memory_dropout=0.3,
-        temperature=0.5,
-        sparsity_weight=0.01,
-        loss="energy_distance",
-    )
+    params = module_params(memory="response" if memory is not None else None)
     torch.manual_seed(0)
     module, options = PTRAGModule(vectors, basis, params, memory), {}
     if memory is not None:

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from accelerator import accelerator
 from data_path import rates
-from measure import machine, peak_mib, seconds, table
+from measure import machine, module_params, peak_mib, seconds, table
 from published_order import PublishedOrder
 from torch import Tensor, nn
 
-from ptrag_sc.model._module import ModuleParams, PTRAGModule
+from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._reference import LlamaStack, PublishedParams, PublishedSizes
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, published_energy_distance
@@ -85,19 +85,8 @@ def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
 
 def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_width: bool) -> PTRAGModule:
     """Return an untrained module of this package."""
-    params = ModuleParams(
-        retrieval=retrieval,
-        memory=None,
-        n_hidden=sizes.hidden,
-        n_layers=sizes.layers,
-        n_heads=4,
-        dropout_rate=0.1,
-        candidate_dropout=0.3,
-        memory_dropout=0.3,
-        temperature=0.5,
-        sparsity_weight=0.01,
-        loss="energy_distance",
-    )
+    sizes_of_module = {"n_hidden": sizes.hidden, "n_layers": sizes.layers}
+    params = module_params(retrieval=retrieval, memory=None, **sizes_of_module)
     module = PTRAGModule(vectors, torch.randn(sizes.rank, sizes.genes), params)
     if published_width:
         module.generator = PublishedWidth(sizes)

@@ -17,7 +17,7 @@ from ptrag_sc.model._module import SHARES
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
-from ptrag_sc.retrieval import Candidates
+from ptrag_sc.retrieval import Candidates, view_memory
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -187,6 +187,21 @@ def test_a_training_condition_is_not_told_its_own_cells(screen, trained):
     assert torch.equal(told[0].candidates.indices, told[1].candidates.indices)
     assert torch.equal(told[0].told.low, told[1].told.low)
     assert torch.equal(told[0].keys, told[1].keys)
+
+
+def test_nor_is_the_map_of_its_response_between_cell_types(screen, trained, monkeypatch):
+    """With the penalty as it was: the map is learned from the other perturbations."""
+    monkeypatch.setattr("ptrag_sc.retrieval._ridge.PENALTIES", (1.0,))
+    memory = trained.module.memory
+    p, t = (memory.n_cells > 0).all(1).nonzero()[0].item(), 1
+    changed = memory.low.clone()
+    changed[p, t] += 5.0
+    before, after = (
+        view_memory(m, torch.arange(len(m.mean)), m.controls).mapped for m in (memory, memory._replace(low=changed))
+    )
+    np.testing.assert_allclose(before[t, p], after[t, p], atol=1e-5)
+    others = np.delete(np.arange(len(changed)), p)
+    assert not np.allclose(before[t, others], after[t, others], atol=1e-3)
 
 
 def test_entries_are_the_shifts_of_training_conditions_only(screen, trained):

@@ -60,6 +60,12 @@ def test_specificity_counts_what_two_cell_types_share():
     assert table[["n_1", "n_2", "n_candidates"]].iloc[0].tolist() == [2, 2, 4]
 
 
+def test_what_is_known_of_the_query_itself_is_no_neighbour():
+    table = retrieval_table({"t1": "BC", "t2": "CD"}).assign(similarity=0.5)
+    own = pd.DataFrame([("A", t, "A", 1.0, np.nan) for t in ("t1", "t2")], columns=table.columns)
+    pd.testing.assert_frame_equal(cell_type_specificity(pd.concat([own, table])), cell_type_specificity(table))
+
+
 def test_shuffled_names_keep_the_numbers_and_are_one_to_one():
     table = retrieval_table({"t1": "BC", "t2": "CD"}).assign(similarity=0.5)
     names = np.array(list("ABCDEF"))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ptrag_sc._validation import absent, unusable
+from ptrag_sc.retrieval import neighbours_only
 
 N_BOOTSTRAP = 1000
 KEYS = ["perturbation", "cell_type", "candidate"]
@@ -68,8 +69,7 @@ def selection_lift(
             )
     if retrieval.empty:
         raise ValueError(unusable("The table", "retrieval", "is empty", "Retrieve with a model that has candidates."))
-    if "similarity" in retrieval:  # its own response elsewhere and its components are no neighbours
-        retrieval = retrieval[retrieval["similarity"].notna()]
+    retrieval = neighbours_only(retrieval)
     truth = pd.MultiIndex.from_frame(relevant[KEYS].astype(str))
     table = retrieval.assign(
         relevant=pd.MultiIndex.from_frame(retrieval[KEYS].astype(str)).isin(truth), used=retrieval[by].astype(float)

@@ -9,7 +9,7 @@ from ._candidates import (
     nearest_candidates,
 )
 from ._gene_embeddings import GeneEmbedding
-from ._null import cell_type_specificity, expected_jaccard, random_candidates, shuffled_names
+from ._null import cell_type_specificity, expected_jaccard, neighbours_only, random_candidates, shuffled_names
 from ._queries import make_queries
 from ._resolve import resolve_vectors
 from ._response_memory import (
@@ -51,6 +51,7 @@ __all__ = [
     "make_queries",
     "memory_candidates",
     "nearest_candidates",
+    "neighbours_only",
     "random_candidates",
     "read_embedding",
     "resolve_vectors",

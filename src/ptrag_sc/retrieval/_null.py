@@ -42,13 +42,18 @@ def random_candidates(
     return Candidates(indices.gather(1, order), present.gather(1, order), similarity[..., None])
 
 
+def neighbours_only(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a retrieval table without what is known of the query itself and of its components (no similarity)."""
+    return table[table["similarity"].notna()] if "similarity" in table else table
+
+
 def shuffled_names(table: pd.DataFrame, candidates: np.ndarray, seed: int) -> pd.DataFrame:
     """Return a retrieval table whose candidates carry each other's names, as if embedding rows had been shuffled.
 
     Similarities, weights and selection stay: only what a candidate is, is lost. No query becomes its own candidate;
     what is known of it and of its components, without similarity, is left out.
     """
-    table = table[table["similarity"].notna()]
+    table = neighbours_only(table)
     dealt = np.random.default_rng(seed).permutation(candidates)
     name = dict(zip(candidates.tolist(), dealt.tolist(), strict=True))
     new = [
@@ -85,7 +90,8 @@ def cell_type_specificity(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        Retrieval table; a candidate counts as selected where at least half of the cells have its gate open.
+        Retrieval table; a candidate counts as selected where at least half of the cells have its gate open. What is
+        known of the query itself and of its components is left out.
 
     Returns
     -------
@@ -94,7 +100,7 @@ def cell_type_specificity(table: pd.DataFrame) -> pd.DataFrame:
     sizes from the same candidates. At chance, selection depends on the cell type as two coin tosses do; at 1 it does
     not depend on it at all.
     """
-    rows = []
+    rows, table = [], neighbours_only(table)
     for name, of_query in table.groupby("perturbation", sort=True):
         candidates = set(of_query["candidate"])
         kept = {
