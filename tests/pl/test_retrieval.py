@@ -26,37 +26,59 @@ def dots(ax) -> dict[tuple[str, str], tuple[float, float]]:
     return {(rows[round(float(y))], columns[round(float(x))]): (float(s), float(c)) for (x, y), s, c in values}
 
 
-def test_every_dot_says_what_the_table_says(adata, table):
-    seen = dots(retrieval(adata, perturbation=QUERY))
+@pytest.mark.parametrize("size", ["weight", "selected"])
+@pytest.mark.parametrize("color", ["similarity", "similarity_response"])
+def test_every_dot_says_what_the_table_says(adata, table, size, color):
+    table["similarity_response"] = np.random.default_rng(0).uniform(-1, 1, len(table))
+    seen = dots(retrieval(adata, perturbation=QUERY, size=size, color=color))
     mine = table[table["perturbation"] == QUERY]
     assert len(seen) == len(mine) == 14  # one candidate is not retrieved in RPE1
     small, large = DOT_AREAS
+    top = 1.0 if size == "selected" else mine["weight"].max()
     for row in mine.itertuples():
         area, colour = seen[row.candidate, row.cell_type]
-        assert area == pytest.approx(small + (large - small) * row.selected)
-        assert colour == pytest.approx(row.similarity)
+        assert area == pytest.approx(small + (large - small) * getattr(row, size) / top)
+        assert colour == pytest.approx(getattr(row, color))
 
 
-def test_area_grows_with_selection(adata, table):
-    seen = dots(retrieval(adata, perturbation=QUERY))
-    mine = table[table["perturbation"] == QUERY].sort_values("selected")
+@pytest.mark.parametrize("size", ["weight", "selected"])
+def test_area_grows_with_use(adata, table, size):
+    seen = dots(retrieval(adata, perturbation=QUERY, size=size))
+    mine = table[table["perturbation"] == QUERY].sort_values(size)
     areas = [seen[row.candidate, row.cell_type][0] for row in mine.itertuples()]
     assert areas == sorted(areas)
     assert areas[0] < areas[-1]
 
 
-def test_rows_are_sorted_by_selection_then_similarity(adata, table):
+@pytest.mark.parametrize("size", ["weight", "selected"])
+def test_rows_are_sorted_by_use_then_similarity(adata, table, size):
     mine = table["perturbation"] == QUERY
-    table.loc[mine & table["candidate"].isin(["CDK1", "MYC"]), "selected"] = 0.5  # a tie, broken by similarity
+    table.loc[mine & table["candidate"].isin(["CDK1", "MYC"]), size] = 0.05  # a tie, broken by similarity
     means = {}
     for candidate in set(table[mine]["candidate"]):
         rows = table[mine & (table["candidate"] == candidate)]
-        means[candidate] = (rows["selected"].sum() / 3, rows["similarity"].mean())  # absent counts as not selected
+        means[candidate] = (rows[size].sum() / 3, rows["similarity"].mean())  # absent counts as not used
     order = sorted(means, key=lambda name: means[name], reverse=True)
-    ax = retrieval(adata, perturbation=QUERY)
+    ax = retrieval(adata, perturbation=QUERY, size=size)
     assert ticks(ax.yaxis) == order
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
-    assert ticks(retrieval(adata, perturbation=QUERY, n_top=2).yaxis) == order[:2]
+    assert ticks(retrieval(adata, perturbation=QUERY, size=size, n_top=2).yaxis) == order[:2]
+
+
+def test_the_query_itself_is_named_as_what_it_did_elsewhere(adata, table):
+    own = table[table["perturbation"] == QUERY].groupby("cell_type").head(1)
+    own = own.assign(candidate=QUERY, weight=9.0, similarity=np.nan)
+    adata.uns["ptrag"]["retrieval"] = pd.concat([table, own], ignore_index=True)
+    ax = retrieval(adata, perturbation=QUERY)
+    assert ticks(ax.yaxis)[0] == f"{QUERY}, other cell types"
+    assert all(np.isnan(c) for (name, _), (_, c) in dots(ax).items() if name.startswith(QUERY))
+
+
+def test_a_similarity_that_the_model_does_not_have_is_refused(adata):
+    with pytest.raises(ValueError, match=r"Value 'similarity_response' .* color="):
+        retrieval(adata, perturbation=QUERY, color="similarity_response")
+    with pytest.raises(ValueError, match=r"Value 'rank' .* size="):
+        retrieval(adata, perturbation=QUERY, size="rank")
 
 
 def test_cell_types_in_the_given_order(adata):
@@ -64,11 +86,15 @@ def test_cell_types_in_the_given_order(adata):
     assert ticks(retrieval(adata, perturbation=QUERY, cell_types=["RPE1", "A549"]).xaxis) == ["RPE1", "A549"]
 
 
-def test_size_legend_and_colour_bar_use_the_scale_of_the_dots(adata):
-    ax = retrieval(adata, perturbation=QUERY)
-    rates = [float(text.get_text().strip("%")) / 100 for text in ax.get_legend().get_texts()]
+@pytest.mark.parametrize("size", ["weight", "selected"])
+def test_size_legend_and_colour_bar_use_the_scale_of_the_dots(adata, table, size):
+    ax = retrieval(adata, perturbation=QUERY, size=size)
+    rates = np.array([float(text.get_text().strip("%")) / 100 for text in ax.get_legend().get_texts()])
+    top = 1.0 if size == "selected" else table.loc[table["perturbation"] == QUERY, "weight"].max()
+    assert rates[-1] == pytest.approx(top, abs=0.01)
+    rates = rates / rates[-1]
     sizes = [handle.get_sizes()[0] for handle in ax.get_legend().legend_handles]
-    np.testing.assert_allclose(sizes, DOT_AREAS[0] + (DOT_AREAS[1] - DOT_AREAS[0]) * np.array(rates))
+    np.testing.assert_allclose(sizes, DOT_AREAS[0] + (DOT_AREAS[1] - DOT_AREAS[0]) * rates, atol=4)
     (bar,) = ax.child_axes
     assert bar.get_ylim() == pytest.approx(ax.collections[0].get_clim())
     assert QUERY in ax.get_title(loc="left")
@@ -94,7 +120,10 @@ def test_no_similarity_at_all_leaves_the_colour_bar_out(adata, table):
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_constant_selection(adata, table, rate):
     table["selected"] = rate
-    assert {area for area, _ in dots(retrieval(adata, perturbation=QUERY)).values()} == {DOT_AREAS[int(rate)]}
+    table["weight"] = rate
+    for size in ("weight", "selected"):
+        seen = dots(retrieval(adata, perturbation=QUERY, size=size))
+        assert {area for area, _ in seen.values()} == {DOT_AREAS[int(rate)]}
 
 
 @pytest.mark.parametrize("n_cell_types", [1, 8])

@@ -21,13 +21,16 @@ from ptrag_sc.pl._finish import LINE_COLOUR, SMALL, canvas, finish, result
 
 COLOURS = "viridis_r"  # dark = near: readable on white
 UNKNOWN_COLOUR = "#DDDDDD"  # similarity not measured
-DOT_AREAS = (8, 170)  # points^2 at a selection rate of 0 and of 1
+DOT_AREAS = (8, 170)  # points^2 at 0 and at the top of the scale
 WEIGHT_COLOURS = "Blues"  # white = 0: not retrieved and not used are the same weight
 VALUES = {
     "weight": "retrieval weight",
     "selected": "selected (share of cells)",
     "similarity": "similarity (blank: not retrieved)",
+    "similarity_response": "similarity of responses (blank: not known)",
 }
+SIZES = {"weight": "weight\n(mean of cells)", "selected": "selected by\n(share of cells)"}
+COLOURED = {"similarity": "similarity", "similarity_response": "similarity\nof responses"}
 
 
 @documented
@@ -36,6 +39,8 @@ def retrieval(
     *,
     perturbation: str,
     cell_types: Sequence[str] | None = None,
+    size: Literal["weight", "selected"] = "weight",
+    color: Literal["similarity", "similarity_response"] = "similarity",
     n_top: int = 15,
     key: str = DEFAULT_KEY,
     ax: Axes | None = None,
@@ -44,9 +49,9 @@ def retrieval(
 ) -> Axes | Figure:
     """Dot plot of the candidates that answered for one perturbation, by cell type.
 
-    The size of a dot is the share of cells that selected the candidate, its colour the similarity of the candidate to
-    the query. Candidates are sorted by mean selection rate, then by mean similarity. No dot: not a candidate there. A
-    dot of the smallest size: a candidate that no cell selected.
+    The size of a dot says how much the candidate was used, its colour how similar it is to the query. Candidates are
+    sorted by mean size, then by mean colour. No dot: not a candidate there. A dot of the smallest size: no cell used it.
+    Grey: no similarity, as for the query itself, whose row is what it did in other cell types (models with a memory).
 
     Parameters
     ----------
@@ -56,6 +61,11 @@ def retrieval(
         The query.
     cell_types
         Columns, in this order. ``None``: all in which the query was predicted.
+    size
+        ``"weight"`` (mean retrieval weight over cells) or ``"selected"`` (share of cells that selected the candidate).
+    color
+        ``"similarity"`` (cosine of gene embeddings) or ``"similarity_response"`` (cosine of the responses in other cell
+        types, models with a memory).
     n_top
         Number of candidates shown.
     key
@@ -71,7 +81,7 @@ def retrieval(
     KeyError
         If ``adata`` holds no retrieval.
     ValueError
-        If the perturbation or a cell type was not predicted.
+        If the perturbation or a cell type was not predicted, or ``size`` or ``color`` is something else.
 
     Examples
     --------
@@ -82,17 +92,22 @@ def retrieval(
     table = table[_is_in(table, "perturbation", [perturbation])]
     if cell_types is not None:
         table = table[_is_in(table, "cell_type", cell_types)]
-    selected, similarity = (_wide(table, "candidate", "cell_type", value) for value in ("selected", "similarity"))
-    means = pd.DataFrame({"selected": selected.fillna(0).mean(axis=1), "similarity": similarity.mean(axis=1)})
-    rows = means.sort_values(["selected", "similarity"], ascending=False, kind="stable").index[:n_top]
-    columns = list(selected.columns if cell_types is None else cell_types)
+    _check_value(size, SIZES, table, "size")
+    _check_value(color, COLOURED, table, "color")
+    used, similarity = (_wide(table, "candidate", "cell_type", value) for value in (size, color))
+    means = pd.DataFrame({"used": used.fillna(0).mean(axis=1), "similarity": similarity.mean(axis=1)})
+    rows = means.sort_values(["used", "similarity"], ascending=False, kind="stable").index[:n_top]
+    columns = list(used.columns if cell_types is None else cell_types)
+    used, similarity = (wide.loc[rows, columns] for wide in (used, similarity))
+    used.index = [f"{name}, other cell types" if name == perturbation else name for name in rows]
 
     given = ax is not None
     height = max(3.4, 0.9 + 0.27 * len(rows)) + _inches(columns)
-    ax = canvas(ax, (2.3 + _inches(rows) + 0.45 * len(columns), height))
-    dots = _dots(ax, selected.loc[rows, columns], similarity.loc[rows, columns])
+    ax = canvas(ax, (2.3 + _inches(used.index) + 0.45 * len(columns), height))
+    top = 1.0 if size == "selected" else float(np.nanmax(used)) or 1.0
+    dots = _dots(ax, used, similarity, top)
     ax.set_title(f"Retrieved for\n{perturbation}", loc="left")
-    _keys_of(ax, dots)
+    _keys_of(ax, dots, top, titles=(SIZES[size], COLOURED[color]))
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
@@ -101,7 +116,7 @@ def retrieval_matrix(
     adata: AnnData,
     *,
     cell_type: str | None = None,
-    value: Literal["weight", "selected", "similarity"] = "weight",
+    value: Literal["weight", "selected", "similarity", "similarity_response"] = "weight",
     perturbations: Sequence[str] | None = None,
     n_labels: int = 40,
     key: str = DEFAULT_KEY,
@@ -122,8 +137,9 @@ def retrieval_matrix(
     cell_type
         Cell type to show. ``None``: the mean over the cell types in which a candidate was retrieved.
     value
-        ``"weight"`` (mean retrieval weight over cells), ``"selected"`` (share of cells that selected the candidate) or
-        ``"similarity"`` (cosine).
+        ``"weight"`` (mean retrieval weight over cells), ``"selected"`` (share of cells that selected the candidate),
+        ``"similarity"`` (cosine of gene embeddings) or ``"similarity_response"`` (cosine of the responses in other cell
+        types, models with a memory).
     perturbations
         Rows. ``None``: all predicted perturbations.
     n_labels
@@ -141,16 +157,15 @@ def retrieval_matrix(
     KeyError
         If ``adata`` holds no retrieval.
     ValueError
-        If ``value`` is none of the three, or a perturbation or the cell type was not predicted.
+        If ``value`` is none of these, or a perturbation or the cell type was not predicted.
 
     Examples
     --------
     >>> import ptrag_sc
     >>> ptrag_sc.pl.retrieval_matrix(adata, cell_type="THP-1")  # doctest: +SKIP
     """
-    if value not in VALUES:
-        raise ValueError(absent("Value", value, "the retrieval table", VALUES, "Pass one of these as value=..."))
     table = _table(adata, key)
+    _check_value(value, VALUES, table, "value")
     title = "Mean over cell types" if table["cell_type"].nunique() > 1 else table["cell_type"].iloc[0]
     if cell_type is not None:
         table, title = table[_is_in(table, "cell_type", [cell_type])], cell_type
@@ -184,6 +199,12 @@ def _table(adata: AnnData, key: str) -> pd.DataFrame:
     return table.astype(dict.fromkeys(["perturbation", "cell_type", "candidate"], str))
 
 
+def _check_value(value: str, known: Sequence[str], table: pd.DataFrame, argument: str) -> None:
+    found = [name for name in known if name in table]
+    if value not in found:
+        raise ValueError(absent("Value", value, "the retrieval table", found, f"Pass one of these as {argument}=..."))
+
+
 def _is_in(table: pd.DataFrame, column: str, names: Sequence[str]) -> pd.Series:
     """Rows whose label is among ``names``; an error where a name has no row."""
     known = table[column].unique()
@@ -199,14 +220,14 @@ def _wide(table: pd.DataFrame, rows: str, columns: str, value: str) -> pd.DataFr
     return table.pivot(index=rows, columns=columns, values=value)
 
 
-def _dots(ax: Axes, selected: pd.DataFrame, similarity: pd.DataFrame) -> PathCollection:
+def _dots(ax: Axes, used: pd.DataFrame, similarity: pd.DataFrame, top: float) -> PathCollection:
     """Draw one dot per retrieved candidate and cell type; the best candidate on top."""
-    row, column = np.nonzero(selected.notna().to_numpy())
-    rate, colour = selected.to_numpy(float)[row, column], similarity.to_numpy(float)[row, column]
+    row, column = np.nonzero(used.notna().to_numpy())
+    rate, colour = used.to_numpy(float)[row, column], similarity.to_numpy(float)[row, column]
     dots = ax.scatter(
         column,
         row,
-        s=_area(rate),
+        s=_area(rate / top),
         c=colour,
         cmap=colormaps[COLOURS].with_extremes(bad=UNKNOWN_COLOUR),
         plotnonfinite=True,
@@ -214,26 +235,26 @@ def _dots(ax: Axes, selected: pd.DataFrame, similarity: pd.DataFrame) -> PathCol
         linewidths=0.5,
         zorder=2,
     )
-    ax.set(xlim=(-0.6, selected.shape[1] - 0.4), ylim=(selected.shape[0] - 0.4, -0.6))
-    _name_ticks(ax.xaxis, selected.columns, selected.shape[1])
-    _name_ticks(ax.yaxis, selected.index, selected.shape[0])
+    ax.set(xlim=(-0.6, used.shape[1] - 0.4), ylim=(used.shape[0] - 0.4, -0.6))
+    _name_ticks(ax.xaxis, used.columns, used.shape[1])
+    _name_ticks(ax.yaxis, used.index, used.shape[0])
     ax.tick_params(axis="x", rotation=90)
     return dots
 
 
-def _area(rate: np.ndarray) -> np.ndarray:
-    """Dot area in points^2, linear in the selection rate."""
-    return np.interp(rate, (0, 1), DOT_AREAS)
+def _area(share: np.ndarray) -> np.ndarray:
+    """Dot area in points^2, linear in the share of the top of the scale."""
+    return np.interp(share, (0, 1), DOT_AREAS)
 
 
-def _keys_of(ax: Axes, dots: PathCollection) -> None:
+def _keys_of(ax: Axes, dots: PathCollection, top: float, *, titles: tuple[str, str]) -> None:
     """Put the size legend and the colour bar at the right of the axes, in inches, whatever their width."""
-    rates = np.array([0, 0.25, 0.5, 1])
-    handles = [ax.scatter([], [], s=s, facecolor="white", edgecolor=LINE_COLOUR, linewidth=0.7) for s in _area(rates)]
+    shares = np.array([0, 0.25, 0.5, 1])
+    handles = [ax.scatter([], [], s=s, facecolor="white", edgecolor=LINE_COLOUR, linewidth=0.7) for s in _area(shares)]
     style = {"fontsize": SMALL, "title_fontsize": SMALL, "frameon": False, "loc": "upper left", "alignment": "left"}
     style |= {"handlelength": 1.6, "handletextpad": 0.8}  # scanpy.set_figure_params makes them too narrow for dots
-    texts = [f"{rate:.0%}" for rate in rates]
-    ax.legend(handles, texts, title="selected by\n(share of cells)", bbox_to_anchor=(1, 1), labelspacing=0.7, **style)
+    texts = [f"{share * top:.0%}" if top >= 0.1 else f"{share * top:.1%}" for share in shares]
+    ax.legend(handles, texts, title=titles[0], bbox_to_anchor=(1, 1), labelspacing=0.7, **style)
     if np.ma.count(dots.get_array()) == 0:
         return  # no similarity was measured: there is no scale to show
     inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, ax.transAxes)
@@ -241,7 +262,7 @@ def _keys_of(ax: Axes, dots: PathCollection) -> None:
     bar = ax.figure.colorbar(dots, cax=strip)
     bar.ax.tick_params(labelsize=SMALL)
     bar.ax.grid(False)
-    bar.ax.set_title("similarity", fontsize=SMALL, loc="left")
+    bar.ax.set_title(titles[1], fontsize=SMALL, loc="left")
 
 
 def _name_ticks(axis, names: Sequence[str], n_labels: int) -> None:
@@ -258,7 +279,7 @@ def _inches(names: Sequence[str]) -> float:
 
 def _colours(value: str, matrix: pd.DataFrame) -> dict:
     """Colour map and range: rates from 0 to 1, weights from 0, similarities over their own range."""
-    if value == "similarity":
+    if value.startswith("similarity"):
         return {"cmap": COLOURS}
     highest = 1.0 if value == "selected" else float(np.nanmax(matrix)) or 1.0
     return {"cmap": WEIGHT_COLOURS, "vmin": 0.0, "vmax": highest}
