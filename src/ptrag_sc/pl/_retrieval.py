@@ -50,7 +50,7 @@ def retrieval(
     """Dot plot of the candidates that answered for one perturbation, by cell type.
 
     The size of a dot says how much the candidate was used, its colour how similar it is to the query. Candidates are
-    sorted by mean size, then by mean colour. No dot: not a candidate there. A dot of the smallest size: no cell used it.
+    sorted by mean size, then by mean colour. No dot: not a candidate there. Smallest dot: no cell used it.
     Grey: no similarity, as for the query itself, whose row is what it did in other cell types (models with a memory).
 
     Parameters
