@@ -160,8 +160,9 @@ def test_model_without_retrieval(adata, table):
             plot(adata, **options)
 
 
-@pytest.mark.parametrize("value", ["weight", "selected", "similarity"])
+@pytest.mark.parametrize("value", ["weight", "selected", "similarity", "similarity_response"])
 def test_every_tile_says_what_the_table_says(adata, table, value):
+    table["similarity_response"] = np.random.default_rng(0).uniform(-1, 1, len(table))
     ax = retrieval_matrix(adata, cell_type="RPE1", value=value)
     tiles = np.ma.filled(ax.images[0].get_array().astype(float), np.nan)
     rows, columns = ticks(ax.yaxis), ticks(ax.xaxis)
