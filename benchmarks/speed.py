@@ -85,8 +85,7 @@ def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
 
 def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_width: bool) -> PTRAGModule:
     """Return an untrained module of this package."""
-    sizes_of_module = {"n_hidden": sizes.hidden, "n_layers": sizes.layers}
-    params = module_params(retrieval=retrieval, memory=None, **sizes_of_module)
+    params = module_params(retrieval=retrieval, memory=None, n_hidden=sizes.hidden, n_layers=sizes.layers)
     module = PTRAGModule(vectors, torch.randn(sizes.rank, sizes.genes), params)
     if published_width:
         module.generator = PublishedWidth(sizes)
