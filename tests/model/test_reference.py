@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from ptrag_sc.model._reference_weights import NAMES, load_published, our_name
 from ptrag_sc.retrieval import Candidates, distinct_rows, nearest_candidates
 
 ROOT = Path(__file__).parents[2]
-DATA = os.environ.get("PTRAG_SC_TEST_DATA")
 CONFIG = {"temperature": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
 VARIANTS = ("state", "vanilla", "ptrag")
 # hidden, layers, heads, width of a head, feed-forward, genes, embedding, candidates, sets, cells
@@ -171,9 +169,8 @@ def as_float32(x):
     return array.astype(np.float32) if array.dtype == float else array
 
 
-@pytest.mark.skipif(not DATA, reason="PTRAG_SC_TEST_DATA is not set: no recorded arrays")
-def test_recorded_arrays_are_reproduced(parity, capsys):
-    assert parity.main([str(Path(DATA) / "golden" / "reference_small.npz")]) == 0
+def test_recorded_arrays_are_reproduced(parity, capsys, test_data):
+    assert parity.main([str(test_data / "golden" / "reference_small.npz")]) == 0
     errors = json.loads(capsys.readouterr().out.splitlines()[-1])["errors"]
     assert set(errors) == set(VARIANTS)
     assert all(row["prediction"] < 1e-6 for row in errors.values())
