@@ -6,13 +6,13 @@ from torch.nn import functional as F
 
 from ptrag_sc.nn import MemoryRefiner, energy_distance, mean_distance
 
-H, K, B, S = 8, 4, 3, 6
-OPTIONS = {"gated": True, "temperature": 0.5, "dropout": 0.1, "candidate_dropout": 0.3}
+H, K, V, B, S = 8, 4, 5, 3, 6
+OPTIONS = {"gated": True, "temperature": 0.5, "dropout": 0.1, "candidate_dropout": 0.3, "value_dropout": 0.3}
 
 
 def make(**options):
     torch.manual_seed(0)
-    refiner = MemoryRefiner(H, **{**OPTIONS, **options})
+    refiner = MemoryRefiner(H, V, **{**OPTIONS, **options})
     present = torch.rand(B, K + 1) < 0.7
     present[0], present[1], present[:, 1] = True, False, True
     similarity = torch.rand(B, K + 1, 2)
@@ -20,13 +20,13 @@ def make(**options):
     similarity[0, 2, 1] = torch.nan
     similarity[2, :, 1] = torch.nan
     inputs = torch.randn(B, S, H), torch.randn(B, H), torch.randn(B, K + 1, H), present, similarity
-    return refiner, inputs
+    return refiner, inputs, torch.randn(B, K + 1, V)
 
 
 def test_untrained_weights_are_those_of_retrieval_alone():
-    refiner, inputs = make()
+    refiner, inputs, values = make()
     refiner.eval().start(torch.tensor([3.0, 7.0, 5.0]), 0.3, 1.0)
-    found = refiner(*inputs)
+    found = refiner(*inputs, values=values)
     present, similarity = inputs[3:]
     for b in range(B):
         alone = bool(similarity[b, :, 1].isnan().all())
@@ -38,35 +38,36 @@ def test_untrained_weights_are_those_of_retrieval_alone():
 
 
 def test_components_have_one_weight_and_leave_the_rest_to_the_candidates():
-    refiner, (*inputs, present, similarity) = make()
+    refiner, (*inputs, present, similarity), values = make()
     refiner.eval().start(torch.tensor([3.0, 7.0, 5.0]), 0.3, 0.8)
     present = present.clone()
     present[0, 1:3], present[1, 1:3], present[2, 1:3] = True, False, True
-    found = refiner(*inputs, present, similarity, n_parts=2)
-    alone = refiner(*inputs, present & (torch.arange(K + 1) > 2), similarity, n_parts=2)
+    found = refiner(*inputs, present, similarity, values=values, n_parts=2)
+    alone = refiner(*inputs, present & (torch.arange(K + 1) > 2), similarity, values=values, n_parts=2)
     for b, weight in enumerate((0.8, 0.0, 0.8)):
         torch.testing.assert_close(found.weights[b, :, 1:3], torch.full((S, 2), weight))
         torch.testing.assert_close(found.weights[b, :, 3:], (1 - weight) * alone.weights[b, :, 3:])
 
 
 def test_slot_0_keeps_its_weight_in_training_and_candidates_share_one():
-    refiner, inputs = make(temperature=0.5)
-    found = refiner.train()(*inputs, noise=torch.zeros(B, S, K + 1))
+    refiner, inputs, values = make(temperature=0.5)
+    found = refiner.train()(*inputs, noise=torch.zeros(B, S, K + 1), values=values)
     own = inputs[3][:, 0]
     torch.testing.assert_close(found.weights[own][..., 0], torch.full((int(own.sum()), S), 0.2))
     total = found.weights[..., 1:].sum(-1)
     assert (((total - 1).abs() < 1e-5) | (total == 0)).all()
 
 
-def test_the_context_is_the_query_and_nothing_present_has_no_weight():
-    refiner, (cells, query, keys, present, similarity) = make()
-    found = refiner.eval()(cells, query, keys, torch.zeros_like(present), similarity)
-    torch.testing.assert_close(found.context, query[:, None].expand(-1, S, -1))
+def test_nothing_present_and_a_zero_query_give_a_zero_context():
+    refiner, (cells, query, keys, present, similarity), values = make()
+    empty = torch.zeros_like(present)
+    found = refiner.eval()(cells, 0 * query, keys, empty, similarity, values=values * 0)
+    assert not found.context.any()
     assert not found.weights.any()
 
 
 def test_gates_move_slower_than_those_of_the_text_retrieval():
-    refiner, (cells, query, keys, *_) = make(dropout=0.0)
+    refiner, (cells, query, keys, *_), _ = make(dropout=0.0)
     start = refiner.score(cells, query, keys)
     torch.testing.assert_close(start, torch.full_like(start, 4.0))
     with torch.no_grad():

@@ -22,7 +22,7 @@ from ptrag_sc.nn import (
     masked_mean,
     mean_distance,
 )
-from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, agreement, response_scale, tell
+from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, response_scale, tell
 
 RETRIEVAL = ("gumbel", "attention", "none")
 MEMORIES = (None, "response")
@@ -35,6 +35,7 @@ RANGES = {
     "n_heads": (1, math.inf),
     "dropout_rate": (0.0, 0.99),
     "candidate_dropout": (0.0, 0.99),
+    "memory_dropout": (0.0, 0.99),
     "temperature": (1e-6, math.inf),
     "sparsity_weight": (0.0, math.inf),
 }
@@ -51,6 +52,7 @@ class ModuleParams:
     n_heads: int
     dropout_rate: float
     candidate_dropout: float
+    memory_dropout: float
     temperature: float
     sparsity_weight: float
     loss: str
@@ -143,7 +145,7 @@ class PTRAGModule(BaseModuleClass):
             self.refiner = Refiner(params.n_hidden, **options)
         elif params.retrieval != "none":
             width = len(memory.directions)
-            self.refiner = MemoryRefiner(params.n_hidden, **options)
+            self.refiner = MemoryRefiner(params.n_hidden, width, value_dropout=params.memory_dropout, **options)
             self.encode_response = nn.Linear(width + N_FLAGS, params.n_hidden, bias=False)
             self.register_buffer("response_scale", response_scale(memory))
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
@@ -223,8 +225,13 @@ class PTRAGModule(BaseModuleClass):
             nothing = basal.new_zeros(*basal.shape[:2], keys.shape[1])
             refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
         else:
-            parts = {} if told is None else {"n_parts": told.n_parts}
-            refined = self.refiner(basal, query, keys, candidates.present, candidates.similarity, noise, **parts)
+            slots = keys, candidates.present, candidates.similarity
+            if told is None:
+                refined = self.refiner(basal, query, *slots, noise)
+            else:
+                low = told.low.clone()
+                low[:, 1 + told.n_parts :] += told.mean_low[:, None]
+                refined = self.refiner(basal, query, *slots, noise, low * self.response_scale, n_parts=told.n_parts)
         outputs = {"basal": basal, "candidates": candidates, "refined": refined}
         outputs |= {"spoken": None, "strength": basal.new_zeros(len(basal))}
         if told is not None:
@@ -267,8 +274,7 @@ class PTRAGModule(BaseModuleClass):
 
         With a memory generator and memory learn apart, each to answer alone: together the generator would learn the
         training conditions by heart and the memory that it is not needed. In evaluation ``of_sets`` (B, n) holds the
-        set loss of every set, with a memory under each of the n shares of ``SHARES``, and then ``agreement`` (B, n) how
-        well the mean shift of the answer and the observed one agree.
+        set loss of every set, with a memory under each of the n shares of ``SHARES``.
         """
         masks, target = (tensors["control_mask"], tensors["target_mask"]), tensors["target_cells"]
         metrics, distance = {}, LOSSES[self.params.loss]
@@ -276,10 +282,6 @@ class PTRAGModule(BaseModuleClass):
             parts = [generative_outputs["generated"]]
             if self.has_memory:
                 parts = [s * generative_outputs["recalled"] + (1 - s) * parts[0] for s in SHARES]
-                mean = inference_outputs["spoken"].mean
-                start = masked_mean(tensors["control_cells"], masks[0]) + mean
-                answers = torch.stack([masked_mean(cells, masks[0]) - start for cells in parts])
-                metrics["agreement"] = agreement(answers, masked_mean(target, masks[1]) - start, mean).T
             metrics["of_sets"] = torch.stack([distance(cells, target, *masks) for cells in parts], dim=1)
             metrics["set_loss"] = metrics["of_sets"].mean(0).min()
         else:

@@ -49,8 +49,8 @@ class PTRAG(SavedModel, GrowingMemory):
         Size of the generator.
     dropout_rate
         Dropout of scorer and generator.
-    candidate_dropout
-        Share of the retrieved candidates withheld from each set in training.
+    candidate_dropout, memory_dropout
+        Share of the retrieved candidates, and of what the memory says of them, withheld from each set in training.
     temperature
         Of the Gumbel-Softmax gates in the backward pass.
     sparsity_weight
@@ -96,6 +96,7 @@ class PTRAG(SavedModel, GrowingMemory):
         n_heads: int = 4,
         dropout_rate: float = 0.1,
         candidate_dropout: float = 0.3,
+        memory_dropout: float = 0.3,
         temperature: float = 0.5,
         sparsity_weight: float = 0.01,
         loss: str = "energy_distance",

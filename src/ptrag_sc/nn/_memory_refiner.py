@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptrag_sc.nn._refiner import GATE_BIAS, Refined, Selector, normalised_weights
+from ptrag_sc.nn._refiner import GATE_BIAS, Refined, Refiner, normalised_weights
 
 INITIAL_OWN = 0.2  # weight of the query's own response in other cell types
 INITIAL_PARTS = 1.0  # weight of the components of a combination: they add up
@@ -13,23 +13,30 @@ INITIAL_PARTS = 1.0  # weight of the components of a combination: they add up
 GATE_RATE = 0.1
 
 
-class MemoryRefiner(Selector):
-    """Refiner that weighs observed responses, and whose slot 0 is the query's own response elsewhere.
+class MemoryRefiner(Refiner):
+    """Refiner whose candidates say what was observed, and whose slot 0 is the query's own response elsewhere.
 
-    What they say together is the memory's own answer, by these weights; the generator's context is the query alone. The
-    candidates share a weight of 1; slot 0 has a weight of its own beside them, as it is evidence of another kind.
+    The candidates share a weight of 1; slot 0 has a weight of its own beside them, as it is evidence of another kind.
     The components of a combination, in the slots behind it, have one weight, and leave the rest of 1 to the candidates.
 
     Parameters
     ----------
     n_hidden
         Hidden width, H.
+    n_values
+        Width V of what a slot says.
+    value_dropout
+        Dropout of what a slot says to the context.
     **options
-        As in :class:`Selector`.
+        As in :class:`Refiner`.
     """
 
-    def __init__(self, n_hidden: int, **options):
+    def __init__(self, n_hidden: int, n_values: int, *, value_dropout: float, **options):
         super().__init__(n_hidden, n_spaces=3, **options)  # gene embedding, responses; gene embedding alone
+        self.value = nn.Linear(n_values, n_hidden, bias=False)
+        self.value_own = nn.Linear(n_values, n_hidden, bias=False)
+        self.value_dropout = nn.Dropout(value_dropout)
+        self.value_part = nn.Linear(n_values, n_hidden, bias=False)
         self.own = nn.Parameter(torch.tensor(INITIAL_OWN))
         self.parts = nn.Parameter(torch.tensor(INITIAL_PARTS))
         if self.scorer is not None:
@@ -54,15 +61,18 @@ class MemoryRefiner(Selector):
         return super().score(cells, query, keys) * GATE_RATE
 
     def combine(
-        self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, keys: Tensor, n_parts: int = 0
+        self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, values: Tensor, n_parts: int = 0
     ) -> Refined:
-        """Return the weights of the slots, and the query.
+        """Return what the slots say together, and the query beside it.
 
-        In training slot 0 and components are never withheld: the others cannot take their place.
+        In training the context hears slot 0 and components as seldom as any candidate, but their weight is not
+        withheld: the others cannot take their place.
         """
+        heard, values = gates * kept[:, None], self.value_dropout(values)
         own, parts, rest = slice(0, 1), slice(1, 1 + n_parts), slice(1 + n_parts, None)
-        open_gates = gates[..., rest] * kept[:, None, rest]
-        shared = normalised_weights(open_gates, nearness[:, rest], kept[:, rest])
+        shared = normalised_weights(heard[..., rest], nearness[:, rest], kept[:, rest])
         shared = shared * (1 - self.parts * gates[..., parts].amax(-1, keepdim=True)) if n_parts else shared
+        context = shared @ self.value(values[:, rest]) + heard[..., own] * self.value_own(values[:, own])
+        context = context + heard[..., parts] @ self.value_part(values[:, parts])
         weights = torch.cat([gates[..., own] * self.own, gates[..., parts] * self.parts, shared], dim=-1)
-        return Refined(query[:, None].expand(-1, gates.shape[1], -1), weights, gates)
+        return Refined(context + query[:, None], weights, gates)

@@ -88,8 +88,8 @@ def normalised_weights(
     return kept / torch.where(total > 0, total, torch.ones_like(total))
 
 
-class Selector(nn.Module):
-    """What refiners have in common: gates per cell, and how near each candidate is; ``combine`` is theirs.
+class Refiner(nn.Module):
+    """Gate the candidates per cell and average what they say.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Selector(nn.Module):
         Of the scorer.
     candidate_dropout
         Share of candidates that is withheld from each set in training: no two steps answer a query from the same
-        candidates, so that no query's average is learned by heart.
+        candidates, so the generator cannot learn each query's average by heart.
     n_spaces
         Spaces R in which similarities are given.
     """
@@ -125,6 +125,7 @@ class Selector(nn.Module):
             self.scorer = FactoredScorer(n_hidden, dropout)
             nn.init.zeros_(self.scorer.out.weight)
             nn.init.constant_(self.scorer.out.bias, GATE_BIAS)
+        self.value = nn.Linear(n_hidden, n_hidden, bias=False)
         # softplus(x) = INITIAL_SHARPNESS
         self.sharpness = nn.Parameter(torch.full((n_spaces,), INITIAL_SHARPNESS).expm1().log())
 
@@ -136,6 +137,7 @@ class Selector(nn.Module):
         present: Bool[Tensor, "B K"],
         similarity: Float[Tensor, "B K R"],
         noise: Float[Tensor, "B S K"] | None = None,
+        values: Float[Tensor, "B K V"] | None = None,
         **slots: int,
     ) -> Refined:
         """Select candidates for every cell.
@@ -150,11 +152,25 @@ class Selector(nn.Module):
             Stage 1 similarity in R spaces; NaN where a candidate was not observed in a space.
         noise
             Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
+        values
+            What the candidates say; None: their keys.
         **slots
             Of :meth:`combine`.
         """
         gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
-        return self.combine(gates, kept, self.nearness(similarity), query, keys, **slots)
+        return self.combine(gates, kept, self.nearness(similarity), query, keys if values is None else values, **slots)
+
+    def combine(
+        self,
+        gates: Float[Tensor, "B S K"],
+        kept: Bool[Tensor, "B K"],
+        nearness: Float[Tensor, "B K"],
+        query: Float[Tensor, "B H"],
+        values: Float[Tensor, "B K V"],
+    ) -> Refined:
+        """Return what the open candidates that are not withheld say together; the query adds nothing here."""
+        weights = normalised_weights(gates * kept[:, None], nearness, kept)
+        return Refined(weights @ self.value(values), weights, gates)
 
     def score(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
         """Return the logit of every gate."""
@@ -181,23 +197,3 @@ class Selector(nn.Module):
         if not self.training or self.candidate_dropout == 0:
             return present
         return present & (torch.rand(present.shape, device=present.device) >= self.candidate_dropout)
-
-
-class Refiner(Selector):
-    """Gate the candidates per cell and average what their encodings say; parameters as in :class:`Selector`."""
-
-    def __init__(self, n_hidden: int, **options):
-        super().__init__(n_hidden, **options)
-        self.value = nn.Linear(n_hidden, n_hidden, bias=False)
-
-    def combine(
-        self,
-        gates: Float[Tensor, "B S K"],
-        kept: Bool[Tensor, "B K"],
-        nearness: Float[Tensor, "B K"],
-        query: Float[Tensor, "B H"],
-        keys: Float[Tensor, "B K H"],
-    ) -> Refined:
-        """Return what the open candidates that are not withheld say together; the query adds nothing here."""
-        weights = normalised_weights(gates * kept[:, None], nearness, kept)
-        return Refined(weights @ self.value(keys), weights, gates)
