@@ -169,5 +169,9 @@ def test_the_plot_shows_validation_conditions_and_predictions(screen):
         shown = sum(len(line.get_xdata()) for line in ax.lines if line.get_label().startswith("predicted"))
         assert shown == len(virtual.uns["ptrag"]["support"])
         assert "energy distance" in ax.get_xlabel() or "correlation" in ax.get_xlabel()
+        ax.figure.canvas.draw()
+        legend, figure = ax.get_legend().get_window_extent(), ax.figure.bbox
+        assert not legend.overlaps(ax.get_window_extent())  # it hides nothing
+        assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1
     with pytest.raises(ValueError, match="metric= 'mse' does not occur"):
         ptrag_sc.pl.support(virtual, metric="mse")

@@ -58,7 +58,7 @@ def support(
         raise ValueError(absent("metric=", metric, "pl.support", OUTCOMES, "Pass one of them."))
     conditions, predicted = result(adata, key, "support_calibration"), result(adata, key, "support")
     given = ax is not None
-    ax = canvas(ax, (5.2, 4.6))
+    ax = canvas(ax, (6.4, 4.2))
     observed, expected = (conditions[name].to_numpy(float) for name in (metric, f"expected_{metric}"))
     points = predicted[f"expected_{metric}"].to_numpy(float)
     width = float(np.nanmax(predicted[f"{metric}_high"] - predicted[f"expected_{metric}"]))
@@ -87,7 +87,7 @@ def support(
     if metric == "pearson_delta":
         ax.axhline(0, color=LINE_COLOUR, lw=0.6)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
-    ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL, loc="best")
+    ax.legend(frameon=False, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # never on the band
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)
