@@ -7,6 +7,7 @@ import pytest
 import scvi
 import torch
 from lightning.pytorch import Callback
+from scipy.spatial.distance import cosine
 from scipy.stats import ttest_1samp
 
 import ptrag_sc
@@ -17,7 +18,7 @@ from ptrag_sc.model._module import SHARES
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
-from ptrag_sc.retrieval import Candidates, view_memory
+from ptrag_sc.retrieval import Candidates, Spoken, view_memory
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -119,8 +120,10 @@ def plan_of(screen):
     return plan
 
 
-def validated(plan, losses):
-    plan._of_sets = [torch.as_tensor(part, dtype=torch.float32) for part in losses]
+def validated(plan, losses, agreement=None):
+    agreement = np.zeros_like(losses) if agreement is None else agreement
+    found = zip(losses, agreement, strict=True)
+    plan._found = [tuple(torch.as_tensor(x, dtype=torch.float32) for x in part) for part in found]
     return float(plan.validated_loss()), round(float(plan.module.recalled_share), 1)
 
 
@@ -135,14 +138,33 @@ def test_the_share_of_the_memory_is_the_one_that_validates_best(screen):
     assert validated(first, losses)[0] == 1.0
 
 
+def test_the_share_is_the_largest_of_those_alike_in_distance_and_then_in_agreement(screen):
+    plan, rng = plan_of(screen), np.random.default_rng(0)
+    noise, shares = rng.normal(size=(1, 50, 1)), np.array(SHARES)
+    validated(plan, noise + 5 + 0 * shares)
+
+    def worse_above(best):
+        return (shares - best).clip(0) * rng.uniform(0.5, 1.5, (1, 50, 1))
+
+    distance, agreement = noise + 5 + worse_above(0.6), -worse_above(0.3)
+    assert validated(plan, distance)[1] == 0.6
+    assert validated(plan, distance, agreement)[1] == 0.3
+    assert validated(plan, noise + 5 + worse_above(0.2), agreement)[1] == 0.2
+    assert validated(plan, distance, -agreement)[1] == 0.6  # agreement asks for the whole memory
+    above = np.flip(distance, -1).copy()  # best for .4 and more: the nearest to the .3 of agreement
+    assert validated(plan, above, agreement)[1] == 0.4
+    unclear = distance + rng.normal(size=(1, 50, 1)) * 20 * (shares - 0.6).clip(0) ** 2
+    assert validated(plan, unclear.clip(0))[1] > 0.6
+
+
 @pytest.mark.parametrize(("spread", "surpasses"), [(0.1, True), (3.0, False)])
 def test_training_surpasses_the_memory_where_conditions_gain_beyond_chance(screen, spread, surpasses):
     plan, rng = plan_of(screen), np.random.default_rng(0)
-    start = rng.random((1, 20, 1)) + np.ones((1, 20, 11))
-    validated(plan, start)
+    start = 20 + rng.random((1, 20, 1)) + np.ones((1, 20, 11))
+    validated(plan, start**2)
     gain = rng.normal(size=(1, 20, 1)) * spread
     gain += 0.3 - gain.mean()
-    validated(plan, start - gain)
+    validated(plan, (start - gain) ** 2)
     assert plan.surpasses == surpasses == bool(ttest_1samp(gain.ravel(), 0, alternative="greater").pvalue < 0.005)
 
 
@@ -295,12 +317,19 @@ def test_every_share_is_validated_as_the_prediction_with_that_share(screen):
     control, generated, recalled, target = torch.randn(4, 3, 6, 30, generator=rng)
     mask = torch.rand(2, 3, 6, generator=rng) < 0.8
     mask[..., :2] = True
-    tensors = {"control_mask": mask[0], "target_mask": mask[1], "target_cells": target}
+    tensors = {"control_mask": mask[0], "target_mask": mask[1], "control_cells": control, "target_cells": target}
     present = torch.ones(3, 5, dtype=torch.bool)
     candidates = Candidates(present.long(), present, present[..., None].float())
     gates = torch.ones(3, 6, 5)
+    mean_shift = torch.randn(3, 30, generator=rng)
     inferred = {"candidates": candidates, "refined": Refined(control, gates, gates)}
-    of_sets = module.loss(tensors, inferred, {"generated": generated, "recalled": recalled}).extra_metrics["of_sets"]
-    for share, values in zip(SHARES, of_sets.T, strict=True):
+    inferred["spoken"] = Spoken(mean_shift, None, gates)
+    found = module.loss(tensors, inferred, {"generated": generated, "recalled": recalled}).extra_metrics
+    for i, share in enumerate(SHARES):
         mixed = share * recalled + (1 - share) * generated
-        torch.testing.assert_close(values, energy_distance(mixed, target, *mask))
+        torch.testing.assert_close(found["of_sets"][:, i], energy_distance(mixed, target, *mask))
+        for b in range(3):
+            means = [x[b, k[b]].mean(0).numpy() for x, k in ((control, mask[0]), (mixed, mask[0]), (target, mask[1]))]
+            answer, true = means[1] - means[0], means[2] - means[0]
+            cosines = [1 - cosine(answer - m, true - m) for m in (0, mean_shift[b].numpy())]
+            assert float(found["agreement"][b, i]) == pytest.approx(sum(cosines), abs=1e-5)

@@ -58,6 +58,30 @@ def test_slot_0_keeps_its_weight_in_training_and_candidates_share_one():
     assert (((total - 1).abs() < 1e-5) | (total == 0)).all()
 
 
+def test_the_context_hears_every_slot_by_its_weight_and_teaches_none():
+    refiner, inputs, values = make()
+    found = refiner.eval()(*inputs, values=values, n_parts=1)
+    for b in range(B):
+        for s in range(S):
+            heard = sum(w * v for w, v in zip(found.weights[b, s], values[b], strict=True))
+            torch.testing.assert_close(found.context[b, s], refiner.value.weight @ heard + inputs[1][b])
+    found.context.sum().backward()
+    assert refiner.own.grad is refiner.parts.grad is refiner.sharpness.grad is None
+    assert refiner.value.weight.grad.abs().sum() > 0
+
+
+def test_the_context_seldom_hears_slot_0_in_training():
+    refiner, (*inputs, _, similarity), values = make(candidate_dropout=0.5, value_dropout=0.0)
+    own = torch.arange(K + 1).expand(B, -1) == 0
+    torch.manual_seed(0)
+    asked = {"values": values, "noise": torch.zeros(B, S, K + 1)}
+    found = [refiner.train()(*inputs, own, similarity, **asked) for _ in range(200)]
+    said = refiner.value(values[:, :1] * refiner.own) + inputs[1][:, None]
+    heard = torch.stack([torch.isclose(f.context, said, atol=1e-5).all(-1).all(-1) for f in found])
+    assert 0.4 < heard.float().mean() < 0.6
+    assert all((f.weights[..., 0] == refiner.own).all() for f in found)
+
+
 def test_nothing_present_and_a_zero_query_give_a_zero_context():
     refiner, (cells, query, keys, present, similarity), values = make()
     empty = torch.zeros_like(present)

@@ -22,7 +22,7 @@ from ptrag_sc.nn import (
     masked_mean,
     mean_distance,
 )
-from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, response_scale, tell
+from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, agreement, response_scale, tell
 
 RETRIEVAL = ("gumbel", "attention", "none")
 MEMORIES = (None, "response")
@@ -226,12 +226,8 @@ class PTRAGModule(BaseModuleClass):
             refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
         else:
             slots = keys, candidates.present, candidates.similarity
-            if told is None:
-                refined = self.refiner(basal, query, *slots, noise)
-            else:
-                low = told.low.clone()
-                low[:, 1 + told.n_parts :] += told.mean_low[:, None]
-                refined = self.refiner(basal, query, *slots, noise, low * self.response_scale, n_parts=told.n_parts)
+            said = {} if told is None else {"values": told.low * self.response_scale, "n_parts": told.n_parts}
+            refined = self.refiner(basal, query, *slots, noise, **said)
         outputs = {"basal": basal, "candidates": candidates, "refined": refined}
         outputs |= {"spoken": None, "strength": basal.new_zeros(len(basal))}
         if told is not None:
@@ -274,7 +270,8 @@ class PTRAGModule(BaseModuleClass):
 
         With a memory generator and memory learn apart, each to answer alone: together the generator would learn the
         training conditions by heart and the memory that it is not needed. In evaluation ``of_sets`` (B, n) holds the
-        set loss of every set, with a memory under each of the n shares of ``SHARES``.
+        set loss of every set, with a memory under each of the n shares of ``SHARES``, and then ``agreement`` (B, n) how
+        well the mean shift of the answer and the observed one agree.
         """
         masks, target = (tensors["control_mask"], tensors["target_mask"]), tensors["target_cells"]
         metrics, distance = {}, LOSSES[self.params.loss]
@@ -282,6 +279,10 @@ class PTRAGModule(BaseModuleClass):
             parts = [generative_outputs["generated"]]
             if self.has_memory:
                 parts = [s * generative_outputs["recalled"] + (1 - s) * parts[0] for s in SHARES]
+                mean = inference_outputs["spoken"].mean
+                start = masked_mean(tensors["control_cells"], masks[0]) + mean
+                answers = torch.stack([masked_mean(cells, masks[0]) - start for cells in parts])
+                metrics["agreement"] = agreement(answers, masked_mean(target, masks[1]) - start, mean).T
             metrics["of_sets"] = torch.stack([distance(cells, target, *masks) for cells in parts], dim=1)
             metrics["set_loss"] = metrics["of_sets"].mean(0).min()
         else:

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 STEPS_BETWEEN_CHECKS = 25
 PATIENCE = 20  # validation checks without improvement
 FEW_CONDITIONS = 5
-ALIKE = 2.0  # standard errors within which two shares of the memory do alike
 CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
 
@@ -59,7 +58,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         for prefix, table in tables.items():
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
-        self._start = None  # set losses (N,) before training
+        self._start, self.surpasses = None, True  # roots of the set losses (N, 1) before training
         self._n_views, self._n_parts = queries.n_views, queries.n_parts
         self._host_indices = queries.candidates.indices.cpu()
 
@@ -115,8 +114,8 @@ class PTRAGTrainingPlan(TrainingPlan):
         return output.loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the losses of the last check."""
-        self._of_sets = []
+        """Forget what the last check found."""
+        self._found = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Note the set losses on held-out conditions, and log the other parts of the loss."""
@@ -130,35 +129,44 @@ class PTRAGTrainingPlan(TrainingPlan):
             self.log("recalled_share", self.module.recalled_share.clone())
 
     def validate(self, batch: dict[str, torch.Tensor]) -> LossOutput:
-        """Note the loss of every set of a mini-batch, with a memory under each share of it."""
+        """Note the loss of every set of a mini-batch, with a memory under each share of it, and the agreement there."""
         _, _, output = self.forward(batch)
         mean = output.extra_metrics["set_loss"].reshape(1, 1).expand(output.n_obs_minibatch, 1)
-        self._of_sets.append(output.extra_metrics.pop("of_sets", mean))  # a module may know the mean only
+        of_sets = output.extra_metrics.pop("of_sets", mean)  # a module may know the mean only
+        self._found.append((of_sets, output.extra_metrics.pop("agreement", of_sets)))
         return output
 
     def validated_loss(self) -> torch.Tensor:
         """Return the mean loss of what was validated; with a memory under the share of it that the module keeps.
 
-        This is the largest share that is within ``ALIKE`` standard errors of the best one, condition by condition: what
-        the experiments say is preferred to what was learned from them. The first check comes before training, with the
-        share as it is. After it ``surpasses`` says whether the validation conditions gained more, on average, than
-        chance would give them (one-sided t-test at ``CHANCE``, as there are many checks).
+        Of the shares whose distance is within two standard errors of the best one, condition by condition, this is the
+        largest whose agreement is within one of the best of them: what the experiments say is preferred to what was
+        learned from them. The distance alone would ask for a blend even of a poor answer with a good one, as blends are
+        smaller. The first check comes before training, with the share as it is. After it ``surpasses`` says whether the
+        validation conditions gained more, on average, than chance would give them (one-sided t-test at ``CHANCE``, as
+        there are many checks). Distances are compared by their roots: squared, the strongest conditions would decide.
         """
-        losses, share = torch.cat(self._of_sets), 0
-        if self.has_memory:
-            share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
+        losses, agreement = (torch.cat(found) for found in zip(*self._found, strict=True))
+        if not self.has_memory:
+            return self._mean_and_error(losses)[0][0]
+        share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
+        roots = losses.clamp(min=0).sqrt()
         if self._start is None:
-            self._start = losses[:, share]
+            self._start = roots[:, share, None]
         else:
-            best = int(self._mean_and_error(losses)[0].argmin())
-            behind, error, _ = self._mean_and_error(losses - losses[:, best, None])
-            share = int((behind <= ALIKE * error).nonzero().max())
-        gain, error, n = self._mean_and_error(self._start[:, None] - losses)
-        bound = float(t.isf(CHANCE, max(n - 1, 1)))
-        self.surpasses = not self.has_memory or bool(gain[share] > bound * error[share])
-        if self.has_memory:
-            self.module.recalled_share.fill_(SHARES[share])
+            near = self._alike(roots, 2.0)
+            share = int(self._alike(-agreement, 1.0, among=near).nonzero().max())
+        gain, error, n = self._mean_and_error(self._start - roots)
+        self.surpasses = bool(gain[share] > float(t.isf(CHANCE, max(n - 1, 1))) * error[share])
+        self.module.recalled_share.fill_(SHARES[share])
         return self._mean_and_error(losses)[0][share]
+
+    def _alike(self, behind: torch.Tensor, n_errors: float, among: torch.Tensor | None = None) -> torch.Tensor:
+        """Return which of the columns of (N, K) have means within some standard errors of the lowest one among them."""
+        among = torch.ones_like(behind[0], dtype=torch.bool) if among is None else among
+        best = int(self._mean_and_error(behind)[0].masked_fill(~among, torch.inf).argmin())
+        mean, error, _ = self._mean_and_error(behind - behind[:, best, None])
+        return among & (mean <= n_errors * error)
 
     def _mean_and_error(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Return mean and standard error (K,) over the conditions (N, K) of all devices, inf for one, and N."""

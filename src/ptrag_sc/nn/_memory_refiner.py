@@ -34,9 +34,7 @@ class MemoryRefiner(Refiner):
     def __init__(self, n_hidden: int, n_values: int, *, value_dropout: float, **options):
         super().__init__(n_hidden, n_spaces=3, **options)  # gene embedding, responses; gene embedding alone
         self.value = nn.Linear(n_values, n_hidden, bias=False)
-        self.value_own = nn.Linear(n_values, n_hidden, bias=False)
         self.value_dropout = nn.Dropout(value_dropout)
-        self.value_part = nn.Linear(n_values, n_hidden, bias=False)
         self.own = nn.Parameter(torch.tensor(INITIAL_OWN))
         self.parts = nn.Parameter(torch.tensor(INITIAL_PARTS))
         if self.scorer is not None:
@@ -63,16 +61,14 @@ class MemoryRefiner(Refiner):
     def combine(
         self, gates: Tensor, kept: Tensor, nearness: Tensor, query: Tensor, values: Tensor, n_parts: int = 0
     ) -> Refined:
-        """Return what the slots say together, and the query beside it.
+        """Return what the slots say together, each by its weight, and the query beside it.
 
-        In training the context hears slot 0 and components as seldom as any candidate, but their weight is not
-        withheld: the others cannot take their place.
+        The context does not teach the memory its weights. In training it hears slot 0 and components as seldom as any
+        candidate, but their weight in the memory's answer is not withheld: the others cannot take their place.
         """
-        heard, values = gates * kept[:, None], self.value_dropout(values)
         own, parts, rest = slice(0, 1), slice(1, 1 + n_parts), slice(1 + n_parts, None)
-        shared = normalised_weights(heard[..., rest], nearness[:, rest], kept[:, rest])
+        shared = normalised_weights(gates[..., rest] * kept[:, None, rest], nearness[:, rest], kept[:, rest])
         shared = shared * (1 - self.parts * gates[..., parts].amax(-1, keepdim=True)) if n_parts else shared
-        context = shared @ self.value(values[:, rest]) + heard[..., own] * self.value_own(values[:, own])
-        context = context + heard[..., parts] @ self.value_part(values[:, parts])
         weights = torch.cat([gates[..., own] * self.own, gates[..., parts] * self.parts, shared], dim=-1)
-        return Refined(context + query[:, None], weights, gates)
+        heard = (weights.detach() * kept[:, None]) @ self.value_dropout(values)
+        return Refined(self.value(heard) + query[:, None], weights, gates)

@@ -1,6 +1,6 @@
 """Which training perturbations answer for a query, and in which space are they near?"""
 
-from ._calibration import Start, calibrate
+from ._calibration import Start, agreement, calibrate
 from ._candidates import (
     Candidates,
     Queries,
@@ -40,6 +40,7 @@ __all__ = [
     "Spoken",
     "Start",
     "Told",
+    "agreement",
     "between_perturbations",
     "build_memory",
     "calibrate",

@@ -82,6 +82,17 @@ def calibrate(
     return Start(torch.tensor([best.text, best.response]), best.own, best.mapped, parts, float(scores[kept].mean()))
 
 
+def agreement(
+    answers: Float[Tensor, "N C R"], true: Float[Tensor, "C R"], mean: Float[Tensor, "C R"]
+) -> Float[Tensor, "N C"]:
+    """Return the cosine of answered and observed deviations from the mean shift, plus that of the shifts.
+
+    Unlike a distance it does not reward an answer for being small.
+    """
+    specific = torch.cosine_similarity(answers, true, dim=-1)
+    return specific + torch.cosine_similarity(mean + answers, mean + true, dim=-1)
+
+
 class _Asked:
     """Training conditions (C), what the memory tells of each, and how an answer is scored."""
 
@@ -115,12 +126,12 @@ class _Asked:
     def scores(self, answers: Float[Tensor, "N c R"], rows: Bool[Tensor, " C"]) -> Float[Tensor, "N c"]:
         """Return the score of N answers to each of some conditions."""
         others, true = self.others[rows], self.true[rows]
-        specific = torch.cosine_similarity(answers, true, dim=-1)
+        agree = agreement(answers, true, others)
         whole, true = F.normalize(others + answers, dim=-1), F.normalize(others + true, dim=-1)
         alike, same = whole @ true.T, self.cell_type[rows, None] == self.cell_type[rows]
         itself = alike.diagonal(dim1=1, dim2=2)
         nearer = ((alike >= itself[..., None]) & same).sum(-1) - 1
-        return specific + itself + (1 - nearer / (same.sum(1) - 1).clamp(min=1)) / 2
+        return agree + (1 - nearer / (same.sum(1) - 1).clamp(min=1)) / 2
 
 
 class Option(NamedTuple):
