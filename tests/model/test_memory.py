@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
@@ -70,6 +71,18 @@ def test_an_untrained_model_answers_with_what_was_observed(screen):
         cells = predicted[(predicted.obs["gene"] == query) & (predicted.obs["line"] == line)]
         controls = screen[cells.obs["ptrag_source"].to_numpy()].X.toarray()
         np.testing.assert_allclose(cells.X - controls, np.tile(shift, (len(cells), 1)), atol=1e-5)
+
+
+def test_a_medium_that_moves_all_perturbed_cells_moves_every_answer(screen):
+    """Up to shrinkage, whose directions turn with it. In a combination it counts for each component, as a sum does."""
+    medium, moved = np.random.default_rng(1).random(30).astype(np.float32), screen_of()
+    moved.X = moved.X.toarray() + medium * (moved.obs["gene"] != "ctl").to_numpy()[:, None]
+    ptrag_sc.PTRAG.setup_anndata(moved, **KEYS, batch_key="gem", split_key="split")
+    asked = {"perturbations": ["G0", "G3", "G1+G2"]}
+    before, after = (ptrag_sc.PTRAG(s, **{**SMALL, **MEMORY}).predict(s, **asked) for s in (screen, moved))
+    change = pd.DataFrame(after.X - before.X).groupby(before.obs["gene"].to_numpy()).mean()
+    for name, times in (("G0", 1), ("G3", 1), ("G1+G2", 2)):
+        np.testing.assert_allclose(change.loc[name], times * medium, atol=0.1)
 
 
 def test_the_control_is_returned_as_it_is(trained, screen):
