@@ -9,8 +9,15 @@ from sklearn.linear_model import Ridge
 
 import ptrag_sc
 from ptrag_sc.metrics import pearson_delta
-from ptrag_sc.model._support import CONDITION, FEATURES, OUTCOMES, Calibration, _features, support_table
-from ptrag_sc.retrieval._ridge import PENALTIES
+from ptrag_sc.model._support import (
+    CONDITION,
+    FEATURES,
+    OUTCOMES,
+    PENALTIES,
+    Calibration,
+    _features,
+    support_table,
+)
 from screens import KEYS, make_screen, train_small
 
 
@@ -35,19 +42,37 @@ def made_up(n, seed=0, noise=0.1):
     return support, observed
 
 
-def test_every_condition_is_expected_from_all_others():
-    support, observed = made_up(30)
+def slow_regression(x, y):
+    """Return how one outcome follows, with the largest penalty within a standard error of the best one."""
+    center, scale, rows = x.mean(0), x.std(0), np.arange(len(x))
+    z, base = (x - center) / scale, np.linalg.eigvalsh(np.cov(x.T, ddof=0) / np.outer(scale, scale)).mean() * len(x)
+    fits, errors = [], []
+    centred = y - y.mean()
+    for penalty in [p * base for p in PENALTIES[:-1]] + [1e12]:
+        fits.append(Ridge(penalty, fit_intercept=False).fit(z, centred))
+        left = [
+            Ridge(penalty, fit_intercept=False).fit(z[rows != i], centred[rows != i]).predict(z[[i]])[0] for i in rows
+        ]
+        errors.append((left - centred) ** 2)
+    behind = np.array(errors) - errors[np.mean(errors, axis=1).argmin()]
+    best = np.flatnonzero(behind.mean(1) <= behind.std(1) / np.sqrt(len(x)))[-1]
+    return lambda new: y.mean() + fits[best].predict((new - center) / scale)
+
+
+@pytest.mark.parametrize("n_types", [1, 2])
+def test_every_condition_is_expected_from_all_other_perturbations(n_types):
+    support, observed = made_up(12)
+    names = {"perturbation": [f"G{i // n_types}" for i in range(12)], "cell_type": ["t", "u"] * 6}
+    support, observed = support.assign(**names), observed.assign(**names)
     found = Calibration.fit(support, observed)
-    x, y = (_features(support) - found.center) / found.scale, observed[list(OUTCOMES)].to_numpy()
-    base = np.linalg.eigvalsh(x.T @ x).mean()
-    expected = found.conditions[[f"expected_{name}" for name in OUTCOMES]].to_numpy()
-
-    def slow(penalty):
-        rows = np.arange(len(x))
-        fits = [Ridge(penalty * base).fit(x[rows != i], y[rows != i]).predict(x[i : i + 1])[0] for i in rows]
-        return np.abs(np.array(fits) - expected).max()
-
-    assert min(slow(penalty) for penalty in PENALTIES) < 1e-8
+    x, y = _features(support), observed[list(OUTCOMES)].to_numpy()
+    for o, name in enumerate(OUTCOMES):
+        for row in range(12):
+            other = np.array(names["perturbation"]) != names["perturbation"][row]
+            expected = slow_regression(x[other], y[other, o])(x[[row]])[0]
+            assert found.conditions[f"expected_{name}"].iloc[row] == pytest.approx(expected, abs=1e-8)
+        expected = slow_regression(x, y[:, o])(x)
+        np.testing.assert_allclose(found.expected(support)[f"expected_{name}"], expected, atol=1e-8)
 
 
 def test_intervals_cover_what_they_promise_and_are_narrower_than_without_features():
@@ -63,6 +88,18 @@ def test_intervals_cover_what_they_promise_and_are_narrower_than_without_feature
         assert np.corrcoef(expected["expected_pearson_delta"], observed.loc[new, "pearson_delta"])[0, 1] > 0.6
     assert all(0.86 < np.mean(values) < 0.95 for values in covered.values())
     assert np.mean(widths) < 0.8 * 1.645 * np.std(observed["energy_distance"])
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_intervals_from_ten_conditions_cover_what_they_promise_too(noise):
+    covered = []
+    for seed in range(80):
+        support, observed = made_up(110, seed, noise)
+        known, new = support.index < 10, support.index >= 10
+        expected = Calibration.fit(support[known], observed[known]).expected(support[new])
+        low, high = (expected[f"energy_distance_{end}"] for end in ("low", "high"))
+        covered.append(observed.loc[new, "energy_distance"].between(low, high).mean())
+    assert 0.86 < np.mean(covered) < 0.95
 
 
 def test_conditions_of_one_perturbation_are_not_taken_for_independent():

@@ -16,6 +16,7 @@ from ptrag_sc.retrieval import fit_ridge
 OUTCOMES = ("pearson_delta", "energy_distance")
 FEATURES = ("similarity", "similarity_response", "weight_own", "log_effective_number", "log_strength")
 CONFIDENCE = 0.9
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, math.inf)  # at the last the expected error is the mean
 CONDITION = ["perturbation", "cell_type"]
 MAX_CONDITIONS, MAX_CELLS = 300, 256  # of validation
 LABELS_AT_ONCE = 8
@@ -35,7 +36,7 @@ class Calibration:
         Of the outcomes (O,).
     conditions
         Validation conditions: ``perturbation``, ``cell_type``, and for each outcome ``<name>`` (observed) and
-        ``expected_<name>`` (predicted from all others).
+        ``expected_<name>`` (predicted from the conditions of all other perturbations).
     """
 
     center: np.ndarray
@@ -57,15 +58,15 @@ class Calibration:
         """
         table = support.merge(observed, on=CONDITION, validate="one_to_one")
         x, y = _features(table), table[list(OUTCOMES)].to_numpy(float)
-        center, spread = x.mean(0), x.std(0)
-        scale = np.where(spread > 1e-6, spread, np.inf)  # what does not vary tells nothing
-        centred = torch.as_tensor(y - y.mean(0))
-        ridge = fit_ridge(torch.as_tensor((x - center) / scale), centred)
-        left_out = y.mean(0) + ridge.left_out(centred, more=1 / len(table)).numpy()
+        left_out, every = np.empty_like(y), np.arange(len(table))
+        for rows in table.groupby("perturbation").indices.values():
+            others = np.setdiff1d(every, rows) if len(rows) < len(table) else every
+            center, scale, coefficients, mean = _regress(x[others], y[others])
+            left_out[rows] = mean + (x[rows] - center) / scale @ coefficients
         conditions = table[[*CONDITION, *OUTCOMES]].copy()
         for name, values in zip(OUTCOMES, left_out.T, strict=True):
             conditions[f"expected_{name}"] = values
-        return cls(center, scale, ridge.coefficients.numpy(), y.mean(0), conditions)
+        return cls(*_regress(x, y), conditions)
 
     def half_width(self, outcome: str) -> float:
         """Return half the width of the interval (jackknife, Barber et al. 2021); inf with too few perturbations.
@@ -202,6 +203,15 @@ def support_table(retrieved: pd.DataFrame, strength: pd.DataFrame) -> pd.DataFra
     numbers = ["n_experiments", "effective_number", "weight_own"]
     table[numbers] = table[numbers].astype(float).fillna(0.0)
     return table.astype({"n_experiments": int})
+
+
+def _regress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return center and scale of the features (N, F), their coefficients, and the mean of the outcomes (N, O)."""
+    center, spread, mean = x.mean(0), x.std(0), y.mean(0)
+    scale = np.where(spread > 1e-6, spread, np.inf)  # what does not vary tells nothing
+    features, outcomes = torch.as_tensor((x - center) / scale), torch.as_tensor(y - mean)
+    fits = [fit_ridge(features, of_one, penalties=PENALTIES, n_errors=1.0) for of_one in outcomes.split(1, dim=1)]
+    return center, scale, torch.cat([fit.coefficients for fit in fits], dim=1).numpy(), mean
 
 
 def _features(support: pd.DataFrame) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What does a linear model predict for rows that it has not seen?"""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,33 +18,42 @@ class Ridge(NamedTuple):
     fitted: Float[Tensor, "N O"]
     leverage: Float[Tensor, "N 1"]  # diagonal of the hat matrix
 
-    def left_out(self, y: Float[Tensor, "N O"], more: float = 0.0) -> Float[Tensor, "N O"]:
-        """Return the prediction of each row from all others; ``more`` is the leverage of an intercept beside it."""
-        leverage = self.leverage + more
-        return (self.fitted - leverage * y) / (1 - leverage).clamp(min=TINY)
+    def left_out(self, y: Float[Tensor, "N O"]) -> Float[Tensor, "N O"]:
+        """Return the prediction of each row from all others."""
+        return (self.fitted - self.leverage * y) / (1 - self.leverage).clamp(min=TINY)
 
 
-def fit_ridge(x: Float[Tensor, "N F"], y: Float[Tensor, "N O"]) -> Ridge:
+def fit_ridge(
+    x: Float[Tensor, "N F"],
+    y: Float[Tensor, "N O"],
+    *,
+    penalties: tuple[float, ...] = PENALTIES,
+    n_errors: float = 0.0,
+) -> Ridge:
     r"""Fit a ridge regression whose penalty predicts best what is left out, one row at a time.
 
     With :math:`h_n` the diagonal of the hat matrix, the prediction of row n from the others is
-    :math:`(\hat y_n - h_n y_n) / (1 - h_n)`; the penalty is the one of ``PENALTIES`` (times the mean eigenvalue of
-    :math:`X^\top X`) of least squared error so left out (PRESS, Allen 1974).
+    :math:`(\hat y_n - h_n y_n) / (1 - h_n)`; the best penalty has the least squared error so left out (PRESS, Allen
+    1974).
 
     Parameters
     ----------
     x, y
         Features and outcomes; N is at least 1.
+    penalties
+        To choose from, rising, in units of the mean eigenvalue of :math:`X^\top X`; at inf nothing is learned.
+    n_errors
+        The largest penalty within so many standard errors of the best one, row by row, is preferred to it.
     """
     x, y = x.double(), y.double()
     values, axes = torch.linalg.eigh(x.T @ x)
-    rotated, best = x @ axes, None
-    for penalty in PENALTIES:
+    rotated, fits = x @ axes, []
+    for penalty in penalties:
         inverse = 1 / (values.clamp(min=0) + penalty * values.mean().clamp(min=TINY))
         coefficients = inverse[:, None] * (rotated.T @ y)
         leverage = (rotated.square() * inverse).sum(1, keepdim=True)
-        ridge = Ridge(axes @ coefficients, rotated @ coefficients, leverage)
-        press = float((ridge.left_out(y) - y).square().sum())
-        if best is None or press < best[0]:
-            best = press, ridge
-    return best[1]
+        fits.append(Ridge(axes @ coefficients, rotated @ coefficients, leverage))
+    errors = torch.stack([(fit.left_out(y) - y).square().sum(1) for fit in fits])
+    behind = errors - errors[errors.mean(1).argmin()]
+    bound = n_errors * behind.std(1, correction=0) / math.sqrt(len(y))
+    return fits[int((behind.mean(1) <= bound).nonzero().max())]
