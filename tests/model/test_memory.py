@@ -1,5 +1,6 @@
 """Does the memory speak as it should: from the training split, never of the query's own cells, and exactly at first?"""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from ptrag_sc.model._module import SHARES
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
-from ptrag_sc.retrieval import Candidates, Spoken, view_memory
+from ptrag_sc.retrieval import Candidates, Spoken, fit_ridge, view_memory
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -39,9 +40,36 @@ def screen():
     return screen_of()
 
 
+def train_kept(screen):
+    """Return a model whose last weights are kept, and whose generator answers beside the memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeepBest, "on_train_end", lambda *_: None)
+        model = train_small(screen, **MEMORY)
+    model.module.recalled_share.fill_(0.5)
+    return model
+
+
 @pytest.fixture(scope="module")
 def trained(screen):
-    return train_small(screen, **MEMORY)
+    return train_kept(screen)
+
+
+def test_the_trained_model_is_trained(screen, trained):
+    scvi.settings.seed = 0
+    before = dict(ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}).module.named_parameters())
+    of_generator = [name for name in before if name.startswith("generator")]
+    assert all(not torch.equal(before[name], trained.module.get_parameter(name)) for name in of_generator)
+
+
+def test_a_loss_that_is_not_finite_is_never_kept(screen):
+    plan = plan_of(screen)
+    start = np.full((1, 4, 11), 2.0)
+    validated(plan, start)
+    assert np.isnan(validated(plan, np.where(np.arange(4)[:, None] == 1, np.nan, start))[0])
+    assert not plan.surpasses
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
+    model.train(3, **TRAIN, plan_kwargs={"lr": 1e20})
+    assert all(tensor.isfinite().all() for tensor in model.module.parameters())
 
 
 def test_an_untrained_model_answers_with_what_was_observed(screen):
@@ -198,7 +226,7 @@ def noisy(adata, rows, seed=0):
 
 
 def test_held_out_cells_reach_nothing(screen, trained):
-    other = train_small(noisy(screen, (screen.obs["split"] == "test").to_numpy()), **MEMORY)
+    other = train_kept(noisy(screen, (screen.obs["split"] == "test").to_numpy()))
     for name, tensor in trained.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
     asked = {"perturbations": ["G0", "G1+G2"]}
@@ -226,7 +254,7 @@ def test_a_training_condition_is_not_told_its_own_cells(screen, trained):
 
 def test_nor_is_the_map_of_its_response_between_cell_types(screen, trained, monkeypatch):
     """With the penalty as it was: the map is learned from the other perturbations."""
-    monkeypatch.setattr("ptrag_sc.retrieval._ridge.PENALTIES", (1.0,))
+    monkeypatch.setattr("ptrag_sc.retrieval._response_memory.fit_ridge", partial(fit_ridge, penalties=(1.0,)))
     memory = trained.module.memory
     p, t = (memory.n_cells > 0).all(1).nonzero()[0].item(), 1
     changed = memory.low.clone()
@@ -288,7 +316,7 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
 
 
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):
-    other = train_small(screen_of(), **MEMORY)
+    other = train_kept(screen_of())
     for name, tensor in trained.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptrag_sc.nn import MemoryRefiner, energy_distance, mean_distance
+from ptrag_sc.nn import MemoryRefiner, energy_distance, masked_mean, mean_distance
 
 H, K, V, B, S = 8, 4, 5, 3, 6
 OPTIONS = {"gated": True, "temperature": 0.5, "dropout": 0.1, "candidate_dropout": 0.3, "value_dropout": 0.3}
@@ -47,6 +47,7 @@ def test_components_have_one_weight_and_leave_the_rest_to_the_candidates():
     for b, weight in enumerate((0.8, 0.0, 0.8)):
         torch.testing.assert_close(found.weights[b, :, 1:3], torch.full((S, 2), weight))
         torch.testing.assert_close(found.weights[b, :, 3:], (1 - weight) * alone.weights[b, :, 3:])
+        torch.testing.assert_close(found.weights[b, :, 0], torch.full((S,), (1 - weight) * 0.3 * present[b, 0]))
 
 
 def test_slot_0_keeps_its_weight_in_training_and_candidates_share_one():
@@ -110,3 +111,19 @@ def test_the_distance_of_means_is_the_energy_distance_of_shifted_populations(shi
     energy, means = energy_distance(x, y, *masks), mean_distance(x[:, :350].mean(1), y, masks[1])
     sampling = (300 / 350 + 300 / 300) / (2 * 300) ** 0.5  # of the means of two samples
     torch.testing.assert_close(means.mean() - sampling, energy.mean(), atol=0.004, rtol=0.1)
+
+
+def test_where_nothing_is_known_of_the_query_empty_slots_change_no_sharpness():
+    """An empty slot has no response, as :func:`memory_candidates` returns it."""
+    refiner, *_ = make()
+    refiner.eval().start(torch.tensor([0.0, 0.0, 6.0]), 0.3, 1.0)
+    similarity = torch.stack([torch.tensor([[0.9, 0.2, 0.0]]), torch.full((1, 3), torch.nan)], dim=-1)
+    near = refiner.nearness(similarity)
+    assert float(near[0, 0] - near[0, 1]) == pytest.approx(6 * 0.7, rel=1e-4)
+
+
+def test_means_keep_their_digits_under_autocast():
+    x = 4 + 0.01 * torch.randn(2, 50, 30)
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(masked_mean(x, mask), x.mean(1))

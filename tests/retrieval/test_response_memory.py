@@ -109,8 +109,10 @@ def test_what_responses_elsewhere_mean_here_is_learned_from_all_other_perturbati
     assert ((found - here)[:30] ** 2).mean() < 0.6 * (here**2).mean()
 
 
-def test_nothing_in_both_predicts_nothing():
-    assert not _mapped(torch.randn(5, R), torch.randn(5, R), torch.zeros(5).bool()).any()
+@pytest.mark.parametrize("n_both", [0, 2])
+def test_with_next_to_nothing_in_both_a_response_means_what_it_is_elsewhere(n_both):
+    elsewhere = torch.randn(5, R)
+    torch.testing.assert_close(_mapped(elsewhere, torch.randn(5, R), torch.arange(5) < n_both), elsewhere)
 
 
 def test_an_unknown_cell_type_sees_all_and_most_the_one_it_resembles():

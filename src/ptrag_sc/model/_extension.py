@@ -104,7 +104,10 @@ class GrowingMemory(ModulePredictor):
         if key is not None and key in self.keys_.container(adata, "split_key").obs:
             table = condition_split(index, read_split(adata, self.keys_), place=f"adata.obs[{key!r}]")
             table = table[table["split"] == "train"].drop(columns="split")
-        table = index.named(table)
+        single = (table["n_cells"] < 2).to_numpy()
+        if single.any():
+            logger.warning("Left %d conditions of a single cell out of the memory.", single.sum())
+        table = index.named(table[~single])
         pairs = (self.module.memory.n_cells > 0).nonzero().tolist()
         held = pd.MultiIndex.from_tuples([(self.candidates_[p], self.tables_.cell_types[t]) for p, t in pairs])
         is_held = pd.MultiIndex.from_frame(table[["perturbation", "cell_type"]]).isin(held)

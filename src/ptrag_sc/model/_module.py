@@ -146,7 +146,8 @@ class PTRAGModule(BaseModuleClass):
         elif params.retrieval != "none":
             width = len(memory.directions)
             self.refiner = MemoryRefiner(params.n_hidden, width, value_dropout=params.memory_dropout, **options)
-            self.encode_response = nn.Linear(width + N_FLAGS, params.n_hidden, bias=False)
+            if params.retrieval == "gumbel":  # only the scorer of the gates reads keys
+                self.encode_response = nn.Linear(width + N_FLAGS, params.n_hidden, bias=False)
             self.register_buffer("response_scale", response_scale(memory))
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 

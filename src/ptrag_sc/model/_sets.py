@@ -87,5 +87,5 @@ def gate_noise(
         n_cells = int(sets.target_mask[b].sum())
         rng = np.random.default_rng([int(key), int(sets.ordinal[b])])
         always = rng.logistic(size=(n_cells, n_slots - n_parts))
-        noise[b, :n_cells] = np.insert(always, [1] * n_parts, rng.logistic(size=(n_cells, n_parts)), axis=1)
+        noise[b, :n_cells] = np.insert(always, [1] * n_parts, rng.logistic(size=(n_parts, n_cells)).T, axis=1)
     return torch.from_numpy(noise)

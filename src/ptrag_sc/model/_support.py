@@ -1,5 +1,6 @@
 """What does a prediction rest on, and how wrong may it be?"""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from ptrag_sc.data._assembly import request_population
 from ptrag_sc.metrics import pearson_delta
 from ptrag_sc.nn import energy_distance
 from ptrag_sc.retrieval import fit_ridge
+
+logger = logging.getLogger(__name__)
 
 OUTCOMES = ("pearson_delta", "energy_distance")
 FEATURES = ("similarity", "similarity_response", "weight_own", "log_effective_number", "log_strength")
@@ -106,7 +109,9 @@ class Calibration:
 
 
 def calibrate_support(model, screen: Screen) -> Calibration | None:
-    """Predict the validation conditions of a trained model and learn how wrong it is; None without such conditions.
+    """Predict the validation conditions of a trained model and learn how wrong it is.
+
+    None without such conditions, or where a prediction is not finite.
 
     Parameters
     ----------
@@ -120,7 +125,11 @@ def calibrate_support(model, screen: Screen) -> Calibration | None:
     if val.empty:
         return None
     val = val.iloc[np.unique(np.linspace(0, len(val) - 1, min(MAX_CONDITIONS, len(val))).astype(int))]
-    return Calibration.fit(*observed_errors(model, screen, val))
+    support, observed = observed_errors(model, screen, val)
+    if not np.isfinite(observed[list(OUTCOMES)].to_numpy(float)).all():
+        logger.warning("Some predictions of validation conditions are not finite: no errors are expected.")
+        return None
+    return Calibration.fit(support, observed)
 
 
 def observed_errors(model, screen: Screen, conditions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,6 +1,7 @@
 """What happens in a training step, in a validation step, and at the end?"""
 
 import logging
+import math
 from inspect import signature
 from typing import Any
 
@@ -147,8 +148,10 @@ class PTRAGTrainingPlan(TrainingPlan):
         there are many checks). Distances are compared by their roots: squared, the strongest conditions would decide.
         """
         losses, agreement = (torch.cat(found) for found in zip(*self._found, strict=True))
-        if not self.has_memory:
-            return self._mean_and_error(losses)[0][0]
+        mean = self._mean_and_error(losses)[0]
+        self.surpasses = bool((mean + self._mean_and_error(agreement)[0]).isfinite().all())
+        if not self.has_memory or not self.surpasses:
+            return mean[0]
         share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
         roots = losses.clamp(min=0).sqrt()
         if self._start is None:
@@ -159,7 +162,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         gain, error, n = self._mean_and_error(self._start - roots)
         self.surpasses = bool(gain[share] > float(t.isf(CHANCE, max(n - 1, 1))) * error[share])
         self.module.recalled_share.fill_(SHARES[share])
-        return self._mean_and_error(losses)[0][share]
+        return mean[share]
 
     def _alike(self, behind: torch.Tensor, n_errors: float, among: torch.Tensor | None = None) -> torch.Tensor:
         """Return which of the columns of (N, K) have means within some standard errors of the lowest one among them."""
@@ -204,7 +207,8 @@ class KeepBest(Callback):
     def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Remember the weights that were just validated if they are the best so far."""
         loss = float(trainer.callback_metrics["validation_loss"])
-        if self.best_state is None or (loss < self.best_loss and plan.surpasses):
+        is_first = self.best_state is None and math.isfinite(loss)
+        if is_first or (loss < self.best_loss and plan.surpasses):
             self.best_loss = loss
             self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
 

@@ -67,8 +67,10 @@ def mean_distance(
 
 
 def masked_mean(x: Float[Tensor, "B S G"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B G"]:
-    """Return the mean over the real cells of each set."""
-    return (mask.to(x.dtype)[:, None] @ x).squeeze(1) / mask.sum(1, keepdim=True)
+    """Return the mean over the real cells of each set, in float32 whatever autocast says: shifts are small."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (mask.to(x.dtype)[:, None] @ x).squeeze(1) / mask.sum(1, keepdim=True)
 
 
 def _summed_distances(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ class MemoryRefiner(Refiner):
     """Refiner whose candidates say what was observed, and whose slot 0 is the query's own response elsewhere.
 
     The candidates share a weight of 1; slot 0 has a weight of its own beside them, as it is evidence of another kind.
-    The components of a combination, in the slots behind it, have one weight, and leave the rest of 1 to the candidates.
+    The components of a combination, in the slots behind it, have one weight, and leave the rest of 1 to all others.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ class MemoryRefiner(Refiner):
         """
         own, parts, rest = slice(0, 1), slice(1, 1 + n_parts), slice(1 + n_parts, None)
         shared = normalised_weights(gates[..., rest] * kept[:, None, rest], nearness[:, rest], kept[:, rest])
-        shared = shared * (1 - self.parts * gates[..., parts].amax(-1, keepdim=True)) if n_parts else shared
-        weights = torch.cat([gates[..., own] * self.own, gates[..., parts] * self.parts, shared], dim=-1)
+        others = torch.cat([gates[..., own] * self.own, shared], dim=-1)
+        others = others * (1 - self.parts * gates[..., parts].amax(-1, keepdim=True)) if n_parts else others
+        weights = torch.cat([others[..., :1], gates[..., parts] * self.parts, others[..., 1:]], dim=-1)
         heard = (weights.detach() * kept[:, None]) @ self.value_dropout(values)
         return Refined(self.value(heard) + query[:, None], weights, gates)

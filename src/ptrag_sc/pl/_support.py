@@ -61,7 +61,10 @@ def support(
     ax = canvas(ax, (6.4, 4.2))
     observed, expected = (conditions[name].to_numpy(float) for name in (metric, f"expected_{metric}"))
     points = predicted[f"expected_{metric}"].to_numpy(float)
-    width = float(np.nanmax(predicted[f"{metric}_high"] - predicted[f"expected_{metric}"]))
+    low, high = (predicted[f"{metric}_{end}"].to_numpy(float) for end in ("low", "high"))
+    # Intervals are cut at -1 and 1; one that reaches both has no width to show.
+    cut = metric == "pearson_delta" and ((low <= -1) & (high >= 1)).all()
+    width = np.inf if cut else float(np.maximum(points - low, high - points).max())
     everything = np.concatenate([expected, points])
     margin = 0.05 * (np.ptp(everything) or 1.0)
     line = np.array([everything.min() - margin, everything.max() + margin])

@@ -16,6 +16,7 @@ from ptrag_sc.data import Shifts, Spread
 from ptrag_sc.retrieval._ridge import fit_ridge
 
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
+MIN_SEEN = 3  # perturbations in both that a map between cell types is learned from
 
 
 class ResponseMemory(NamedTuple):
@@ -197,11 +198,11 @@ def _mapped(
 ) -> Float[Tensor, "P R"]:
     """Return what responses elsewhere predict for this cell type, by ridge regression over perturbations seen in both.
 
-    Each of these is predicted from the others.
+    Each of these is predicted from the others. Where no map can be learned, a response means what it is elsewhere.
     """
     x, y = elsewhere[in_both], here[in_both]
-    if not len(x) or torch.equal(x, y):  # nothing in both, or an unknown cell type, which sees the same everywhere
-        return torch.zeros_like(here)
+    if len(x) < MIN_SEEN or torch.equal(x, y):  # an unknown cell type sees the same everywhere
+        return elsewhere
     ridge = fit_ridge(x, y)
     mapped = elsewhere.double() @ ridge.coefficients
     mapped[in_both] = ridge.left_out(y.double())

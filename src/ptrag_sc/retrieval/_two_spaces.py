@@ -29,7 +29,7 @@ def memory_candidates(
     all of them were observed, here or elsewhere. K further ones are filled alternately from the
     rankings in the gene embedding and in the responses elsewhere, among other perturbations that were observed in the
     cell type, until K are distinct (less those that are components). ``similarity`` is NaN in a space where query or
-    candidate was not observed, and in both for slot 0 and components.
+    candidate was not observed, and in both for slot 0 and components; in an empty slot it is 0 and NaN.
 
     Parameters
     ----------
@@ -64,9 +64,8 @@ def _in_cell_type(vectors, table, own, n_candidates, view, parts, random_keys) -
     is_part = is_part & (n_candidates > 0)
     present = present & ~((indices[..., None] == parts[:, None]) & is_part[:, None]).any(-1)
     response = _cosine(query, responses, indices)
-    response = response.masked_fill(~(is_known[:, None] & view.known[indices]), torch.nan)
-    similarity = torch.stack([_cosine(vectors, table, indices), response], dim=-1)
-    similarity = similarity.masked_fill(~present[..., None], 0.0)
+    response = response.masked_fill(~(is_known[:, None] & view.known[indices] & present), torch.nan)
+    similarity = torch.stack([_cosine(vectors, table, indices) * present, response], dim=-1)
     unlike = similarity.new_full((len(own), 1 + parts.shape[1], 2), torch.nan)
     return Candidates(
         torch.cat([torch.where(is_known, own, 0)[:, None], parts * is_part, indices * present], dim=1),
