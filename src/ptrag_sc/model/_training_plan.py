@@ -255,7 +255,8 @@ def trainer_arguments(
     }
     arguments = {**defaults, **given}
     if not n_val:
-        logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.")
+        memory = " With a memory, whose share is chosen on them, retrieval alone answers." if check_first else ""
+        logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.%s", memory)
         arguments.pop("check_val_every_n_epoch")
         return arguments
     if n_val < FEW_CONDITIONS:
