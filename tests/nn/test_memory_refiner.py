@@ -113,15 +113,6 @@ def test_the_distance_of_means_is_the_energy_distance_of_shifted_populations(shi
     torch.testing.assert_close(means.mean() - sampling, energy.mean(), atol=0.004, rtol=0.1)
 
 
-def test_where_nothing_is_known_of_the_query_empty_slots_change_no_sharpness():
-    """An empty slot has no response, as :func:`memory_candidates` returns it."""
-    refiner, *_ = make()
-    refiner.eval().start(torch.tensor([0.0, 0.0, 6.0]), 0.3, 1.0)
-    similarity = torch.stack([torch.tensor([[0.9, 0.2, 0.0]]), torch.full((1, 3), torch.nan)], dim=-1)
-    near = refiner.nearness(similarity)
-    assert float(near[0, 0] - near[0, 1]) == pytest.approx(6 * 0.7, rel=1e-4)
-
-
 def test_means_keep_their_digits_under_autocast():
     x = 4 + 0.01 * torch.randn(2, 50, 30)
     mask = torch.ones(2, 50, dtype=torch.bool)

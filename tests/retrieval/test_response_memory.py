@@ -238,3 +238,14 @@ def test_slots_hold_the_query_elsewhere_and_others_that_were_observed_here(rando
                 assert float(response) == pytest.approx(float(cosine), abs=1e-5)
             if not random and chosen:
                 assert chosen[0] == max(allowed, key=lambda k: float(table[k] @ vectors[q]))
+
+
+def test_an_empty_slot_says_nothing_of_what_is_known_of_the_query():
+    """As MemoryRefiner asks whether any slot knows the query's response: an empty one must not seem to."""
+    _, _, _, memory = make(missing=0.0)
+    view, table = view_memory(memory, torch.arange(T), memory.controls), torch.randn(P, 4)
+    parts = torch.full((2, 0), -1)
+    found = memory_candidates(table[:2], table, torch.full((2,), -1), P + 3, view, parts=parts)
+    assert (~found.present).any(1).all()
+    assert found.similarity[..., 1].isnan().all()
+    assert not found.similarity[:, 1:, 0][~found.present[:, 1:]].any()
