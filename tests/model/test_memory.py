@@ -313,6 +313,8 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     sets = SimpleNamespace(target=two, target_mask=two.astype(bool), query=one, cell_type=0 * one, ordinal=one)
     noise, more = (gate_noise(sets, ("G0",), np.array(["K562"]), 5 + n, n_parts=n, seed=3) for n in (0, 2))
     assert torch.equal(noise, more[..., [0, 3, 4, 5, 6]])
+    three = gate_noise(sets, ("G0",), np.array(["K562"]), 8, n_parts=3, seed=3)  # beside a combination of three
+    assert torch.equal(more, three[..., [0, 1, 2, 4, 5, 6, 7]])
 
 
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):

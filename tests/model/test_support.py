@@ -210,5 +210,7 @@ def test_the_plot_shows_validation_conditions_and_predictions(screen):
         legend, figure = ax.get_legend().get_window_extent(), ax.figure.bbox
         assert not legend.overlaps(ax.get_window_extent())  # it hides nothing
         assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1
+    assert len(model.support_.conditions) < 9  # too few to promise anything
+    assert "9 of 10" not in [text.get_text() for text in ax.get_legend().get_texts()]
     with pytest.raises(ValueError, match="metric= 'mse' does not occur"):
         ptrag_sc.pl.support(virtual, metric="mse")
