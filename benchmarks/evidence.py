@@ -34,7 +34,7 @@ from measure import machine, table
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
 from ptrag_sc.data import canonical
-from ptrag_sc.model._module import RETRIEVAL
+from ptrag_sc.model._module_params import RETRIEVAL
 from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
 from ptrag_sc.model._support import CONDITION, OUTCOMES, observed_errors
 

@@ -11,7 +11,7 @@ from inspect import signature
 import torch
 
 from ptrag_sc import PTRAG
-from ptrag_sc.model._module import ModuleParams
+from ptrag_sc.model._module_params import ModuleParams
 
 REPEATS = 5
 

@@ -238,7 +238,7 @@ def test_the_published_order_of_operations_computes_the_same():
     candidates = Candidates(found[:, 0], candidates.present, candidates.similarity)
     rows, slots = distinct_rows(candidates.indices)
     retrieved = fast.encode(table[own], rows, slots, candidates).take(torch.arange(4))
-    expected = fast.inference(cells, retrieved, noise)["refined"]
+    expected = fast.inference(cells, torch.ones(4, 5, dtype=torch.bool), retrieved, noise)["refined"]
     refined = slow.refine(slow.encode_cells(cells), own, 3, noise)
     torch.testing.assert_close(refined.context, expected.context, rtol=1e-4, atol=1e-5)
     assert torch.equal(refined.weights > 0.5, expected.weights > 0.5)
@@ -256,6 +256,6 @@ def test_padded_cells_change_no_real_cell(causal):
     padded = torch.cat([cells, torch.zeros(2, 4, 17)], dim=1), torch.cat([noise, torch.randn(2, 4, 3, 2)], dim=1)
     results = []
     for x, n, m in ((cells, noise, mask), (*padded, torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], dim=1))):
-        inferred = module.inference(x, retrieved, n, m)
+        inferred = module.inference(x, m, retrieved, n)
         results.append(module.generative(inferred["basal"], inferred["refined"].context, m)["cells"][:, :5])
     torch.testing.assert_close(*results)

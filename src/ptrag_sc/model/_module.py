@@ -1,8 +1,6 @@
 """How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +8,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptrag_sc._validation import absent, unusable
+from ptrag_sc.model._module_params import ModuleParams
 from ptrag_sc.nn import (
     LOSSES,
     CellEncoder,
@@ -24,52 +22,9 @@ from ptrag_sc.nn import (
 )
 from ptrag_sc.retrieval import Candidates, MemoryView, ResponseMemory, Spoken, Told, agreement, response_scale, tell
 
-RETRIEVAL = ("gumbel", "attention", "none")
-MEMORIES = (None, "response")
 MEMORY = "memory_"  # prefix of its buffers
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
 N_FLAGS = 2  # of a slot: own response, known in response space
-RANGES = {
-    "n_hidden": (1, math.inf),
-    "n_layers": (1, math.inf),
-    "n_heads": (1, math.inf),
-    "dropout_rate": (0.0, 0.99),
-    "candidate_dropout": (0.0, 0.99),
-    "memory_dropout": (0.0, 0.99),
-    "temperature": (1e-6, math.inf),
-    "sparsity_weight": (0.0, math.inf),
-}
-
-
-@dataclass(frozen=True)
-class ModuleParams:
-    """Parameters of :class:`PTRAGModule` that are not shapes; they are described at :class:`ptrag_sc.PTRAG`."""
-
-    retrieval: Literal["gumbel", "attention", "none"]
-    memory: Literal["response"] | None
-    n_hidden: int
-    n_layers: int
-    n_heads: int
-    dropout_rate: float
-    candidate_dropout: float
-    memory_dropout: float
-    temperature: float
-    sparsity_weight: float
-    loss: str
-
-    def __post_init__(self):
-        """Refuse values that cannot work, before anything is built."""
-        for name, known in (("retrieval", RETRIEVAL), ("memory", MEMORIES), ("loss", tuple(LOSSES))):
-            if getattr(self, name) not in known:
-                remedy = f"Pass one of {known}."
-                raise ValueError(absent(f"{name}=", getattr(self, name), "the known values", known, remedy))
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                problem, remedy = f"is not between {low:g} and {high:g}", "Choose a value in range."
-                raise ValueError(unusable(f"{name}={getattr(self, name)}", "the constructor", problem, remedy))
-        if self.n_hidden % self.n_heads:
-            problem = f"is no multiple of n_heads={self.n_heads}"
-            raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))
 
 
 class Retrieved(NamedTuple):
@@ -152,7 +107,7 @@ class PTRAGModule(BaseModuleClass):
         self.generator = SetTransformer(*size, basis=basis, dropout=params.dropout_rate)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        return {"control_cells": tensors["control_cells"]}
+        return {"control_cells": tensors["control_cells"], "control_mask": tensors["control_mask"]}
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
         return {
@@ -210,7 +165,11 @@ class PTRAGModule(BaseModuleClass):
 
     @auto_move_data
     def inference(
-        self, control_cells: Float[Tensor, "B S G"], retrieved: Retrieved, noise: Float[Tensor, "B S K"] | None = None
+        self,
+        control_cells: Float[Tensor, "B S G"],
+        control_mask: Bool[Tensor, "B S"],
+        retrieved: Retrieved,
+        noise: Float[Tensor, "B S K"] | None = None,
     ) -> dict[str, Tensor | Candidates | Refined]:
         """Encode the control cells and refine what was retrieved for each set's query.
 
@@ -233,7 +192,8 @@ class PTRAGModule(BaseModuleClass):
         outputs |= {"spoken": None, "strength": basal.new_zeros(len(basal))}
         if told is not None:
             outputs["spoken"] = told.of(refined.weights)
-            outputs["strength"] = (refined.weights.mean(1, keepdim=True) @ told.low).norm(dim=-1).squeeze(1)
+            weights = masked_mean(refined.weights, control_mask)
+            outputs["strength"] = (weights[:, None] @ told.low).norm(dim=-1).squeeze(1)
         return outputs
 
     @auto_move_data

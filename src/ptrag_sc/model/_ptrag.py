@@ -14,7 +14,8 @@ from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
 from ptrag_sc.model._extension import GrowingMemory
-from ptrag_sc.model._module import ModuleParams, PTRAGModule
+from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.model._module_params import ModuleParams
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
@@ -124,6 +125,7 @@ class PTRAG(SavedModel, GrowingMemory):
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
+        self.n_epochs_ = 0  # done so far; the history is known to the first of several processes only
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         own = ModuleParams(**{name: value for name, value in params.items() if name not in NOT_OF_MODULE})
         arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)
@@ -258,14 +260,13 @@ class PTRAG(SavedModel, GrowingMemory):
         for name in [n for n, value in sizes.items() if value is not None]:
             check_whole(name, sizes[name], "train", minimum=1)
         screen = self.read(self.training_data())
-        n_done = len(self.history_["train_loss"]) if self.history_ else 0  # further training draws other sets
         labels, train, val = training_sets(
             screen.index,
             self.split_,
             matching=matching_weights(screen.reader, screen.index, self.init_params_["control_matching"]),
             set_size=set_size,
             batch_size=batch_size,
-            seed=(settings.seed or 0) + n_done,
+            seed=(settings.seed or 0) + self.n_epochs_,  # further training draws other sets
         )
         self.set_size_ = int(set_size)
         if max_epochs is None:
@@ -292,4 +293,5 @@ class PTRAG(SavedModel, GrowingMemory):
             strategy=strategy,
             **arguments,
         )()
+        self.n_epochs_ += self.trainer.current_epoch
         self.support_ = calibrate_support(self, screen)

@@ -217,9 +217,9 @@ class PublishedModule(BaseModuleClass):
     def inference(
         self,
         control_cells: Float[Tensor, "B S G"],
+        control_mask: Bool[Tensor, "B S"],
         retrieved: Retrieved,
         noise: Float[Tensor, "B S K 2"] | None = None,
-        control_mask: Bool[Tensor, "B S"] | None = None,
     ) -> dict:
         """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
         basal, selection = self.encode_cells(control_cells), None
@@ -229,8 +229,7 @@ class PublishedModule(BaseModuleClass):
         elif self.params.variant == "vanilla":
             context, weights = self.refiner(basal + query[:, None], keys)
         else:
-            mask = torch.ones_like(basal[..., 0], dtype=torch.bool) if control_mask is None else control_mask
-            selection = self.refiner.select(basal, query, keys, mask, noise)
+            selection = self.refiner.select(basal, query, keys, control_mask, noise)
             weights = selection.weights
             context = self.refiner(basal, query, keys, weights)
         refined = Refined(context, weights, weights)

@@ -113,6 +113,7 @@ class SavedModel(BaseModelClass):
     keys_: ScreenKeys
     init_params_: dict[str, Any]
     set_size_: int
+    n_epochs_: int
     support_: Calibration | None
 
     @abstractmethod
@@ -156,6 +157,7 @@ class SavedModel(BaseModelClass):
         state = {
             "class": type(self).__name__,
             "is_trained": self.is_trained_,
+            "n_epochs": self.n_epochs_,
             "history": history_to_json(self.history_),
             "set_size": self.set_size_,
             "support": None if self.support_ is None else self.support_.to_json(),
@@ -218,7 +220,7 @@ class SavedModel(BaseModelClass):
         _attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)
-        model.set_size_, model.is_trained_ = saved["set_size"], saved["is_trained"]
+        model.set_size_, model.is_trained_, model.n_epochs_ = (saved[n] for n in ("set_size", "is_trained", "n_epochs"))
         model.history_ = history_from_json(saved["history"])
         model.support_ = None if saved["support"] is None else Calibration.from_json(saved["support"])
         _, _, target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
