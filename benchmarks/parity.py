@@ -73,9 +73,9 @@ def compare(variant: str, file: dict[str, np.ndarray], config: dict) -> dict[str
     candidates = recorded_candidates(file, len(query))
     rows, slots = distinct_rows(candidates.indices)
     retrieved = module.encode(embeddings[query], rows, slots, candidates).take(torch.arange(len(query)))
-    inferred = module.inference(inputs["control"], retrieved, inputs.get("gumbel_noise"))
+    mask = torch.ones(inputs["control"].shape[:2], dtype=torch.bool)
+    inferred = module.inference(inputs["control"], mask, retrieved, inputs.get("gumbel_noise"))
     context = inferred["refined"].context
-    mask = torch.ones(context.shape[:2], dtype=torch.bool)
     cells = module.generative(inferred["basal"], context, mask, inputs["batch"])["cells"]
     tensors = {"target_cells": inputs["target"], "control_mask": mask, "target_mask": mask}
     loss = module.loss(tensors, inferred, {"cells": cells}).loss

@@ -115,7 +115,8 @@ def steps(module: PTRAGModule, queries: Queries, batch: dict[str, Tensor], devic
     @torch.no_grad()
     def predict() -> None:
         module.eval()
-        inferred = module.inference(batch["control_cells"], encoded.take(batch["query"].to(device)))
+        retrieved = encoded.take(batch["query"].to(device))
+        inferred = module.inference(**module._get_inference_input(batch), retrieved=retrieved)
         module.generative(**module._get_generative_input(batch, inferred))
 
     return train, predict

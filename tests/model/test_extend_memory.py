@@ -116,6 +116,14 @@ def test_added_conditions_count_as_seen_and_test_conditions_stay_out(screen):
     assert (model.split_.groupby(["perturbation", "cell_type"]).size() == 1).all()
 
 
+def test_a_condition_of_a_single_cell_stays_out(screen, model, caplog):
+    rows = np.flatnonzero((screen.obs["gene"] == "G7") & (screen.obs["line"] == "K562"))[1:]
+    model.extend_memory(screen[np.setdiff1d(np.arange(screen.n_obs), rows)].copy())
+    n_cells = model.module.memory.n_cells[list(model.candidates_).index("G7")].tolist()
+    assert n_cells[0] == 0 < min(n_cells[1:])  # K562 and the others
+    assert "Left 1 conditions of a single cell out of the memory." in caplog.text
+
+
 def test_bad_requests(screen, model):
     with pytest.raises(ValueError, match="no memory"):
         ptrag_sc.PTRAG(part_of(screen, screen.obs["gene"] != "G7"), **SMALL).extend_memory(screen)

@@ -305,6 +305,21 @@ def test_rows_batches_and_other_conditions_change_nothing(trained, screen):
     np.testing.assert_allclose(first, third.loc[first.index], atol=1e-5)
 
 
+def test_padded_cells_say_nothing_of_the_strength(trained, screen, monkeypatch):
+    infer, n_padded = trained.module.inference, []
+
+    def twice(control_cells, control_mask, **rest):
+        found = infer(control_cells, control_mask, **rest)
+        other = torch.where(control_mask[..., None], control_cells, 9.0)
+        torch.testing.assert_close(infer(other, control_mask, **rest)["strength"], found["strength"])
+        n_padded.append(int((~control_mask).sum()))
+        return found
+
+    monkeypatch.setattr(trained.module, "inference", twice)
+    trained.predict(screen, perturbations=["G0", "G3"])
+    assert sum(n_padded) > 0
+
+
 def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     alone = trained.predict(screen, perturbations="G0", seed=3).to_df()
     among = trained.predict(screen, perturbations=["G0", "G1+G2", "G4"], seed=3).to_df()

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from ptrag_sc.data import Shifts, Spread
-from ptrag_sc.retrieval import _calibration, build_memory, calibrate, memory_candidates, view_memory
+from ptrag_sc.retrieval import (
+    _calibration,
+    build_memory,
+    calibrate,
+    memory_candidates,
+    tell,
+    view_memory,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +83,39 @@ def test_without_neighbours_nothing_is_claimed():
     start = calibrate(view, candidates, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert start.score == pytest.approx(0.0, abs=1e-6)
     assert start.sharpness.tolist()[0] == 0.0
+
+
+def test_additive_answers_do_not_know_the_combination_by_the_mean_shift():
+    """Built anew without the combination in the mean: components known here, one here and one elsewhere, none here."""
+    rng = np.random.default_rng(0)
+    known = [(p, 0) for p in (0, 1, 2, 4, 5, 6)] + [(p, 1) for p in (0, 1, 3, 4)]  # 3 is G1+G0, 5 G0+G4, 6 G3+G3
+    p, t = np.array(known).T
+    memory = build_memory(
+        p,
+        t,
+        (7, 2),
+        shifts=Shifts(rng.normal(size=(len(p), 12)), np.full(len(p), 50)),
+        spread=Spread(np.full((2, 12), 1e-4), np.ones(len(p))),
+        controls=np.zeros((2, 12)),
+        directions=np.eye(12),
+    )
+    view = view_memory(memory, torch.arange(2), memory.controls)
+    parts = torch.tensor([[-1, -1]] * 4 + [[0, 1], [0, 3], [3, 3]])
+    table = torch.nn.functional.normalize(torch.randn(7, 8), dim=1)
+    rows, here = torch.arange(4, 7), torch.zeros(3).long()
+    candidates = memory_candidates(table, table, torch.arange(7), 4, view, parts=parts).take(2 * rows)
+    asked = _calibration._Asked(view, candidates, rows, here, 2)
+    n = int(view.observed[0].sum())
+    for i, row in enumerate(rows):
+        moved = view.low[0, row] / (n - 1)
+        low, mean = view.low.clone(), view.mean_low.clone()
+        low[0, view.observed[0]] += moved
+        mean[0] -= moved
+        without, one = view._replace(low=low, mean_low=mean), slice(i, i + 1)
+        slots = candidates.indices[one], candidates.present[one], here[one], torch.ones(1).bool()
+        told = tell(without, *slots, mapped=0.0, n_parts=2)
+        expected = told.mean_low + told.low[:, 1:3].sum(1)
+        torch.testing.assert_close((asked.others + asked.parts)[one], expected)
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0])

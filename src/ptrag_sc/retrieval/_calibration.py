@@ -106,6 +106,11 @@ class _Asked:
         moved = truth / (n - 1).clamp(min=1)
         self.moved, self.others, self.true = moved, told.mean_low - moved, truth + moved
         self.elsewhere, self.mapped, self.parts = told.low[:, 0], mapped.low[:, 0], told.low[:, 1:last].sum(1)
+        if n_parts:  # a component seen here moves too, and of m components m - 1 mean shifts are told
+            shown = candidates.present[:, 1:last]
+            here = view.observed[cell_type[:, None], candidates.indices[:, 1:last]] & shown
+            n_moved = (here.sum(1) - shown.sum(1) + 1) * shown.any(1)
+            self.parts = self.parts + n_moved[:, None] * moved
         self.neighbours, self.present = told.low[:, last:], candidates.present[:, last:]
         self.text, self.response = candidates.similarity[:, last:].nan_to_num().unbind(-1)
         self.has_own, self.has_response = bool(self.elsewhere.any()), bool((self.response != 0).any())
