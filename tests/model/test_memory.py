@@ -119,11 +119,13 @@ def test_the_control_is_returned_as_it_is(trained, screen):
     np.testing.assert_allclose(screen.obsm["null"][controls], screen.X.toarray()[controls], atol=1e-5)
 
 
-def test_the_untrained_weights_are_kept_where_training_only_harms(screen):
+def test_the_untrained_weights_are_kept_where_training_only_harms(screen, caplog):
     model, watch = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch()
     before = {name: tensor.clone() for name, tensor in model.module.named_parameters()}
     model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
     assert watch.losses[0] == watch.keep.best_loss < min(watch.losses[1:])  # the first check comes before training
+    assert model.kept_epoch_ is None
+    assert "the weights stay as before training" in caplog.text
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.named_parameters())
 
 
@@ -148,6 +150,8 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
     model.train(16, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
     assert len(set(first.losses)) > 1
     assert first.keep.best_loss == min(first.losses) < first.losses[0]
+    loss = model.history["validation_loss"].iloc[:, 0].astype(float)
+    assert loss[model.kept_epoch_] == pytest.approx(min(first.losses))
     model.n_epochs_ = 0  # so that the same validation sets are drawn
     model.train(1, **TRAIN, callbacks=[again])
     assert again.losses[0] == pytest.approx(min(first.losses), rel=1e-6)

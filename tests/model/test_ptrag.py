@@ -258,6 +258,24 @@ def test_training_continues_and_resumes_from_a_checkpoint(screen, tmp_path, monk
 
     model.train(4, **TRAIN, ckpt_path=str(tmp_path / "last.ckpt"), callbacks=[Count()])
     assert seen == [2, 3]
+    # The checkpoint was saved before the end of its epoch, which is logged again.
+    assert model.n_epochs_ == 10
+    assert list(model.history["train_loss"].index) == list(range(10))
+
+
+@pytest.mark.parametrize("memory", [None, "response"])
+def test_further_training_goes_on_with_the_epochs(screen, memory):
+    model = train_small(screen, max_epochs=12, memory=memory)
+    model.train(6, **TRAIN, check_val_every_n_epoch=3)
+    loss = model.history["validation_loss"].iloc[:, 0].astype(float)
+    assert list(loss.index[-2:]) == [14, 17]
+    assert list(model.history["train_loss"].index) == list(range(18))
+    assert model.n_epochs_ == 18
+    weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    kept = model.kept_epoch_
+    model.train(3, **TRAIN, plan_kwargs={"lr": 0.0}, early_stopping=False)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.module.named_parameters())
+    assert model.kept_epoch_ == kept if memory else model.kept_epoch_ >= 18
 
 
 def test_an_epoch_draws_fresh_sets(screen, monkeypatch):

@@ -120,6 +120,7 @@ def test_a_loaded_model_trains_on(trained, tmp_path):
     model = ptrag_sc.PTRAG.load(tmp_path, adata, accelerator="cpu")
     options = {"set_size": 12, "batch_size": 4, "accelerator": "cpu", "enable_progress_bar": False}
     model.train(2, **options)
+    assert model.kept_epoch_ is not None
     assert model.n_epochs_ == len(model.history["train_loss"]) == len(trained.history["train_loss"]) + 2
     controls = ptrag_sc.PTRAG.load(tmp_path, adata[adata.obs["gene"] == "ctl"].copy(), accelerator="cpu")
     with pytest.raises(ValueError, match=r"holds no training condition"):

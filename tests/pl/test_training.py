@@ -33,6 +33,18 @@ def test_best_epoch_is_that_of_the_validation_loss(trained, curves):
     assert "lowest validation loss: 0.5, epoch 17" in best.get_label()
 
 
+def test_the_epoch_that_the_model_kept_is_marked_where_it_is_known(trained, curves):
+    model = trained(curves)
+    model.kept_epoch_ = 11
+    marked = next(line for label, line in lines(training(model)).items() if "kept" in label)
+    assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([11], [curves["validation_loss"][11]])
+    assert "kept validation loss: 0.86, epoch 11" in marked.get_label()
+    model.kept_epoch_ = None
+    ax = training(model)
+    assert not any("lowest" in label or "epoch 1" in label for label in lines(ax))
+    assert "kept: as before training" in " ".join(text.get_text() for text in ax.get_legend().get_texts())
+
+
 def test_without_validation_the_training_loss_counts(trained, curves):
     ax = training(trained({"train_loss": curves["train_loss"]}))
     assert list(mark(ax).get_xdata()) == [29]

@@ -13,6 +13,7 @@ from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
+from ptrag_sc.model._epochs import count_epochs
 from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._module_params import ModuleParams
@@ -125,7 +126,7 @@ class PTRAG(SavedModel, GrowingMemory):
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
-        self.n_epochs_ = 0  # done so far; the history is known to the first of several processes only
+        self.n_epochs_, self.kept_epoch_ = 0, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         own = ModuleParams(**{name: value for name, value in params.items() if name not in NOT_OF_MODULE})
         arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)
@@ -282,6 +283,7 @@ class PTRAG(SavedModel, GrowingMemory):
         plan = PTRAGTrainingPlan(
             self.module, queries=self.queries(labels, None, view=self.view(screen)), **(plan_kwargs or {})
         )
+        before = dict(self.history_ or {})
         self.module.train()
         TrainRunner(
             self,
@@ -293,5 +295,5 @@ class PTRAG(SavedModel, GrowingMemory):
             strategy=strategy,
             **arguments,
         )()
-        self.n_epochs_ += self.trainer.current_epoch
+        count_epochs(self, self.trainer, plan, before=before)
         self.support_ = calibrate_support(self, screen)

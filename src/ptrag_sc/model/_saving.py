@@ -114,6 +114,7 @@ class SavedModel(BaseModelClass):
     init_params_: dict[str, Any]
     set_size_: int
     n_epochs_: int
+    kept_epoch_: int | None
     support_: Calibration | None
 
     @abstractmethod
@@ -158,6 +159,7 @@ class SavedModel(BaseModelClass):
             "class": type(self).__name__,
             "is_trained": self.is_trained_,
             "n_epochs": self.n_epochs_,
+            "kept_epoch": self.kept_epoch_,
             "history": history_to_json(self.history_),
             "set_size": self.set_size_,
             "support": None if self.support_ is None else self.support_.to_json(),
@@ -220,7 +222,8 @@ class SavedModel(BaseModelClass):
         _attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)
-        model.set_size_, model.is_trained_, model.n_epochs_ = (saved[n] for n in ("set_size", "is_trained", "n_epochs"))
+        for name in ("set_size", "is_trained", "n_epochs", "kept_epoch"):
+            setattr(model, f"{name}_", saved[name])
         model.history_ = history_from_json(saved["history"])
         model.support_ = None if saved["support"] is None else Calibration.from_json(saved["support"])
         _, _, target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)

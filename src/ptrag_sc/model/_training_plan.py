@@ -59,6 +59,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         for prefix, table in tables.items():
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
+        self.first_epoch = 0  # of this training; beyond 0 where it resumes from a checkpoint
         self._start, self.surpasses = None, True  # roots of the set losses (N, 1) before training
         self._n_views, self._n_parts = queries.n_views, queries.n_parts
         self._host_indices = queries.candidates.indices.cpu()
@@ -113,6 +114,10 @@ class PTRAGTrainingPlan(TrainingPlan):
         )
         self.compute_and_log_metrics(output, self.train_metrics, "train")
         return output.loss
+
+    def on_train_start(self) -> None:
+        """Note with which epoch this training begins."""
+        self.first_epoch = self.current_epoch
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
@@ -203,6 +208,7 @@ class KeepBest(Callback):
     def __init__(self):
         self.best_loss = float("inf")
         self.best_state: dict[str, torch.Tensor] | None = None
+        self.best_epoch: int | None = None  # of the weights before training there is none
 
     def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Remember the weights that were just validated if they are the best so far."""
@@ -211,11 +217,17 @@ class KeepBest(Callback):
         if is_first or (loss < self.best_loss and plan.surpasses):
             self.best_loss = loss
             self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
+            self.best_epoch = None if trainer.sanity_checking else trainer.current_epoch
 
     def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Restore the best weights."""
         if self.best_state is not None:
             plan.module.load_state_dict(self.best_state)
+            if self.best_epoch is None:
+                logger.warning(
+                    "No epoch clearly surpassed the memory alone on the validation conditions: "
+                    "the weights stay as before training."
+                )
 
 
 def check_interval(n_steps: int, max_epochs: int) -> int:

@@ -22,9 +22,11 @@ GATES = {"gate_open_train": ("training", OBSERVED_COLOUR), "gate_open_validation
 def training(
     model: "BaseModelClass", *, ax: Axes | None = None, show: bool | None = None, return_fig: bool = False
 ) -> Axes | Figure:
-    """Training and validation loss per epoch, with the best epoch marked.
+    """Training and validation loss per epoch, with the epoch marked whose weights were kept.
 
-    Validation conditions are not trained on: where their loss turns upwards, the model starts to memorise. If the
+    Validation conditions are not trained on: where their loss turns upwards, the model starts to memorise. The kept
+    epoch is that of the lowest validation loss, but with a memory only where it clearly surpasses the untrained model;
+    else the legend says that no epoch was kept. A model that does not tell has its lowest loss marked. If the
     history has the share of open retrieval gates, it stands in a second panel below (not in axes outside a grid).
 
     Parameters
@@ -54,7 +56,10 @@ def training(
     given = ax is not None
     ax = canvas(ax, (6, 5 if gates else 3.8))
     _lines(ax, losses, LOSSES)
-    _mark_best(ax, losses)
+    if getattr(model, "kept_epoch_", 0) is None:
+        ax.plot([], [], " ", label="kept: as before training (no epoch surpassed it clearly)")
+    else:
+        _mark_best(ax, losses, getattr(model, "kept_epoch_", None))
     ax.set_ylabel("loss")
     ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL + 1)
     lowest = _gate_panel(ax, gates) if gates and ax.get_subplotspec() is not None else ax
@@ -77,12 +82,12 @@ def _lines(ax: Axes, curves: dict[str, pd.Series], styles: dict) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _mark_best(ax: Axes, losses: dict[str, pd.Series]) -> None:
-    """Mark the epoch of the lowest validation loss; without validation, of the lowest training loss."""
+def _mark_best(ax: Axes, losses: dict[str, pd.Series], kept: int | None) -> None:
+    """Mark the kept epoch, or that of the lowest loss; in the validation loss if there is one."""
     name = "validation_loss" if "validation_loss" in losses else "train_loss"
     curve = losses[name]
-    best = curve.idxmin()
-    label = f"lowest {LOSSES[name][0]} loss: {curve[best]:.3g}, epoch {best}"
+    best = curve.idxmin() if kept is None else kept
+    label = f"{'lowest' if kept is None else 'kept'} {LOSSES[name][0]} loss: {curve[best]:.3g}, epoch {best}"
     ax.axvline(best, color=LINE_COLOUR, lw=0.8, ls="--", zorder=0)
     ax.plot([best], [curve[best]], "o", ms=8, mfc="white", mec=LOSSES[name][1], mew=2, ls="none", label=label)
 
