@@ -230,7 +230,7 @@ class PTRAG(SavedModel, GrowingMemory):
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs,
     ) -> None:
-        """Train on the conditions of the training split; the best weights on ``val`` conditions are kept.
+        """Train on the conditions of the training split; what is best on ``val`` (epoch ``kept_epoch_``) is kept.
 
         Parameters
         ----------
