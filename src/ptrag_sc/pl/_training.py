@@ -26,7 +26,8 @@ def training(
 
     Validation conditions are not trained on: where their loss turns upwards, the model starts to memorise. The kept
     epoch is that of the lowest validation loss, but with a memory only where it clearly surpasses the untrained model;
-    else the legend says that no epoch was kept. A model that does not tell has its lowest loss marked. If the
+    else the legend says that no epoch was kept. A model that does not tell has its lowest loss marked. With a memory
+    the training loss is the sum of two, as generator and memory learn to answer alone, and lies above the other. If the
     history has the share of open retrieval gates, it stands in a second panel below (not in axes outside a grid).
 
     Parameters
