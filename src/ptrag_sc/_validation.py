@@ -36,13 +36,14 @@ def unusable(what: str, place: str, problem: str, remedy: str) -> str:
 
 
 def unknown(what: str, names: Iterable[str], place: str, known: Iterable[str], remedy: str) -> str:
-    """Message for names that a table lacks, each with the closest names that it has.
+    """Message for names that a table lacks, each with the closest names that it has, whatever their case.
 
     >>> unknown("Gene", ["STAT11"], "the gene embedding", ["STAT1", "JAK2"], "Pass aliases=...")
     "Gene 'STAT11' is not in the gene embedding (closest: 'STAT1'). Pass aliases=..."
     """
-    names, known = [str(n) for n in names], [str(k) for k in known]
-    close = {n: get_close_matches(n, known, n=3, cutoff=0.6) for n in names[:N_SHOWN]}
+    names, known = [str(n) for n in names], {str(k).casefold(): str(k) for k in known}
+    matches = {n: get_close_matches(n.casefold(), known, n=3, cutoff=0.6) for n in names[:N_SHOWN]}
+    close = {n: [known[match] for match in found] for n, found in matches.items()}
     if len(names) == 1:
         (hits,) = close.values()
         hint = f" (closest: {listed(hits)})" if hits else ""

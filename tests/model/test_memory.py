@@ -18,7 +18,8 @@ from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.model import _training_plan
 from ptrag_sc.model._module import SHARES
 from ptrag_sc.model._sets import gate_noise
-from ptrag_sc.model._training_plan import KeepBest, PTRAGTrainingPlan
+from ptrag_sc.model._trainer import KeepBest
+from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
 from ptrag_sc.retrieval import Candidates, Spoken, fit_ridge, view_memory
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
@@ -125,7 +126,7 @@ def test_the_untrained_weights_are_kept_where_training_only_harms(screen, caplog
     model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
     assert watch.losses[0] == watch.keep.best_loss < min(watch.losses[1:])  # the first check comes before training
     assert model.kept_epoch_ is None
-    assert "the weights stay as before training" in caplog.text
+    assert "No epoch was clearly better on the validation conditions: weights stay as before." in caplog.text
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.named_parameters())
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import ptrag_sc
 from ptrag_sc.data import RandomSets
-from ptrag_sc.model._training_plan import check_interval
+from ptrag_sc.model._trainer import check_interval
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 
@@ -275,7 +275,65 @@ def test_further_training_goes_on_with_the_epochs(screen, memory):
     kept = model.kept_epoch_
     model.train(3, **TRAIN, plan_kwargs={"lr": 0.0}, early_stopping=False)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.module.named_parameters())
-    assert model.kept_epoch_ == kept if memory else model.kept_epoch_ >= 18
+    assert model.kept_epoch_ == kept
+
+
+@pytest.mark.parametrize("memory", [None, "response"])
+def test_a_further_training_that_harms_changes_no_weight(screen, memory):
+    model = train_small(screen, max_epochs=12, memory=memory)
+    weights, kept = {name: x.clone() for name, x in model.module.named_parameters()}, model.kept_epoch_
+    model.train(4, **TRAIN, plan_kwargs={"lr": 0.5})
+    assert all(torch.equal(x, weights[name]) for name, x in model.module.named_parameters())
+    assert model.kept_epoch_ == kept
+
+
+def test_resuming_does_not_forget_the_weights_to_beat(screen, tmp_path, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "logging_dir", tmp_path)
+    scvi.settings.seed = 0
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, "memory": "response"})
+    weights = {name: x.clone() for name, x in model.module.named_parameters()}
+    options = {**TRAIN, "plan_kwargs": {"lr": 0.5}}  # a rate that destroys the weights
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True, filename="first")
+    model.train(2, **options, callbacks=saver, enable_checkpointing=True)
+    again = ptrag_sc.PTRAG(screen, **{**SMALL, "memory": "response"})
+    again.train(4, **options, ckpt_path=str(tmp_path / "last.ckpt"))
+    for trained in (model, again):
+        assert trained.kept_epoch_ is None
+        assert all(torch.equal(x, weights[name]) for name, x in trained.module.named_parameters())
+    assert again.n_epochs_ == 4
+
+
+class Interrupt(Callback):
+    def on_train_epoch_start(self, trainer, plan):
+        if trainer.current_epoch == 3:
+            raise RuntimeError("stop here")
+
+
+def test_an_interrupted_training_is_counted_and_its_best_weights_stay(screen):
+    scvi.settings.seed = 0
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    options = {**TRAIN, "plan_kwargs": {"lr": 1e-2}, "check_val_every_n_epoch": 1}
+    with pytest.raises(RuntimeError, match="stop here"):
+        model.train(6, **options, callbacks=[Interrupt()])
+    loss = model.history["validation_loss"].iloc[:, 0].astype(float)
+    assert (model.n_epochs_, model.kept_epoch_, list(loss.index)) == (3, loss.idxmin(), [0, 1, 2])
+    model.train(2, **options)
+    assert list(model.history["train_loss"].index) == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match="stop here"):
+        model.train(6, **options, callbacks=[Interrupt()])
+    assert list(model.history["train_loss"].index) == list(range(8))
+    assert model.support_ is None
+    assert not model.module.training
+    ptrag_sc.pl.training(model, show=False)
+
+
+def test_training_arguments_that_would_be_ignored_are_refused(screen):
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    with pytest.raises(ValueError, match=r"'learning_rate' is not in the training plan.*lr"):
+        model.train(1, **TRAIN, plan_kwargs={"learning_rate": 1e-3})
+    with pytest.raises(ValueError, match=r"load_best_on_end=True.*kept anyway"):
+        model.train(1, **TRAIN, load_best_on_end=True)
+    assert model.n_epochs_ == 0
 
 
 def test_an_epoch_draws_fresh_sets(screen, monkeypatch):

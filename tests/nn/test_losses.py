@@ -88,6 +88,16 @@ def test_coincident_cells_give_a_finite_gradient():
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize("distance", [energy_distance, published_energy_distance])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_is_no_good_distance(distance, value):
+    x, y, mask = torch.randn(2, 5, 3), torch.randn(2, 6, 3), torch.ones(2, 6, dtype=torch.bool)
+    x[0, 2, 1] = value
+    found = distance(x, y, mask[:, :5], mask)
+    assert not found[0].isfinite()
+    assert found[1].isfinite()
+
+
 def test_float32_whatever_autocast_says():
     x, y, x_mask, y_mask = sets(8)
     x, y = x.float() + 5, y.float() + 5

@@ -45,6 +45,14 @@ def test_the_epoch_that_the_model_kept_is_marked_where_it_is_known(trained, curv
     assert "kept: as before training" in " ".join(text.get_text() for text in ax.get_legend().get_texts())
 
 
+def test_a_kept_epoch_without_a_loss_on_record(trained, curves):
+    """Other data, or another logger, in a further training."""
+    model = trained(curves)
+    model.kept_epoch_ = 40
+    ax = training(model)
+    assert "kept: epoch 40" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def test_without_validation_the_training_loss_counts(trained, curves):
     ax = training(trained({"train_loss": curves["train_loss"]}))
     assert list(mark(ax).get_xdata()) == [29]

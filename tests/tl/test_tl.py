@@ -127,6 +127,8 @@ def test_virtual_cells_keep_the_users_columns(trained):
     ("arguments", "options", "error", "message"),
     [
         (["ctl"], {}, ValueError, "hold the control 'ctl'"),
+        (["G0", "G1+ctl"], {}, ValueError, r"hold the control 'ctl' \(in 'G1\+ctl'\)"),
+        (["g0"], {}, KeyError, "closest: 'G0'"),
         ([], {}, ValueError, "are empty"),
         (["G1+G1"], {}, ValueError, "names a gene twice"),
         (["G0"], {"cell_types": "HeLa"}, KeyError, r"Cell type 'HeLa' does not occur .* \(found: 'K562', 'RPE1'\)"),

@@ -159,9 +159,14 @@ def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray 
     ------
     KeyError
         If a column, layer or modality does not exist, or genes are missing.
+    TypeError
+        If the object is something else.
     ValueError
         If the control label does not occur, labels or expression are unusable, or names are not unique.
     """
+    if not isinstance(adata, AnnData | MuData):
+        remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
+        raise TypeError(unusable(repr(adata)[:60], "the place of the data", "is no AnnData or MuData", remedy))
     holder = keys.expression_holder(adata)
     reader, genes = _read_expression(holder, keys, genes)
     obs = {name: keys.container(adata, name).obs for name in ("perturbation_key", "cell_type_key", "batch_key")}

@@ -25,7 +25,7 @@ from ptrag_sc.data._assembly import (
     request_population,
     source_obs,
 )
-from ptrag_sc.data._conditions import canonical_labels
+from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._files import write_beside
@@ -97,12 +97,14 @@ class Predictor(ABC):
         Raises
         ------
         ValueError
-            If none is named, or the control is among them.
+            If none is named, or the control is among them or their components.
         """
         names = as_name_list(perturbations, "perturbations")
         labels = tuple(dict.fromkeys(canonical_labels(names, control=self.keys_.control, sep=self.keys_.sep).tolist()))
-        if not labels or self.keys_.control in labels:
-            problem = f"hold the control {self.keys_.control!r}" if labels else "are empty"
+        control, sep = self.keys_.control, self.keys_.sep
+        held = [label for label in labels if label == control or control in components(label, sep)]
+        if held or not labels:
+            problem = f"hold the control {control!r} (in {held[0]!r})" if held else "are empty"
             raise ValueError(unusable("The perturbations", "the request", problem, "Name perturbed genes."))
         return labels
 

@@ -13,7 +13,7 @@ from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._fields import setup
-from ptrag_sc.model._epochs import count_epochs
+from ptrag_sc.model._epochs import run_training
 from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._module_params import ModuleParams
@@ -21,7 +21,8 @@ from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
-from ptrag_sc.model._training_plan import PTRAGTrainingPlan, trainer_arguments
+from ptrag_sc.model._trainer import trainer_arguments
+from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 TRAINING_STEPS = 3000  # behind max_epochs=None
 SET_SIZE = 64
@@ -276,16 +277,15 @@ class PTRAG(SavedModel, GrowingMemory):
             max_epochs,
             n_steps=len(train),
             n_val=0 if val is None else len(val.query),
-            check_first=self.tables_.memory is not None,
+            share=float(self.module.recalled_share) if self.tables_.memory is not None else None,
+            check_first=self.tables_.memory is not None or self.is_trained_,
             early_stopping=early_stopping,
             given=trainer_kwargs,
         )
         plan = PTRAGTrainingPlan(
             self.module, queries=self.queries(labels, None, view=self.view(screen)), **(plan_kwargs or {})
         )
-        before = dict(self.history_ or {})
-        self.module.train()
-        TrainRunner(
+        runner = TrainRunner(
             self,
             plan,
             CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=plan.number_perturbations),
@@ -294,6 +294,6 @@ class PTRAG(SavedModel, GrowingMemory):
             devices=devices,
             strategy=strategy,
             **arguments,
-        )()
-        count_epochs(self, self.trainer, plan, before=before)
+        )
+        run_training(self, runner, plan)
         self.support_ = calibrate_support(self, screen)

@@ -1,24 +1,17 @@
-"""What happens in a training step, in a validation step, and at the end?"""
+"""What happens in a training step, and in a validation step?"""
 
-import logging
-import math
 from inspect import signature
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy.stats import t
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from ptrag_sc._validation import unknown
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
-logger = logging.getLogger(__name__)
-
-STEPS_BETWEEN_CHECKS = 25
-PATIENCE = 20  # validation checks without improvement
-FEW_CONDITIONS = 5
 CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
 
@@ -49,6 +42,11 @@ class PTRAGTrainingPlan(TrainingPlan):
         lr_scheduler_metric: str = "validation_loss",
         **plan_kwargs,
     ):
+        known = list(signature(TrainingPlan).parameters)[1:-1]  # without the module and what is left for its loss
+        wrong = [name for name in plan_kwargs if name not in known]
+        if wrong:  # scvi-tools would hand them to the loss, which does not know them
+            remedy = f"Pass some of {', '.join(known)}."
+            raise ValueError(unknown("Argument", wrong, "the training plan (plan_kwargs)", known, remedy))
         options = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "eps": eps}
         if "fused_optimizer" in signature(TrainingPlan).parameters:
             options["fused_optimizer"] = False  # scvi-tools 1.5: a fused one refuses clipping in mixed precision
@@ -118,6 +116,14 @@ class PTRAGTrainingPlan(TrainingPlan):
     def on_train_start(self) -> None:
         """Note with which epoch this training begins."""
         self.first_epoch = self.current_epoch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what later checks are compared with: a training that resumes starts with no check."""
+        checkpoint["set_losses_at_start"] = self._start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load what checks are compared with."""
+        self._start = checkpoint.get("set_losses_at_start")
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
@@ -195,82 +201,3 @@ class PTRAGTrainingPlan(TrainingPlan):
                 batch_size=loss_output.n_obs_minibatch,
                 sync_dist=self.use_sync_dist,
             )
-
-
-class KeepBest(Callback):
-    """Keep the weights of the lowest ``validation_loss`` and restore them at the end.
-
-    With a memory these are the untrained ones, retrieval alone, unless the trained ones clearly surpass them: the
-    lowest of many checks on few conditions is low by chance too. Without a memory untrained weights predict no effect
-    and are no candidate.
-    """
-
-    def __init__(self):
-        self.best_loss = float("inf")
-        self.best_state: dict[str, torch.Tensor] | None = None
-        self.best_epoch: int | None = None  # of the weights before training there is none
-
-    def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
-        """Remember the weights that were just validated if they are the best so far."""
-        loss = float(trainer.callback_metrics["validation_loss"])
-        is_first = self.best_state is None and math.isfinite(loss)
-        if is_first or (loss < self.best_loss and plan.surpasses):
-            self.best_loss = loss
-            self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
-            self.best_epoch = None if trainer.sanity_checking else trainer.current_epoch
-
-    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
-        """Restore the best weights."""
-        if self.best_state is not None:
-            plan.module.load_state_dict(self.best_state)
-            if self.best_epoch is None:
-                logger.warning(
-                    "No epoch clearly surpassed the memory alone on the validation conditions: "
-                    "the weights stay as before training."
-                )
-
-
-def check_interval(n_steps: int, max_epochs: int) -> int:
-    """Return the epochs between validation checks: about 25 steps, and a divisor, so that the last epoch is checked."""
-    wanted = max(1, round(STEPS_BETWEEN_CHECKS / n_steps))
-    return max(d for d in range(1, wanted + 1) if max_epochs % d == 0)
-
-
-def trainer_arguments(
-    max_epochs: int, *, n_steps: int, n_val: int, check_first: bool, early_stopping: bool, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of the trainer; those that are given replace ours.
-
-    Parameters
-    ----------
-    max_epochs, n_steps
-        Number of epochs, and of steps in each.
-    n_val
-        Number of validation conditions.
-    check_first
-        Whether untrained weights are validated too.
-    early_stopping
-        Whether to stop when the validation loss no longer falls.
-    given
-        Arguments of the user.
-    """
-    interval = check_interval(n_steps, max_epochs)
-    defaults = {
-        "early_stopping": early_stopping and n_val > 0,
-        "early_stopping_monitor": "validation_loss",
-        "early_stopping_patience": PATIENCE,
-        "check_val_every_n_epoch": interval,
-        "gradient_clip_val": 10.0,
-        "num_sanity_val_steps": -1 if check_first else 0,
-        "use_distributed_sampler": False,
-        "callbacks": [],
-    }
-    arguments = {**defaults, **given}
-    if not n_val:
-        memory = " With a memory, whose share is chosen on them, retrieval alone answers." if check_first else ""
-        logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.%s", memory)
-        arguments.pop("check_val_every_n_epoch")
-        return arguments
-    if n_val < FEW_CONDITIONS:
-        logger.warning("Only %d validation conditions: which weights are kept is largely chance.", n_val)
-    return {**arguments, "callbacks": [*arguments["callbacks"], KeepBest()]}

@@ -103,7 +103,7 @@ def _summed_distance(first: tuple[Tensor, ...], second: tuple[Tensor, ...], *, o
     for start in range(0, first[0].shape[1], ROWS):
         x, x_square, x_mask = (z[:, start : start + ROWS] for z in first)
         square = x_square[:, :, None] + y_square[:, None] - 2 * (x @ y.transpose(1, 2))
-        used = x_mask[:, :, None] & y_mask[:, None] & (square > 0)
+        used = x_mask[:, :, None] & y_mask[:, None] & ~(square <= 0)  # a NaN stays one
         if own:
             used = used & (column != column[start : start + ROWS, None])
         # The root has no gradient at 0: there the pair adds nothing.

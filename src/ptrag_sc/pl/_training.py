@@ -58,7 +58,7 @@ def training(
     ax = canvas(ax, (6, 5 if gates else 3.8))
     _lines(ax, losses, LOSSES)
     if getattr(model, "kept_epoch_", 0) is None:
-        ax.plot([], [], " ", label="kept: as before training (no epoch surpassed it clearly)")
+        ax.plot([], [], " ", label="kept: as before training (no epoch was clearly better)")
     else:
         _mark_best(ax, losses, getattr(model, "kept_epoch_", None))
     ax.set_ylabel("loss")
@@ -85,12 +85,15 @@ def _lines(ax: Axes, curves: dict[str, pd.Series], styles: dict) -> None:
 
 def _mark_best(ax: Axes, losses: dict[str, pd.Series], kept: int | None) -> None:
     """Mark the kept epoch, or that of the lowest loss; in the validation loss if there is one."""
-    name = "validation_loss" if "validation_loss" in losses else "train_loss"
-    curve = losses[name]
+    names = [n for n in ("validation_loss", "train_loss") if n in losses and (kept is None or kept in losses[n].index)]
+    if not names:  # other data or another logger: no loss of that epoch is on record
+        ax.plot([], [], " ", label=f"kept: epoch {kept}")
+        return
+    curve, name = losses[names[0]], LOSSES[names[0]][0]
     best = curve.idxmin() if kept is None else kept
-    label = f"{'lowest' if kept is None else 'kept'} {LOSSES[name][0]} loss: {curve[best]:.3g}, epoch {best}"
+    label = f"{'lowest' if kept is None else 'kept'} {name} loss: {curve[best]:.3g}, epoch {best}"
     ax.axvline(best, color=LINE_COLOUR, lw=0.8, ls="--", zorder=0)
-    ax.plot([best], [curve[best]], "o", ms=8, mfc="white", mec=LOSSES[name][1], mew=2, ls="none", label=label)
+    ax.plot([best], [curve[best]], "o", ms=8, mfc="white", mec=LOSSES[names[0]][1], mew=2, ls="none", label=label)
 
 
 def _gate_panel(ax: Axes, gates: dict[str, pd.Series]) -> Axes:
