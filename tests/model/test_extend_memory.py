@@ -124,6 +124,12 @@ def test_a_condition_of_a_single_cell_stays_out(screen, model, caplog):
     assert "Left 1 conditions of a single cell out of the memory." in caplog.text
 
 
+def test_experiments_without_controls_in_their_batch_are_named(screen, model, caplog):
+    new = screen[((screen.obs["gene"] != "ctl") | (screen.obs["gem"] == "b1")).to_numpy()].copy()
+    model.extend_memory(new)
+    assert "of the perturbed cells are in a batch without control cells" in caplog.text
+
+
 def test_bad_requests(screen, model):
     with pytest.raises(ValueError, match="no memory"):
         ptrag_sc.PTRAG(part_of(screen, screen.obs["gene"] != "G7"), **SMALL).extend_memory(screen)

@@ -92,3 +92,8 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
             warning=0.5,
         ),
     ]
+
+
+def design_warnings(index: ConditionIndex) -> str:
+    """Return what is badly off in a design, in one line; nothing where nothing is."""
+    return "; ".join(f.message for f in design_findings(index, set_size=1) if f.level == "warning")

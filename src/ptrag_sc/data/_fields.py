@@ -19,7 +19,7 @@ from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
 from ptrag_sc.data._dataset import CellReader, as_row_matrix
-from ptrag_sc.data._diagnose import design_findings
+from ptrag_sc.data._diagnose import design_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -261,8 +261,8 @@ def setup(model_class: type, adata: AnnData | MuData, keys: ScreenKeys, setup_me
     split = read_split(adata, keys)
     if split is not None:
         condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
-    if bad := [f.message for f in design_findings(screen.index, set_size=1) if f.level == "warning"]:
-        logger.warning("%s. ptrag_sc.tl.diagnose(adata) tells more.", "; ".join(bad))
+    if bad := design_warnings(screen.index):
+        logger.warning("%s. ptrag_sc.tl.diagnose(adata) tells more.", bad)
     adata.uns[SETUP_KEY] = keys.to_uns()
     fields = scvi_fields(keys, mudata=isinstance(adata, MuData))
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)

@@ -19,6 +19,7 @@ from ptrag_sc.data import (
     mean_shifts_and_spread,
     read_split,
 )
+from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory, shrink, squared_errors
@@ -69,6 +70,8 @@ class GrowingMemory(ModulePredictor):
             remedy = 'Construct it with memory="response".'
             raise ValueError(unusable("The model", "extend_memory", "has no memory", remedy))
         screen = self.read(adata)
+        if bad := design_warnings(screen.index):
+            logger.warning("The new experiments: %s.", bad)
         table = self._new_conditions(adata, screen.index)
         known, names = set(self.candidates_), tuple(dict.fromkeys(table["perturbation"]))
         candidates = np.array([*self.candidates_, *(p for p in names if p not in known)], dtype=str)
