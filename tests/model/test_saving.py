@@ -7,8 +7,10 @@ import sys
 import anndata
 import numpy as np
 import pytest
+import scvi
 import torch
 from mudata import MuData
+from scvi.train import SaveCheckpoint
 
 import ptrag_sc
 from ptrag_sc.model._sets import training_sets
@@ -178,3 +180,20 @@ def test_backed_data_and_mudata_are_saved_too(tmp_path):
     loaded = ptrag_sc.PTRAG.load(tmp_path / "mudata")
     np.testing.assert_array_equal(loaded.predict(perturbations="G0").X, model.predict(perturbations="G0").X)
     ptrag_sc.tl.predict(mdata, model)
+
+
+def test_a_model_saved_by_a_checkpoint_knows_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "logging_dir", tmp_path)
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    model = ptrag_sc.PTRAG(adata, **SMALL)
+    model.train(2, **TRAIN)
+    saver = SaveCheckpoint(dirpath=tmp_path / "saved", monitor="validation_loss", save_top_k=-1)
+    model.train(3, **TRAIN, check_val_every_n_epoch=1, callbacks=saver, enable_checkpointing=True)
+    assert list(model.history["train_loss"].index) == [0, 1, 2, 3, 4]
+    found = {}
+    for folder in (tmp_path / "saved").iterdir():
+        if folder.is_dir():
+            saved = ptrag_sc.PTRAG.load(folder, adata, accelerator="cpu")
+            found[saved.kept_epoch_] = saved.n_epochs_, list(saved.history["validation_loss"].index)
+    assert found == {2: (3, [1, 2]), 3: (4, [1, 2, 3]), 4: (5, [1, 2, 3, 4])}

@@ -127,7 +127,7 @@ class PTRAG(SavedModel, GrowingMemory):
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
-        self.n_epochs_, self.kept_epoch_ = 0, None
+        self.n_epochs_, self.kept_epoch_, self.epochs_ = 0, None, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
         own = ModuleParams(**{name: value for name, value in params.items() if name not in NOT_OF_MODULE})
         arrays = torch.as_tensor(vectors), torch.as_tensor(tables.basis)

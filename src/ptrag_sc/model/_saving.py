@@ -115,6 +115,7 @@ class SavedModel(BaseModelClass):
     set_size_: int
     n_epochs_: int
     kept_epoch_: int | None
+    epochs_: Any  # of the training that is running, else None
     support_: Calibration | None
 
     @abstractmethod
@@ -155,6 +156,8 @@ class SavedModel(BaseModelClass):
             if path.exists() and not overwrite:
                 raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
         make_folder(model.parent)
+        if self.epochs_ is not None:  # a checkpoint of scvi-tools
+            self.epochs_.write(running=True)
         state = {
             "class": type(self).__name__,
             "is_trained": self.is_trained_,
