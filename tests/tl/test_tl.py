@@ -1,5 +1,7 @@
 """Do results stand in the AnnData as documented, mean what they say, and survive writing?"""
 
+from functools import partial
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -139,6 +141,14 @@ def test_virtual_cells_keep_the_users_columns(trained):
 def test_requests_that_cannot_be_met(trained, arguments, options, error, message):
     with pytest.raises(error, match=message):
         ptrag_sc.tl.perturb(make_screen(), trained, arguments, **options)
+
+
+def test_arguments_in_the_wrong_order_are_named(trained, predicted):
+    for call in (ptrag_sc.tl.predict, ptrag_sc.tl.retrieval, partial(ptrag_sc.tl.perturb, perturbations="G0")):
+        with pytest.raises(TypeError, match=r"is no P.*Pass the data first, then the fitted model"):
+            call(trained, predicted)
+    with pytest.raises(TypeError, match=r"'x.h5ad' in the place of the data is no AnnData or MuData"):
+        ptrag_sc.tl.perturb("x.h5ad", trained, "G0")
 
 
 def test_effects_equal_slow_means(trained, predicted):

@@ -10,6 +10,7 @@ from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
 from ptrag_sc.data._files import check_target
 from ptrag_sc.data._stream import STREAMED
+from ptrag_sc.tl._model import check_predictor
 
 
 @documented
@@ -60,7 +61,7 @@ def perturb(
         If a cell type has no controls, fewer than ``n_cells``, a combination names a gene twice, or ``out`` has another
         suffix.
     TypeError
-        If ``out`` is no path, or a column cannot be written.
+        If ``model`` is none, ``out`` is no path, or a column cannot be written.
     FileExistsError
         If ``out`` is there and ``overwrite`` is False.
     FileNotFoundError
@@ -95,6 +96,7 @@ def perturb(
     >>> backed.file.close()
     >>> folder.cleanup()
     """
+    check_predictor(model)
     path = None if out is None else check_target(out, suffixes=STREAMED, overwrite=overwrite)
     virtual = model.virtual_cells(
         adata,

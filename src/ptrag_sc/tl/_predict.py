@@ -9,6 +9,7 @@ from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX,
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
 from ptrag_sc.data._assembly import request_cells
+from ptrag_sc.tl._model import check_predictor
 
 
 def predict(
@@ -61,7 +62,7 @@ def predict(
     KeyError
         If genes are missing, or a perturbation has no gene embedding.
     TypeError
-        If several perturbations are named.
+        If several perturbations are named, or ``model`` is none.
     ValueError
         If a cell type has no controls, or labels or expression cannot be used.
 
@@ -80,6 +81,7 @@ def predict(
         problem = f"is a {type(perturbation).__name__}"
         remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
         raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
+    check_predictor(model)
     check_key(key_added, "tl.predict", taken=(model.keys_.embedding_key, SETUP_KEY))
     if seed is not None:
         check_whole("seed", seed, "tl.predict")

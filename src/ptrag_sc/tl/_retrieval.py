@@ -10,6 +10,7 @@ from ptrag_sc._constants import DEFAULT_KEY, SETUP_KEY
 from ptrag_sc._validation import check_key
 from ptrag_sc.model import PTRAG
 from ptrag_sc.retrieval import cell_type_specificity
+from ptrag_sc.tl._model import check_predictor
 
 
 def retrieval(
@@ -64,6 +65,8 @@ def retrieval(
     ------
     KeyError
         If a cell type does not occur or a gene has no embedding.
+    TypeError
+        If ``model`` is none.
     ValueError
         If ``null`` is something else.
 
@@ -79,6 +82,7 @@ def retrieval(
     >>> len(adata.uns["ptrag"]["retrieval"])  # 2 cell types x 4 candidates and the query's own response elsewhere
     10
     """
+    check_predictor(model, PTRAG)
     check_key(key_added, "tl.retrieval", taken=(model.keys_.embedding_key, SETUP_KEY))
     asked = {"perturbations": perturbations, "cell_types": cell_types, "gene_embedding": gene_embedding}
     table = model.get_retrieval(adata, **asked)
