@@ -80,7 +80,8 @@ def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
     shape, mask = (sizes.sets, sizes.cells, sizes.genes), torch.ones(sizes.sets, sizes.cells, dtype=torch.bool)
     cells = {name: torch.rand(shape, device=device) for name in ("control_cells", "target_cells")}
     query = torch.randint(1, sizes.queries + 1, (sizes.sets,))
-    return {**cells, "control_mask": mask.to(device), "target_mask": mask.to(device), "query": query}
+    masks = {name: mask.to(device) for name in ("control_mask", "target_mask")}
+    return {**cells, **masks, "query": query, "cell_type": torch.zeros_like(query)}
 
 
 def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_width: bool) -> PTRAGModule:
@@ -156,10 +157,11 @@ def refinement(module: PTRAGModule, queries: Queries, sizes: Sizes, device: torc
     basal = torch.randn(sizes.sets, sizes.cells, sizes.hidden, device=device, requires_grad=True)
 
     def context() -> Tensor:
-        b = {name: x.to(device) for name, x in plan.number_perturbations({"query": batch["query"]}).items()}
+        numbered = plan.number_perturbations({name: batch[name] for name in ("query", "cell_type")})
+        b = {name: x.to(device) for name, x in numbered.items()}
         candidates = type(queries.candidates)(plan.query_indices, plan.query_present, plan.query_similarity)
         encoded = module.encode(plan.query_vectors[b["queries"]], b["rows"], b["slots"], candidates.take(b["queries"]))
-        query, keys, kept = encoded.take(b["query"])
+        query, keys, kept, _ = encoded.take(b["query"])
         return module.refiner(basal, query, keys, kept.present, kept.similarity).context
 
     return stage(module, context)

@@ -1,0 +1,34 @@
+"""Do the benchmarks of speed still run, at sizes at which their figures mean nothing?"""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.mark.filterwarnings("ignore:Trying to query inferred values from an untrained model")
+def test_speed(benchmark_module):
+    speed = benchmark_module("speed")
+    small = {"sets": 2, "cells": 4, "genes": 12, "embedding": 6, "hidden": 16, "candidates": 3, "layers": 1}
+    rows, ratios = speed.headline(speed.Sizes(**small, table=10, queries=10, rank=3), CPU)
+    assert len(rows) == 16
+    rates = speed.rates(CPU, n_genes=40, batch_size=4, set_size=4)
+    assert all(np.isfinite(value) and value > 0 for value in [*ratios.values(), *rates.values()])
+
+
+def test_memory(benchmark_module):
+    memory = benchmark_module("memory")
+    built = memory.built(*memory.random_screen(2000, 40, 20, 2))
+    vectors = torch.nn.functional.normalize(torch.randn(len(built.low), 8), dim=1)
+    for used in (None, built):
+        memory.step(used, vectors, built.directions[:5], 2)()
