@@ -19,10 +19,8 @@ class Epochs:
 
     Parameters
     ----------
-    model
-        :class:`ptrag_sc.PTRAG`.
-    runner, plan
-        Of this training.
+    model, runner, plan
+        As in :func:`run_training`.
     """
 
     def __init__(self, model: Any, runner: TrainRunner, plan: PTRAGTrainingPlan):
