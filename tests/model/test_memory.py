@@ -44,7 +44,7 @@ def screen():
 def train_kept(screen):
     """Return a model whose last weights are kept, and whose generator answers beside the memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KeepBest, "on_train_end", lambda *_: None)
+        patch.setattr(KeepBest, "restore", lambda *_: None)
         model = train_small(screen, **MEMORY)
     model.module.recalled_share.fill_(0.5)
     return model

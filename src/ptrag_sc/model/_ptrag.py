@@ -270,7 +270,6 @@ class PTRAG(SavedModel, GrowingMemory):
             batch_size=batch_size,
             seed=(settings.seed or 0) + self.n_epochs_,  # further training draws other sets
         )
-        self.set_size_ = int(set_size)
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
         arguments = trainer_arguments(
@@ -278,7 +277,7 @@ class PTRAG(SavedModel, GrowingMemory):
             n_steps=len(train),
             n_val=0 if val is None else len(val.query),
             share=float(self.module.recalled_share) if self.tables_.memory is not None else None,
-            check_first=self.tables_.memory is not None or self.is_trained_,
+            check_first=self.tables_.memory is not None or self.n_epochs_ > 0,
             early_stopping=early_stopping,
             given=trainer_kwargs,
         )
@@ -295,5 +294,6 @@ class PTRAG(SavedModel, GrowingMemory):
             strategy=strategy,
             **arguments,
         )
+        self.set_size_ = int(set_size)
         run_training(self, runner, plan)
         self.support_ = calibrate_support(self, screen)

@@ -157,7 +157,7 @@ class SavedModel(BaseModelClass):
                 raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
         make_folder(model.parent)
         if self.epochs_ is not None:  # a checkpoint of scvi-tools
-            self.epochs_.write(running=True)
+            self.epochs_.write()
         state = {
             "class": type(self).__name__,
             "is_trained": self.is_trained_,

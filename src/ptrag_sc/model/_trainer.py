@@ -28,38 +28,40 @@ class KeepBest(Callback):
     def __init__(self):
         self.best_loss = float("inf")
         self.best_state: dict[str, torch.Tensor] | None = None
-        self.best_epoch: int | None = None  # of the weights before training there is none
+        self.best_epoch: int | None = None  # among those of all trainings
+        self.is_start, self.n_checks = True, 0  # whether the best weights are those of before; checks after these
 
     def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Remember the weights that were just validated if they are the best so far."""
         loss = float(trainer.callback_metrics["validation_loss"])
+        self.n_checks += not trainer.sanity_checking
         is_first = self.best_state is None and math.isfinite(loss)
         if is_first or (loss < self.best_loss and plan.surpasses):
-            self.best_loss = loss
+            self.best_loss, self.is_start = loss, trainer.sanity_checking
             self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
-            self.best_epoch = None if trainer.sanity_checking else trainer.current_epoch
+            self.best_epoch = plan.kept_before if self.is_start else plan.epoch_offset + trainer.current_epoch
+
+    def restore(self, plan: LightningModule) -> None:
+        """Give the module the best weights."""
+        if self.best_state is not None:
+            plan.module.load_state_dict(self.best_state)
+            plan.running = False
 
     def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Restore the best weights."""
-        if self.best_state is not None:
-            plan.module.load_state_dict(self.best_state)
-            if self.best_epoch is None:
-                clearly = "clearly " if plan.has_memory else ""
-                logger.warning("No epoch was %sbetter on the validation conditions: weights stay as before.", clearly)
+        self.restore(plan)
 
     def on_exception(self, trainer: Trainer, plan: LightningModule, exception: BaseException) -> None:
         """Restore the best weights so far."""
-        self.on_train_end(trainer, plan)
+        self.restore(plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"best_loss": self.best_loss, "best_state": self.best_state, "best_epoch": self.best_epoch}
+        return {name: getattr(self, name) for name in ("best_loss", "best_state", "best_epoch", "is_start", "n_checks")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what a checkpoint kept."""
-        self.best_loss, self.best_state, self.best_epoch = (
-            state_dict[n] for n in ("best_loss", "best_state", "best_epoch")
-        )
+        vars(self).update(state_dict)
 
 
 def check_interval(n_steps: int, max_epochs: int) -> int:
@@ -95,6 +97,7 @@ def trainer_arguments(
     given
         Arguments of the user.
     """
+    n_val = 0 if given.get("limit_val_batches") == 0 else n_val
     interval = check_interval(n_steps, max_epochs)
     defaults = {
         "early_stopping": early_stopping and n_val > 0,
@@ -107,11 +110,18 @@ def trainer_arguments(
         "callbacks": [],
     }
     arguments = {**defaults, **given}
-    if arguments.get("load_best_on_end"):
+    if check_first and arguments["num_sanity_val_steps"]:
+        arguments["num_sanity_val_steps"] = -1  # all of them, or none
+    callbacks = arguments["callbacks"] or []
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+    if arguments.get("load_best_on_end") or any(getattr(c, "load_best_on_end", False) for c in callbacks):
         problem = "is of scvi-tools' checkpoints, but the best weights on validation conditions are kept anyway"
         raise ValueError(unusable("load_best_on_end=True", "train", problem, "Leave it out."))
-    callbacks = arguments["callbacks"] or []
-    arguments["callbacks"] = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+    every = arguments["check_val_every_n_epoch"]
+    if n_val and every is not None and every > max_epochs:
+        problem = f"is more than max_epochs={max_epochs}: no epoch would be validated"
+        raise ValueError(unusable(f"check_val_every_n_epoch={every}", "train", problem, "Pass a smaller number."))
+    arguments["callbacks"] = callbacks
     if not n_val:
         kept = "" if share is None else f" The memory's share of the answer, chosen on them, stays {share:.0%}."
         logger.warning("No validation conditions: training runs to max_epochs and keeps the last weights.%s", kept)
@@ -119,4 +129,4 @@ def trainer_arguments(
         return arguments
     if n_val < FEW_CONDITIONS:
         logger.warning("Only %d validation conditions: which weights are kept is largely chance.", n_val)
-    return {**arguments, "callbacks": [*arguments["callbacks"], KeepBest()]}
+    return {**arguments, "callbacks": [KeepBest(), *callbacks]}

@@ -8,7 +8,7 @@ from scipy.stats import t
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
-from ptrag_sc._validation import unknown
+from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
 
@@ -57,7 +57,12 @@ class PTRAGTrainingPlan(TrainingPlan):
         for prefix, table in tables.items():
             for name, tensor in table.items():
                 self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
-        self.first_epoch = 0  # of this training; beyond 0 where it resumes from a checkpoint
+        self.n_before, self.kept_before = (
+            0,
+            None,
+        )  # epochs of earlier trainings, and the one whose weights it starts with
+        self.first_epoch, self._saved_offset = 0, 0  # of this training, beyond 0 where it resumes from a checkpoint
+        self.running = False
         self._start, self.surpasses = None, True  # roots of the set losses (N, 1) before training
         self._n_views, self._n_parts = queries.n_views, queries.n_parts
         self._host_indices = queries.candidates.indices.cpu()
@@ -113,17 +118,27 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.compute_and_log_metrics(output, self.train_metrics, "train")
         return output.loss
 
+    @property
+    def epoch_offset(self) -> int:
+        """Return what an epoch of this training is numbered by among those of all."""
+        return max(0, self.n_before - self.first_epoch) if self.n_before else self._saved_offset
+
     def on_train_start(self) -> None:
         """Note with which epoch this training begins."""
         self.first_epoch = self.current_epoch
 
+    def on_train_epoch_start(self) -> None:
+        """Note that the weights are those of a running training."""
+        self.running = True
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
-        checkpoint["set_losses_at_start"] = self._start
+        checkpoint.update(set_losses_at_start=self._start, epoch_offset=self.epoch_offset)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what checks are compared with."""
-        self._start = checkpoint.get("set_losses_at_start")
+        """Load what checks are compared with, and how epochs are numbered."""
+        self._start, self._saved_offset = checkpoint.get("set_losses_at_start"), checkpoint.get("epoch_offset", 0)
+        self.first_epoch = checkpoint["epoch"] + 1
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
@@ -167,6 +182,9 @@ class PTRAGTrainingPlan(TrainingPlan):
         roots = losses.clamp(min=0).sqrt()
         if self._start is None:
             self._start = roots[:, share, None]
+        elif len(self._start) != len(roots):
+            problem = f"was validated on {len(self._start)} conditions, now there are {len(roots)}"
+            raise ValueError(unusable("The checkpoint", "train", problem, "Resume with the same data, or train anew."))
         else:
             near = self._alike(roots, 2.0)
             share = int(self._alike(-agreement, 1.0, among=near).nonzero().max())
