@@ -145,6 +145,16 @@ def test_a_model_saved_in_a_hook_says_what_it_has(screen, tmp_path):
     assert found == {"on_train_start": (3, kept), "on_validation_end": (6, 5), "on_train_end": (7, other.kept_epoch_)}
 
 
+def test_a_model_saved_at_the_end_without_validation(tmp_path):
+    adata = make_screen()
+    adata.obs["split"] = "train"
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
+    model, path = new(adata), tmp_path / "end"
+    model.train(3, **TRAIN, callbacks=Do("on_train_end", lambda trainer: trainer._model.save(path), 3))
+    saved = ptrag_sc.PTRAG.load(path, False, accelerator="cpu")
+    assert (saved.n_epochs_, saved.kept_epoch_) == (model.n_epochs_, model.kept_epoch_) == (3, 2)
+
+
 def save_of(model, path):
     model.save(path)
     return path

@@ -38,7 +38,7 @@ class Epochs:
         added = getattr(self.trainer.logger, "history", None)
         added = added if isinstance(added, dict) else {}  # not of every logger
         logged = [frame.index[-1] + 1 for frame in added.values() if frame.index.name == "epoch" and len(frame)]
-        done = max([self.trainer.current_epoch + plan.running, *logged])
+        done = max([min(self.trainer.current_epoch + plan.running, self.trainer.max_epochs), *logged])
         model.n_epochs_ = max(plan.n_before, offset + int(done))
         if not plan.running and self.keep is not None and self.keep.best_state is not None:
             model.kept_epoch_ = self.keep.best_epoch
