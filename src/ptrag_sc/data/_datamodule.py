@@ -7,8 +7,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.data._dataset import BATCH, CellReader, CellSetDataset
+from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix, fits
+from ptrag_sc.data._reader import CellReader
 from ptrag_sc.data._set_sampler import RandomSets
 
 DATA_DEVICES = ("auto", "host", "accelerator")

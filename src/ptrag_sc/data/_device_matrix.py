@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 
 SHARE_OF_FREE_MEMORY = 0.5  # of the device, that the matrix may take
 

@@ -18,8 +18,8 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, LayerField, 
 from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
-from ptrag_sc.data._dataset import CellReader, as_row_matrix
 from ptrag_sc.data._diagnose import design_warnings
+from ptrag_sc.data._reader import CellReader, as_row_matrix
 
 logger = logging.getLogger(__name__)
 

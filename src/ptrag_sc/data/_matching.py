@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 from ptrag_sc.data._shifts import group_moments, types_of_batches
 
 MATCHINGS = ("batch", "auto")

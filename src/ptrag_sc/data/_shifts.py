@@ -8,7 +8,7 @@ from scipy.linalg import eigh
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 
 
 class ControlMeans(NamedTuple):

@@ -4,7 +4,16 @@ from ._factored import PairTerms, inverse_std, pair_terms, score_pairs, sum_pair
 from ._losses import LOSSES, energy_distance, masked_mean, mean_distance, published_energy_distance
 from ._memory_refiner import MemoryRefiner
 from ._mlp import CellEncoder, EmbeddingEncoder
-from ._refiner import FactoredScorer, Refined, Refiner, logistic_noise, normalised_weights, straight_through_gates
+from ._refiner import (
+    FactoredScorer,
+    Gates,
+    Refined,
+    Refiner,
+    logistic_noise,
+    normalised_weights,
+    straight_through_gates,
+    withhold,
+)
 from ._set_transformer import ContextGatedBlock, SetAttention, SetTransformer
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "ContextGatedBlock",
     "EmbeddingEncoder",
     "FactoredScorer",
+    "Gates",
     "MemoryRefiner",
     "PairTerms",
     "Refined",
@@ -30,4 +40,5 @@ __all__ = [
     "score_pairs",
     "straight_through_gates",
     "sum_pairs",
+    "withhold",
 ]
