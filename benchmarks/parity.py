@@ -1,7 +1,7 @@
-"""Does the reference module compute what the published code recorded?
+"""Does our version of the published model compute what the published code recorded?
 
 ``python benchmarks/parity.py FILE.npz`` loads arrays that were recorded from the published code, computes every one of
-them with :mod:`ptrag_sc.model._reference` and prints the largest relative errors, a table and then one JSON line. The
+them with :mod:`published` and prints the largest relative errors, a table and then one JSON line. The
 exit status is 1 if any error is above 1e-4 (predictions: 1e-5), else 0.
 
 The file holds ``config`` (a JSON string: at least ``heads``, ``temperature``, ``rms_norm_eps``, ``rope_theta``),
@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from published.module import VARIANTS, PublishedModule, PublishedParams, published_energy_distance
+from published.weights import load_published, our_name
 
-from ptrag_sc.model._reference import VARIANTS, PublishedModule, PublishedParams
-from ptrag_sc.model._reference_weights import load_published, our_name
-from ptrag_sc.nn import published_energy_distance
 from ptrag_sc.retrieval import Candidates, distinct_rows
 
 LIMITS = {"prediction": 1e-5}

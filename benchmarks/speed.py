@@ -21,13 +21,13 @@ import torch
 from accelerator import accelerator
 from data_path import rates
 from measure import machine, module_params, peak_mib, seconds, table
+from published.module import LlamaStack, PublishedParams, PublishedSizes, published_energy_distance
 from published_order import PublishedOrder
 from torch import Tensor, nn
 
 from ptrag_sc.model._module import PTRAGModule
-from ptrag_sc.model._reference import LlamaStack, PublishedParams, PublishedSizes
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
-from ptrag_sc.nn import Refined, published_energy_distance
+from ptrag_sc.nn import Refined
 from ptrag_sc.retrieval import Queries, distinct_rows, make_queries
 
 RETRIEVAL = ("none", "attention", "gumbel")

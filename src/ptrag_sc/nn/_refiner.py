@@ -34,21 +34,19 @@ class FactoredScorer(nn.Module):
         Width H of cell, query and candidate.
     dropout
         Dropout rate of the hidden layer.
-    n_outputs
-        Logits per pair, O.
     """
 
-    def __init__(self, n_hidden: int, dropout: float, n_outputs: int = 1):
+    def __init__(self, n_hidden: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(3 * n_hidden)
         self.hidden = nn.Linear(3 * n_hidden, n_hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(n_hidden, n_outputs)
+        self.out = nn.Linear(n_hidden, 1)
 
     def forward(
         self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B K H"]
-    ) -> Float[Tensor, "B S K O"]:
-        """Return the logits of candidate k for cell s."""
+    ) -> Float[Tensor, "B S K 1"]:
+        """Return the logit of candidate k for cell s."""
         terms = pair_terms(self.norm, self.hidden, cells, query, keys)
         scale = inverse_std(cells, query, keys, self.norm.eps)
         # One dropout mask per set, folded into the last layer: a mask per pair would cost more than the scores.

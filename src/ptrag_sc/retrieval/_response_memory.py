@@ -2,7 +2,8 @@ r"""What did the experiment observe: in which cell type did which perturbation d
 
 Entries are batch-matched mean shifts less the mean shift of their cell type, shrunk by empirical Bayes (Efron & Morris
 1973): with squared standard error :math:`s^2` and variance :math:`\tau^2` between perturbations, estimated by moments,
-an entry keeps :math:`\tau^2 / (\tau^2 + s^2)` of itself. Uncertain entries are shrunk more; there is no tuning parameter.
+an entry keeps :math:`\tau^2 / (\tau^2 + s^2)` of itself. Uncertain entries are shrunk more; there is no tuning
+parameter.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
-"""What exactly did the published code compute? Its three variants, from our parts: for parity and comparison only.
+"""How do parts of this package make the three published variants?
 
-Follows arXiv:2603.07233 and what its code does at commit 3c19b33. Nothing here is exported, and :class:`ptrag_sc.PTRAG`
-does not use it: the text of the documentation on the published code says why.
+Follows arXiv:2603.07233 and what its code does at commit 3c19b33. The page of the documentation on the published code
+explains why :class:`ptrag_sc.PTRAG` differs.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from ptrag_sc._validation import absent
 from ptrag_sc.model._module import EncodedQueries, Retrieved
-from ptrag_sc.nn import FactoredScorer, Refined, inverse_std, pair_terms, published_energy_distance, sum_pairs
+from ptrag_sc.nn import Refined, summed_distances
 from ptrag_sc.retrieval import Candidates
+from published.selection import SingleHeadAttention, SummedSelection
 
 VARIANTS = ("state", "vanilla", "ptrag")
 SPARSITY_WEIGHT = 0.1
@@ -46,14 +47,6 @@ class PublishedSizes(NamedTuple):
     n_attention: int = 12 * 58  # heads x width of a head
     n_feed_forward: int = 2784
     n_batches: int = 0  # 0: no batch term
-
-
-class Selection(NamedTuple):
-    """Scores of the two classes (drop, keep) and the drawn weights."""
-
-    raw: Float[Tensor, "B S K 2"]
-    scaled: Float[Tensor, "B S K 2"]
-    weights: Float[Tensor, "B S K"]
 
 
 class CausalAttention(nn.Module):
@@ -116,59 +109,25 @@ class LlamaStack(nn.Module):
         return self.norm(hidden)
 
 
-class SummedSelection(nn.Module):
-    """Hard two-class Gumbel-Softmax per candidate; the context is the *sum* of the values that are kept."""
+def published_energy_distance(
+    x: Float[Tensor, "B S G"],
+    y: Float[Tensor, "B T G"],
+    x_mask: Bool[Tensor, "B S"],
+    y_mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, " B"]:
+    r"""Loss of the published code: half of the biased (V-statistic) squared energy distance.
 
-    def __init__(self, n_hidden: int, params: PublishedParams):
-        super().__init__()
-        self.temperature, self.scaled = params.temperature, params.scaled
-        self.scorer = FactoredScorer(n_hidden, params.dropout, n_outputs=2)
-        self.value = nn.Linear(3 * n_hidden, n_hidden)
-
-    def select(
-        self, cells: Tensor, query: Tensor, keys: Tensor, mask: Bool[Tensor, "B S"], noise: Tensor | None
-    ) -> Selection:
-        """Draw the candidates of every cell; scores are divided by their std over the real cells of the mini-batch."""
-        raw = self.scorer(cells, query, keys)
-        scaled = raw / raw[mask].std() if self.scaled else raw
-        if noise is None:  # as published: in training and at prediction
-            noise = -torch.empty_like(raw).exponential_().log()
-        soft = torch.softmax((scaled + noise) / self.temperature, dim=-1)[..., 1]
-        hard = (scaled + noise).argmax(-1).to(soft.dtype)
-        return Selection(raw, scaled, hard + (soft - soft.detach()))
-
-    def forward(
-        self,
-        cells: Float[Tensor, "B S H"],
-        query: Float[Tensor, "B H"],
-        keys: Float[Tensor, "B K H"],
-        weights: Float[Tensor, "B S K"],
-    ) -> Float[Tensor, "B S H"]:
-        """Return the context."""
-        norm = self.scorer.norm
-        terms = pair_terms(norm, self.value, cells, query, keys)
-        return sum_pairs(terms, inverse_std(cells, query, keys, norm.eps), weights)
-
-
-class SingleHeadAttention(nn.Module):
-    """Softmax attention of cell plus query over the candidates, one head."""
-
-    def __init__(self, n_embedding: int, n_hidden: int):
-        super().__init__()
-        self.encode_candidates = nn.Linear(n_embedding, n_hidden)
-        self.query, self.key, self.value = (nn.Linear(n_hidden, n_hidden) for _ in range(3))
-
-    def forward(
-        self, cells: Float[Tensor, "B S H"], keys: Float[Tensor, "B K H"]
-    ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S K"]]:
-        """Return context and weights; keys are candidates as :attr:`encode_candidates` gives them."""
-        scores = self.query(cells) @ self.key(keys).transpose(1, 2)
-        weights = torch.softmax(scores / cells.shape[-1] ** 0.5, dim=-1)
-        return weights @ self.value(keys), weights
+    :math:`E|x-y| - E|x-x'|/2 - E|y-y'|/2`, pairs of a cell with itself included, so its expectation for two samples
+    of one population is above 0.
+    """
+    n = x_mask.sum(1)  # (B,)
+    m = y_mask.sum(1)  # (B,)
+    cross, within_x, within_y = summed_distances(x, y, x_mask, y_mask)
+    return cross / (n * m) - within_x / (2 * n * n) - within_y / (2 * m * m)
 
 
 class PublishedModule(BaseModuleClass):
-    """One of the published variants, with the inputs and outputs of :class:`PTRAGModule`.
+    """One of the published variants, with the inputs and outputs of :class:`ptrag_sc.model._module.PTRAGModule`.
 
     Parameters
     ----------
@@ -190,7 +149,9 @@ class PublishedModule(BaseModuleClass):
         self.refiner = {
             "state": lambda: None,
             "vanilla": lambda: SingleHeadAttention(sizes.n_embedding, sizes.n_hidden),
-            "ptrag": lambda: SummedSelection(sizes.n_hidden, params),
+            "ptrag": lambda: SummedSelection(
+                sizes.n_hidden, temperature=params.temperature, dropout=params.dropout, scaled=params.scaled
+            ),
         }[params.variant]()
         self.generator = LlamaStack(sizes, params)
         self.project = nn.Linear(sizes.n_hidden, sizes.n_genes)
