@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptrag_sc._validation import absent
-from ptrag_sc.model._module import EncodedQueries, Retrieved
 from ptrag_sc.nn import Refined, summed_distances
-from ptrag_sc.retrieval import Candidates
+from ptrag_sc.retrieval import Evidence, Recall
 from published.selection import SingleHeadAttention, SummedSelection
 
 VARIANTS = ("state", "vanilla", "ptrag")
@@ -126,6 +125,15 @@ def published_energy_distance(
     return cross / (n * m) - within_x / (2 * n * n) - within_y / (2 * m * m)
 
 
+def recall_of(vectors: Float[Tensor, "B D"], rows: Int[Tensor, "B K"]) -> Recall:
+    """Return what is recalled for B queries whose candidates are given."""
+    present = torch.ones_like(rows, dtype=torch.bool)
+    shape = (*rows.shape, 1)
+    neighbours = Evidence(rows, present, vectors.new_zeros(shape), vectors.new_zeros(*rows.shape, 0))
+    nothing = Evidence(*(field[:, :0] for field in neighbours))
+    return Recall(vectors, vectors.new_zeros(len(vectors), 0), nothing, nothing, neighbours)
+
+
 class PublishedModule(BaseModuleClass):
     """One of the published variants, with the inputs and outputs of :class:`ptrag_sc.model._module.PTRAGModule`.
 
@@ -163,38 +171,44 @@ class PublishedModule(BaseModuleClass):
         context = inference_outputs["refined"].context
         return {"basal": inference_outputs["basal"], "context": context, "control_mask": tensors["control_mask"]}
 
-    def encode(
-        self,
-        vectors: Float[Tensor, "Q D"],
-        rows: Int[Tensor, " U"],
-        slots: Int[Tensor, "Q K"],
-        candidates: Candidates,
-    ) -> EncodedQueries:
-        """Encode queries and distinct candidates; vanilla has an encoder of its own for candidates."""
-        encode_keys = self.refiner.encode_candidates if self.params.variant == "vanilla" else self.encode_embedding
-        return EncodedQueries(self.encode_embedding(vectors), encode_keys(self.embeddings[rows]), slots, candidates)
+    @property
+    def reads_keys(self) -> bool:
+        """Whether candidates are used at all."""
+        return self.params.variant != "state"
+
+    def encode_keys(self, rows: Int[Tensor, " U"] | None = None) -> Float[Tensor, "U H"]:
+        """Return encoded candidates, None: all; vanilla has an encoder of its own for them."""
+        embeddings = self.embeddings if rows is None else self.embeddings[rows]
+        if self.params.variant == "vanilla":
+            return self.refiner.encode_candidates(embeddings)
+        return self.encode_embedding(embeddings)
 
     @auto_move_data
     def inference(
         self,
         control_cells: Float[Tensor, "B S G"],
         control_mask: Bool[Tensor, "B S"],
-        retrieved: Retrieved,
+        recall: Recall,
+        keys: Float[Tensor, "U H"] | None = None,
+        slots: Int[Tensor, "B K"] | None = None,
         noise: Float[Tensor, "B S K 2"] | None = None,
     ) -> dict:
-        """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
-        basal, selection = self.encode_cells(control_cells), None
-        query, keys, candidates, _ = retrieved
+        """Return ``basal``, ``recall``, ``refined`` and, for ptrag, ``selection`` (else None)."""
+        basal = self.encode_cells(control_cells)
+        query = self.encode_embedding(recall.vectors)  # (B, H)
+        selection = None
         if self.params.variant == "state":
-            context, weights = basal + query[:, None], basal.new_zeros(*basal.shape[:2], 0)
+            context = basal + query[:, None]
+            weights = basal.new_zeros(*basal.shape[:2], 0)
         elif self.params.variant == "vanilla":
-            context, weights = self.refiner(basal + query[:, None], keys)
+            context, weights = self.refiner(basal + query[:, None], F.embedding(slots, keys))
         else:
-            selection = self.refiner.select(basal, query, keys, control_mask, noise)
+            placed = F.embedding(slots, keys)  # (B, K, H)
+            selection = self.refiner.select(basal, query, placed, control_mask, noise)
             weights = selection.weights
-            context = self.refiner(basal, query, keys, weights)
+            context = self.refiner(basal, query, placed, weights)
         refined = Refined(context, weights, weights)
-        outputs = {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
+        outputs = {"basal": basal, "recall": recall, "refined": refined, "selection": selection}
         return {**outputs, "strength": basal.new_zeros(len(basal))}  # no memory
 
     @auto_move_data

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn import functional as F
 
-from ptrag_sc.retrieval import Candidates, distinct_rows, nearest_candidates
+from ptrag_sc.retrieval import nearest_neighbours
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = {"temperature": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
@@ -245,13 +245,12 @@ def test_the_published_order_of_operations_computes_the_same(script, published):
     fast.load_state_dict(slow.state_dict())
     cells, own, noise = torch.rand(4, 5, 17), torch.tensor([3, 0, 10, 3]), -torch.empty(4, 5, 3, 2).exponential_().log()
     unit = F.normalize(table, dim=1)
-    candidates = nearest_candidates(unit[own], unit, own, 3)
+    candidates = nearest_neighbours(unit[own], unit, own, 3)
     found = slow.search(own, 5, 3)
-    assert (found.sort(-1).values == candidates.indices.sort(-1).values[:, None]).all()
-    candidates = Candidates(found[:, 0], candidates.present, candidates.similarity)
-    rows, slots = distinct_rows(candidates.indices)
-    retrieved = fast.encode(table[own], rows, slots, candidates).take(torch.arange(4))
-    expected = fast.inference(cells, torch.ones(4, 5, dtype=torch.bool), retrieved, noise)["refined"]
+    assert (found.sort(-1).values == candidates.rows.sort(-1).values[:, None]).all()
+    recall = published.recall_of(table[own], found[:, 0])
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    expected = fast.inference(cells, mask, recall, fast.encode_keys(), found[:, 0], noise)["refined"]
     refined = slow.refine(slow.encode_cells(cells), own, 3, noise)
     torch.testing.assert_close(refined.context, expected.context, rtol=1e-4, atol=1e-5)
     assert torch.equal(refined.weights > 0.5, expected.weights > 0.5)
@@ -264,13 +263,12 @@ def test_padded_cells_change_no_real_cell(published, causal):
     params = published.PublishedParams("ptrag", 2, dropout=0.0, causal=causal)
     module = published.PublishedModule(table, sizes, params)
     indices = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    candidates = Candidates(indices, torch.ones_like(indices, dtype=torch.bool), torch.zeros(2, 3, 1))
-    retrieved = module.encode(table[:2], *distinct_rows(indices), candidates).take(torch.arange(2))
+    recall, keys = published.recall_of(table[:2], indices), module.encode_keys()
     cells, noise, mask = torch.rand(2, 5, 17), torch.randn(2, 5, 3, 2), torch.ones(2, 5, dtype=torch.bool)
     padded = torch.cat([cells, torch.zeros(2, 4, 17)], dim=1), torch.cat([noise, torch.randn(2, 4, 3, 2)], dim=1)
     results = []
     for x, n, m in ((cells, noise, mask), (*padded, torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], dim=1))):
-        inferred = module.inference(x, m, retrieved, n)
+        inferred = module.inference(x, m, recall, keys, indices, n)
         results.append(module.generative(inferred["basal"], inferred["refined"].context, m)["cells"][:, :5])
     torch.testing.assert_close(*results)
 

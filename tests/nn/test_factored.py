@@ -29,8 +29,8 @@ def concatenated_scores(scorer, cells, query, keys):
 
 def concatenated_refiner(refiner, cells, query, keys, present, similarity, noise):
     """Select and average candidate by candidate."""
-    logits = concatenated_scores(refiner.scorer, cells, query, keys).squeeze(-1) + noise
-    soft = torch.sigmoid(logits / refiner.temperature)
+    logits = concatenated_scores(refiner.gates.scorer, cells, query, keys).squeeze(-1) + noise
+    soft = torch.sigmoid(logits / refiner.gates.temperature)
     gates = ((logits > 0).to(soft) - soft.detach() + soft) * present[:, None]
     sharpness = F.softplus(refiner.sharpness)
     mass = torch.exp(similarity[..., 0] * sharpness - (similarity[..., 0] * sharpness).detach().amax())

@@ -18,7 +18,7 @@ from ptrag_sc.nn import (
     masked_mean,
     mean_distance,
 )
-from ptrag_sc.retrieval import Recall, ResponseMemory, agreement, response_scale
+from ptrag_sc.retrieval import QueryTable, Recall, ResponseMemory, agreement, response_scale
 
 MEMORY = "memory_"  # prefix of its buffers
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
@@ -79,6 +79,13 @@ class PTRAGModule(BaseModuleClass):
         """Return encoded rows of the candidate table; None encodes all of them."""
         embeddings = self.embeddings if rows is None else self.embeddings[rows]
         return self.encode_embedding(embeddings)
+
+    @torch.no_grad()
+    def with_keys(self, table: QueryTable) -> QueryTable:
+        """Return the query table of a prediction, with every candidate encoded once."""
+        if not self.reads_keys:
+            return table
+        return table._replace(keys=self.encode_keys())
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         return {"control_cells": tensors["control_cells"], "control_mask": tensors["control_mask"]}

@@ -168,13 +168,7 @@ class ModulePredictor(Predictor):
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> QueryTable:
         """Return the query table of a call, with every candidate encoded once."""
-        return self._with_keys(self.query_table(labels, vectors, view=self.view(screen)))
-
-    def _with_keys(self, table: QueryTable) -> QueryTable:
-        if not self.module.reads_keys:
-            return table
-        with torch.no_grad():
-            return table._replace(keys=self.module.encode_keys())
+        return self.module.with_keys(self.query_table(labels, vectors, view=self.view(screen)))
 
     def predict_batch(
         self,
@@ -264,7 +258,7 @@ class ModulePredictor(Predictor):
         vectors = self.resolve(labels, adata, gene_embedding)
         drawn = seed if null == "random" else None
         queries = self.query_table(labels, vectors, view=self.view(screen), random_seed=drawn)
-        state = self._with_keys(queries)
+        state = self.module.with_keys(queries)
         dataset = CellSetDataset(screen.reader, with_target=False)
 
         def without_cells(request):

@@ -197,7 +197,7 @@ class Refiner(nn.Module):
         present
             Places that hold a candidate.
         similarity
-            Stage 1 similarity.
+            Stage 1 similarity; NaN counts as 0.
         noise
             As in :meth:`Gates.forward`.
         """
@@ -205,6 +205,6 @@ class Refiner(nn.Module):
         kept = present
         if self.training:
             kept = withhold(present, self.candidate_dropout)
-        nearness = similarity.squeeze(-1) * F.softplus(self.sharpness)  # (B, K) log weight
+        nearness = similarity.squeeze(-1).nan_to_num() * F.softplus(self.sharpness)  # (B, K) log weight
         weights = normalised_weights(gates * kept[:, None], nearness, kept)
         return Refined(weights @ self.value(keys), weights, gates)
