@@ -22,6 +22,7 @@ lint: $(VENV)/.group-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(VENV)/.group-lint
 	$(BIN)/ruff check --fix .
