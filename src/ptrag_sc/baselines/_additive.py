@@ -55,8 +55,7 @@ class Additive(Baseline):
         def single(name: str) -> np.ndarray | None:
             if name not in self.perturbation_effects_:
                 return None
-            shift: np.ndarray = self.perturbation_effects_[name] + of_type
-            return shift
+            return self.perturbation_effects_[name] + of_type
 
         shift = own_or_sum(label, self.keys_.sep, single)
         if shift is None:

@@ -50,8 +50,7 @@ class Bilinear:
 
     def predict(self, feature: np.ndarray) -> np.ndarray:
         """Return the shift (G,) of one feature vector (D,)."""
-        shift: np.ndarray = self.mean + feature @ self.coefficients @ self.directions
-        return shift
+        return self.mean + feature @ self.coefficients @ self.directions
 
 
 class Training(NamedTuple):

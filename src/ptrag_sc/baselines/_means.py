@@ -27,8 +27,7 @@ def deviations(conditions: pd.DataFrame, shifts: np.ndarray) -> np.ndarray:
     """Return shifts minus the mean shift of their cell type (C, G): what is specific to the perturbation."""
     of_type, _ = mean_by_cell_type(conditions, shifts)
     means = np.stack([of_type[t] for t in conditions["cell_type"]])  # (C, G)
-    deviation: np.ndarray = shifts - means
-    return deviation
+    return shifts - means
 
 
 def own_or_sum(label: str, sep: str, find: Callable[[str], np.ndarray | None]) -> np.ndarray | None:
@@ -40,5 +39,4 @@ def own_or_sum(label: str, sep: str, find: Callable[[str], np.ndarray | None]) -
     known = [part for part in found if part is not None]
     if len(known) < len(found):  # a sum over some of the genes would be another perturbation's shift
         return None
-    total: np.ndarray = np.sum(known, axis=0)
-    return total
+    return np.sum(known, axis=0)

@@ -44,8 +44,7 @@ class PerturbationMean(Baseline):
             rows = (self.names_ == name) & (self.types_ != cell_type)  # (C,)
             if not rows.any():
                 return None
-            mean: np.ndarray = self.shifts_[rows].mean(0)
-            return mean
+            return self.shifts_[rows].mean(0)
 
         shift = own_or_sum(label, self.keys_.sep, elsewhere)
         if shift is None:

@@ -51,8 +51,7 @@ class Responses:
     def _single(self, name: str) -> np.ndarray | None:
         if name not in self.rows:
             return None
-        response: np.ndarray = self.vectors[self.rows[name]]  # (R,)
-        return response
+        return self.vectors[self.rows[name]]  # (R,)
 
     def known(self, names: Iterable[str], sep: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which of some perturbations have a response (m,), and these responses (m, R)."""

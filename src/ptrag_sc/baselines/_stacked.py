@@ -91,8 +91,7 @@ class Stacked(EmbeddedBaseline):
         parts = np.stack([self._parts(*query)[0] for query in queries])  # (n, 3, G)
         means = np.stack([self._mean(t) for t in val["cell_type"]])  # (n, G)
         columns = parts.transpose(0, 2, 1).reshape(-1, parts.shape[1])  # (n * G, 3): all genes share the weights
-        weights: np.ndarray = nnls(columns, (shifts - means).ravel())[0]
-        return weights
+        return nnls(columns, (shifts - means).ravel())[0]
 
     def _mean(self, cell_type: str) -> np.ndarray:
         return self.of_type_.get(cell_type, self.overall_)

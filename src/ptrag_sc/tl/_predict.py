@@ -82,10 +82,7 @@ def predict(
     >>> adata.obsm["mean_shift"].shape
     (600, 60)
     """
-    if perturbation is not None and not isinstance(perturbation, str):
-        problem = f"is a {type(perturbation).__name__}"
-        remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
-        raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
+    _check_single(perturbation)
     check_predictor(model)
     check_key(key_added, "tl.predict", taken=(model.keys_.embedding_key, SETUP_KEY))
     if seed is not None:
@@ -114,6 +111,13 @@ def predict(
     if copy:
         return adata
     return None
+
+
+def _check_single(perturbation: object) -> None:
+    if perturbation is not None and not isinstance(perturbation, str):
+        problem = f"is a {type(perturbation).__name__}"
+        remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
+        raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
 
 
 def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple[tuple[str, ...], np.ndarray]:
