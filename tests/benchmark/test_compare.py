@@ -283,6 +283,7 @@ print(hashlib.sha256(text.encode()).hexdigest(), " at 0x" in text)
 """
 
 
+@pytest.mark.slow  # two processes that import the package
 def test_a_cache_is_known_again_in_another_process():
     found = set()
     for seed in ("1", "2"):

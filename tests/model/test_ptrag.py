@@ -63,6 +63,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow  # three models of the usual size
 def test_several_threads_give_equal_runs_too(two_threads):
     results = []
     for _ in range(3):

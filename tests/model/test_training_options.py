@@ -88,6 +88,7 @@ def assert_near(pairs):
         np.testing.assert_allclose(compiled[1], eager[1], atol=1e-2)
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_compiled_graph_computes_the_same():
     # aot_eager traces forward and backward as the default does, and leaves only the generation of code out.
     assert_near(compiled_runs({"backend": "aot_eager"}, ["gumbel", "none"]))
