@@ -146,8 +146,8 @@ def killer(copy: Path, tests: list[str], timeout: float) -> str | None:
     return failed[1] if failed else (done.stdout[-300:] + done.stderr[-300:] if done.returncode else None)
 
 
-def judged(mutant: Mutant, copy: Path, timeout: float) -> str:
-    """Return what becomes of a mutant in the copy."""
+def judged(mutant: Mutant, copy: Path, timeout: float, sound: set[str]) -> str:
+    """Return what becomes of a mutant in the copy; ``sound`` are tests that are known to pass without a mutant."""
     if mutant.name in EQUIVALENT:
         return f"equivalent: {EQUIVALENT[mutant.name]}"
     path, source = copy / mutant.file, (ROOT / mutant.file).read_bytes()
@@ -156,6 +156,11 @@ def judged(mutant: Mutant, copy: Path, timeout: float) -> str:
         compiled.unlink()  # two changes within a second look alike to Python
     found = next((k for tests in stages(mutant) if (k := killer(copy, tests, timeout))), None)
     path.write_bytes(source)
+    test = (found or "").partition("[")[0]
+    if test.startswith(("tests/", "src/")) and test not in sound:
+        if killer(copy, [test], timeout) is not None:
+            raise SystemExit(f"{test} fails without any mutant. Correct this first.")
+        sound.add(test)
     return "survived" if found is None else f"killed by {found}"
 
 
@@ -173,14 +178,14 @@ def main() -> None:
     files = sorted(p for package in arguments.packages for p in (ROOT / "src" / "ptrag_sc" / package).glob("*.py"))
     everywhere, rng = [place for path in files for place in places(path)], random.Random(arguments.seed)
     print(f"{len(everywhere)} places in {len(files)} files", flush=True)
-    drawn = [rng.choice(place) for place in rng.sample(everywhere, arguments.n)]
+    drawn, sound = [rng.choice(place) for place in rng.sample(everywhere, arguments.n)], set()
     with tempfile.TemporaryDirectory() as folder:
         for name in COPIED:
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, Path(folder) / name)
         for mutant in drawn:
             known = results.get(mutant.name)
             if known is None or (arguments.again and known == "survived"):
-                results[mutant.name] = judged(mutant, Path(folder), arguments.timeout)
+                results[mutant.name] = judged(mutant, Path(folder), arguments.timeout, sound)
                 arguments.out.write_text(json.dumps(results, indent=1))
                 print(f"line {mutant.line} of {mutant.name}: {results[mutant.name]}", flush=True)
     print("| line | file and changed line | what became of it |\n|---|---|---|")
