@@ -62,6 +62,28 @@ def test_the_trained_model_is_trained(screen, trained):
     assert all(not torch.equal(before[name], trained.module.get_parameter(name)) for name in of_generator)
 
 
+def test_the_memory_does_not_learn_from_the_loss_of_the_generator(screen, monkeypatch):
+    """Its weights follow from what it recalls: together with the generator it would learn that it is not needed."""
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
+    weights = [p for name, p in model.module.refiner.named_parameters() if not name.startswith("value")]
+    loss, reached = model.module.loss, {"generated": [], "recalled": []}
+
+    def watched(tensors, inferred, generated):
+        if model.module.training:
+            for name, found in reached.items():
+                gradients = torch.autograd.grad(
+                    generated[name].square().sum(), weights, retain_graph=True, allow_unused=True
+                )
+                found.append(any(g is not None and bool(g.any()) for g in gradients))
+        return loss(tensors, inferred, generated)
+
+    monkeypatch.setattr(model.module, "loss", watched)
+    model.train(2, **TRAIN)
+    assert all(reached["recalled"])
+    assert not any(reached["generated"])
+    assert len(reached["generated"]) > 0
+
+
 def test_a_loss_that_is_not_finite_is_never_kept(screen):
     plan = plan_of(screen)
     start = np.full((1, 4, 11), 2.0)

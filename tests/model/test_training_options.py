@@ -74,7 +74,9 @@ print(json.dumps(losses))
 
 def compiled_runs(compile_kwargs, retrievals):
     """Pairs (eager, compiled) of losses and predictions; in a process of its own, without checks of shapes."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))}
+    here = Path(__file__)
+    folders = here.parents[0], here.parents[1], Path(ptrag_sc.__file__).parents[1]  # the package that is tested here
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, json.dumps(compile_kwargs), ",".join(retrievals)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

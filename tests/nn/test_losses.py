@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ptrag_sc.nn import LOSSES, energy_distance
+from ptrag_sc.nn import LOSSES, energy_distance, mean_distance
 from ptrag_sc.nn import _losses as losses
 
 
@@ -102,3 +102,20 @@ def test_every_loss_is_lower_for_the_right_population(name):
     _x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
     near, far = (LOSSES[name](y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
     assert near < far
+
+
+def test_the_distance_of_a_mean_is_in_units_of_the_unbiased_spread_of_the_real_cells():
+    x, y, _, mask = sets(7, m=(3, 2))
+    mean = x[:, 0]
+    y[~mask] = 99.0  # padding
+    for b, value in enumerate(mean_distance(mean, y, mask)):
+        cells = y[b][mask[b]].numpy()
+        apart = np.square(mean[b].numpy() - cells.mean(0)).sum()
+        np.testing.assert_allclose(value, apart / np.sqrt(2 * cells.var(0, ddof=1).sum()), rtol=1e-5)
+
+
+def test_the_distance_of_a_mean_from_one_cell_or_equal_cells_is_finite():
+    y, mask = torch.ones(2, 3, 4), torch.tensor([[True, False, False], [True, True, True]])
+    values = mean_distance(torch.full((2, 4), 1.5), y, mask)
+    assert values.isfinite().all()
+    assert (values > 0).all()
