@@ -126,12 +126,19 @@ def test_nothing_present_and_a_zero_query_give_a_zero_context():
 
 
 def test_gates_move_slower_than_those_of_the_text_retrieval():
-    refiner, inputs, _ = make(dropout=0.0)
-    first = refiner.gates.logits(*inputs)
-    torch.testing.assert_close(first, torch.full_like(first, 4.0))
+    """Logits start at 4, so noise above -4 keeps a gate open; a step of the scorer's bias counts a tenth."""
+    refiner, (cells, query, keys), recall = make(dropout=0.0)
+    present = torch.ones_like(recall.joined.present)
+    refiner.eval()
+
+    def open_at(noise):
+        gates = refiner.gates(cells, query, keys, present, torch.full((B, S, 1 + K), noise))
+        return bool(gates.all()) if gates.all() == gates.any() else None
+
+    assert open_at(-3.99) and not open_at(-4.01)
     with torch.no_grad():
         refiner.gates.scorer.out.bias += 1.0
-    torch.testing.assert_close(refiner.gates.logits(*inputs), first + 0.1)
+    assert open_at(-4.09) and not open_at(-4.11)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0])

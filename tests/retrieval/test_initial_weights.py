@@ -48,7 +48,7 @@ def started(*, text: bool, own: float, seed: int = 0):
     view = view_memory(memory, torch.arange(T), memory.controls, 1.0)
     components = torch.zeros(P, 0, dtype=torch.long)
     queries = make_query_table(table, table, torch.arange(P), 20, view=view, components=components)
-    return initial_weights(queries, torch.as_tensor(p), torch.as_tensor(t))
+    return initial_weights(queries, view, torch.as_tensor(p), torch.as_tensor(t))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -78,7 +78,7 @@ def test_without_neighbours_nothing_is_claimed():
     view = view_memory(memory, torch.tensor([0]), memory.controls, 1.0)
     nothing = torch.zeros(2, 0, dtype=torch.long)
     queries = make_query_table(torch.eye(2), torch.eye(2), torch.arange(2), 1, view=view, components=nothing)
-    start = initial_weights(queries, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    start = initial_weights(queries, view, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert start.score == pytest.approx(0.0, abs=1e-6)
     assert start.sharpness.tolist()[0] == 0.0
 
@@ -134,7 +134,7 @@ def test_combinations_tell_how_far_their_components_add_up(factor):
     components = torch.cat([torch.full((40, 2), -1), torch.from_numpy(pairs)])
     table = torch.nn.functional.normalize(torch.randn(n, 8), dim=1)
     queries = make_query_table(table, table, torch.arange(n), 20, view=view, components=components)
-    start = initial_weights(queries, torch.arange(n), torch.zeros(n).long())
+    start = initial_weights(queries, view, torch.arange(n), torch.zeros(n).long())
     assert start.components >= 0.9  # the direction is theirs, whatever the size
 
 

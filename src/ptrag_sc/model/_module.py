@@ -1,5 +1,7 @@
 """How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -87,10 +89,10 @@ class PTRAGModule(BaseModuleClass):
             return table
         return table._replace(keys=self.encode_keys())
 
-    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         return {"control_cells": tensors["control_cells"], "control_mask": tensors["control_mask"]}
 
-    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict[str, Tensor]:
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]) -> dict[str, Any]:
         return {
             "control_cells": tensors["control_cells"],
             "control_mask": tensors["control_mask"],
@@ -131,17 +133,18 @@ class PTRAGModule(BaseModuleClass):
         basal = self.encode_cells(control_cells)
         query = self.encode_embedding(recall.vectors)  # (B, H)
         placed = None
-        if self.reads_keys:
+        if keys is not None and slots is not None:
             # Not keys[slots]: the gradient of an index is summed by threads in any order, and no two runs are equal.
             placed = F.embedding(slots, keys)  # (B, J, H)
-        if self.refiner is None:
+        refiner = self.refiner
+        if refiner is None:
             nothing = basal.new_zeros(*basal.shape[:2], sum(recall.sizes))
             refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
-        elif self.has_memory:
-            refined = self.refiner(basal, query, placed, recall, noise)
+        elif isinstance(refiner, MemoryRefiner):
+            refined = refiner(basal, query, placed, recall, noise)
         else:
             found = recall.neighbours
-            refined = self.refiner(basal, query, placed, found.present, found.similarity, noise)
+            refined = refiner(basal, query, placed, found.present, found.similarity, noise)
         weights = masked_mean(refined.weights, control_mask)  # (B, J)
         strength = (weights[:, None] @ recall.joined.response).norm(dim=-1).squeeze(1)
         return {"basal": basal, "recall": recall, "refined": refined, "strength": strength}
@@ -182,7 +185,7 @@ class PTRAGModule(BaseModuleClass):
         return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
     def loss(
-        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict[str, Tensor]
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], generative_outputs: dict[str, Tensor]
     ) -> LossOutput:
         """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only).
 
@@ -237,14 +240,21 @@ def _make_refiner(params: ModuleParams, memory: ResponseMemory | None) -> Refine
     """Return stage 2 of retrieval; None where nothing is retrieved."""
     if params.retrieval == "none":
         return None
-    options = {
-        "gated": params.retrieval == "gumbel",
-        "temperature": params.temperature,
-        "dropout": params.dropout_rate,
-        "candidate_dropout": params.candidate_dropout,
-    }
     if memory is None:
-        return Refiner(params.n_hidden, **options)
-    n_values = len(memory.directions)
-    scale = response_scale(memory)
-    return MemoryRefiner(params.n_hidden, n_values, scale, value_dropout=params.memory_dropout, **options)
+        return Refiner(
+            params.n_hidden,
+            gated=params.retrieval == "gumbel",
+            temperature=params.temperature,
+            dropout=params.dropout_rate,
+            candidate_dropout=params.candidate_dropout,
+        )
+    return MemoryRefiner(
+        params.n_hidden,
+        len(memory.directions),
+        response_scale(memory),
+        gated=params.retrieval == "gumbel",
+        temperature=params.temperature,
+        dropout=params.dropout_rate,
+        candidate_dropout=params.candidate_dropout,
+        value_dropout=params.memory_dropout,
+    )

@@ -1,6 +1,6 @@
 """How does a trained module answer a request for predicted cells, or for what was retrieved?"""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -9,39 +9,26 @@ import torch
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets, components, control_means
+from ptrag_sc.data import CellSetDataset, CellSets, Screen, SequentialSets
 from ptrag_sc.data._assembly import PredictedSets
 from ptrag_sc.data._dataset import BATCH
-from ptrag_sc.data._requests import find_cell_types, request_population
+from ptrag_sc.data._requests import Request, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Run
-from ptrag_sc.data._set_sampler import name_hash
-from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.model._retriever import Retriever
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._support import Calibration, support_table
-from ptrag_sc.model._tables import TrainingTables
-from ptrag_sc.nn import MemoryRefiner
-from ptrag_sc.retrieval import (
-    MemoryView,
-    QueryTable,
-    initial_weights,
-    make_query_table,
-    resolve_vectors,
-    shuffled_names,
-    view_memory,
-)
+from ptrag_sc.retrieval import QueryTable, resolve_vectors, shuffled_names
 
 NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
 
 
-class ModulePredictor(Predictor):
+class ModulePredictor(Retriever):
     """The predictor's side of :class:`ptrag_sc.PTRAG`."""
 
-    module: PTRAGModule
-    tables_: TrainingTables
-    init_params_: dict[str, Any]
-    split_: pd.DataFrame
+    adata: AnnData | None
+    _check_if_trained: Callable[..., None]  # of scvi-tools' BaseModelClass
     support_: Calibration | None
 
     @property
@@ -68,96 +55,19 @@ class ModulePredictor(Predictor):
         return resolve_vectors(labels, self.tables_.embedding, table=table, key=key, sep=sep, extra=gene_embedding)
 
     def run(
-        self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
+        self,
+        adata: AnnData,
+        screen: Screen,
+        labels: tuple[str, ...],
+        *,
+        gene_embedding: object = None,
+        seed: int | None = None,
     ) -> Run:
         """Prepare what all requests of one call share; an untrained model is used with a warning."""
         self._check_if_trained(warn=True)
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
-    def query_table(
-        self,
-        labels: tuple[str, ...],
-        vectors: np.ndarray | None,
-        *,
-        view: MemoryView | None = None,
-        random_seed: int | None = None,
-    ) -> QueryTable:
-        """Return the query table of a training or of a call; every neighbour is found here, once.
-
-        Parameters
-        ----------
-        labels
-            Perturbations.
-        vectors
-            Their embeddings (Q, D); None looks them up.
-        view
-            Of :meth:`view`.
-        random_seed
-            Draws the neighbours of each query at random instead.
-        """
-        if vectors is None:
-            vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
-        table = self.module.embeddings
-        own = pd.Index(self.candidates_).get_indexer(list(labels))  # (Q,)
-        n_neighbours = 0 if self.init_params_["retrieval"] == "none" else self.init_params_["n_candidates"]
-        keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
-        return make_query_table(
-            torch.as_tensor(vectors, device=table.device),
-            table,
-            torch.as_tensor(own, device=table.device),
-            n_neighbours,
-            view=view,
-            components=torch.as_tensor(self._components(labels), device=table.device),
-            random_keys=keys,
-        )
-
-    def _components(self, labels: tuple[str, ...]) -> np.ndarray:
-        """Return the rows (Q, M) of the components of combinations in the memory, -1 where there is none."""
-        names = [components(label, self.keys_.sep) for label in labels]
-        names = [genes if len(genes) > 1 else () for genes in names]
-        rows = np.full((len(labels), max(map(len, names), default=0)), -1)
-        for row, genes in zip(rows, names, strict=True):
-            found = pd.Index(self.candidates_).get_indexer(list(genes))
-            if (found >= 0).all():
-                row[: len(genes)] = found
-        return rows
-
-    def view(self, screen: Screen, *, mapped_share: float | None = None) -> MemoryView | None:
-        """Return the memory, if there is one, as seen from the cell types of a screen.
-
-        ``mapped_share`` None is that of the model.
-        """
-        if self.tables_.memory is None:
-            return None
-        memory = self.module.memory
-        names = screen.index.cell_types
-        known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())  # (V,)
-        controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
-        if (known < 0).any():
-            means = control_means(screen.reader, screen.index).cell_type
-            controls = torch.as_tensor(np.nan_to_num(means), dtype=controls.dtype, device=controls.device)
-        share = self.module.mapped_share if mapped_share is None else mapped_share
-        return view_memory(memory, torch.as_tensor(known), controls, share)
-
-    def set_initial_weights(self, screen: Screen) -> None:
-        """Set the memory's weights to what answers the training conditions best."""
-        if not isinstance(self.module.refiner, MemoryRefiner):
-            return
-        train = self.split_[self.split_["split"] == "train"]
-        perturbation = torch.as_tensor(pd.Index(self.candidates_).get_indexer(train["perturbation"]))  # (C,)
-        cell_type = torch.as_tensor(pd.Index(screen.index.cell_types).get_indexer(train["cell_type"]))  # (C,)
-        view = self.view(screen, mapped_share=1.0)
-        labels = tuple(self.candidates_.tolist())
-        both = initial_weights(self.query_table(labels, None, view=view), perturbation, cell_type)
-        # The gene embedding counts otherwise where the query's response is unknown: the same with nothing known.
-        nothing = torch.zeros_like(view.elsewhere)
-        unknown = view._replace(elsewhere=nothing, own=nothing, known=torch.zeros_like(view.known))
-        alone = initial_weights(self.query_table(labels, None, view=unknown), perturbation, cell_type)
-        sharpness = torch.cat([both.sharpness, alone.sharpness[:1]])
-        self.module.refiner.set_weights(sharpness, both.own, both.components)
-        self.module.mapped_share.fill_(both.mapped)
-
-    def describe(self, retrieved: RetrievalTally, params: dict) -> dict:
+    def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
         """Return what stands in ``.uns[key]`` beside a prediction: also what it rests on, and how wrong it may be."""
         found = super().describe(retrieved, params)
         support = support_table(found["retrieval"], retrieved.strength())
@@ -177,7 +87,7 @@ class ModulePredictor(Predictor):
         labels: tuple[str, ...],
         screen: Screen,
         *,
-        state: QueryTable,
+        state: Any,
         seed: int | None,
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets, and what they rest on."""
@@ -195,7 +105,7 @@ class ModulePredictor(Predictor):
         screen: Screen,
         table: QueryTable,
         seed: int | None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         device = self.module.device
         recall = table.recall(batch["query"].to(device), batch["cell_type"].to(device))
         noise = None
@@ -261,7 +171,7 @@ class ModulePredictor(Predictor):
         state = self.module.with_keys(queries)
         dataset = CellSetDataset(screen.reader, with_target=False)
 
-        def without_cells(request):
+        def without_cells(request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
             for sets in SequentialSets(request.planned, batch_size=self._prediction_batch_size):
                 inferred = self._infer(dataset[sets], sets, labels, screen, state, None)
                 yield sets, _as_arrays(inferred["basal"][..., :0], inferred)
@@ -269,17 +179,20 @@ class ModulePredictor(Predictor):
         tables = []
         for t in types:
             n_cells = min(RETRIEVAL_CELLS, len(screen.index.controls(t)))
-            size = {"n_cells": n_cells, "set_size": self.set_size_}
-            population = request_population(screen, len(labels), [t], **size, seed=None)
+            population = request_population(
+                screen, len(labels), [t], n_cells=n_cells, set_size=self.set_size_, seed=None
+            )
             retrieved = RetrievalTally(labels, self.candidates_, screen.index.cell_types)
             for sets, predicted in without_cells(population.whole()):
                 retrieved.add(sets, predicted)
             tables.append(retrieved.table())
         table = pd.concat(tables, ignore_index=True)
-        return shuffled_names(table, self.candidates_, seed) if null == "shuffled" else table
+        if null == "shuffled":
+            return shuffled_names(table, self.candidates_, seed)
+        return table
 
 
-def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
+def _as_arrays(cells: torch.Tensor, inferred: dict[str, Any]) -> PredictedSets:
     """Return the tensors of a mini-batch as arrays; without retrieval J is 0."""
     refined, found = inferred["refined"], inferred["recall"].joined
     tensors = {

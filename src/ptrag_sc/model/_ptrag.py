@@ -110,8 +110,10 @@ class PTRAG(SavedModel, GrowingMemory):
             what = "control_matching=", control_matching, "the known values", MATCHINGS
             raise ValueError(absent(*what, f"Pass one of {MATCHINGS}."))
         super().__init__(adata)
-        keys, options = ScreenKeys.of(adata), {"with_memory": bool(memory), "control_matching": control_matching}
-        tables, screen = training_tables(adata, keys, **options, seed=settings.seed or 0)
+        keys = ScreenKeys.of(adata)
+        tables, screen = training_tables(
+            adata, keys, with_memory=bool(memory), control_matching=control_matching, seed=settings.seed or 0
+        )
         if n_candidates is None:
             params["n_candidates"] = min(64 if memory else 32, max(1, len(tables.candidates) - 1))
         self._build(tables, keys, params)
@@ -229,7 +231,7 @@ class PTRAG(SavedModel, GrowingMemory):
         early_stopping: bool = True,
         data_device: Literal["auto", "host", "accelerator"] = "auto",
         plan_kwargs: dict[str, Any] | None = None,
-        **trainer_kwargs,
+        **trainer_kwargs: Any,
     ) -> None:
         """Train on the conditions of the training split; what is best on ``val`` (epoch ``kept_epoch_``) is kept.
 

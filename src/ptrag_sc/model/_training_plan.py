@@ -40,7 +40,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         weight_decay: float = 0.01,
         eps: float = 1e-8,
         lr_scheduler_metric: str = "validation_loss",
-        **plan_kwargs,
+        **plan_kwargs: Any,
     ):
         known = list(signature(TrainingPlan).parameters)[1:-1]  # without the module and what is left for its loss
         wrong = [name for name in plan_kwargs if name not in known]
@@ -65,16 +65,18 @@ class PTRAGTrainingPlan(TrainingPlan):
         """Whether the queries look at a memory."""
         return self.table.view is not None
 
-    def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
+    def forward(
+        self, tensors: dict[str, torch.Tensor], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], LossOutput]:
         """Run the module on one mini-batch of cell sets; every candidate in it is encoded once."""
         self.table = self.table.to(self.device)
         recall = self.table.recall(tensors["query"], tensors["cell_type"])
-        inputs = {"recall": recall}
+        inputs: dict[str, Any] = {"recall": recall}
         if self.module.reads_keys:
             inputs |= {"keys": self.module.encode_keys(tensors["rows"]), "slots": tensors["slots"]}
         return self.module(tensors, inference_kwargs=inputs, **kwargs)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimiser; a learning rate that follows the validation loss is stepped when that is known."""
         config = super().configure_optimizers()
         if "lr_scheduler" in config:
@@ -121,7 +123,7 @@ class PTRAGTrainingPlan(TrainingPlan):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
-        self._found = []
+        self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Note the set losses on held-out conditions, and log the other parts of the loss."""
@@ -187,7 +189,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         variance = (squared / n - mean.square()).clamp(min=0) / (n - 1)
         return mean, variance.sqrt().nan_to_num(nan=torch.inf), int(n[0])
 
-    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict, mode: str) -> None:
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
         for name, value in loss_output.extra_metrics.items():
             self.log(

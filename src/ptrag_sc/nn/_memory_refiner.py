@@ -91,6 +91,7 @@ class MemoryRefiner(nn.Module):
     ):
         super().__init__()
         self.candidate_dropout = candidate_dropout
+        self.scale: Tensor
         self.register_buffer("scale", scale)
         self.gates = Gates(n_hidden, gated=gated, temperature=temperature, dropout=dropout, rate=GATE_RATE)
         nn.Linear(n_hidden, n_hidden, bias=False)  # TEMPORARY: same draws as before

@@ -113,12 +113,6 @@ class Gates(nn.Module):
             nn.init.zeros_(self.scorer.out.weight)
             nn.init.constant_(self.scorer.out.bias, GATE_BIAS / rate)
 
-    def logits(
-        self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B J H"]
-    ) -> Float[Tensor, "B S J"]:
-        """Return the logit of every gate."""
-        return self.scorer(cells, query, keys).squeeze(-1) * self.rate
-
     def forward(
         self,
         cells: Float[Tensor, "B S H"],
@@ -141,7 +135,9 @@ class Gates(nn.Module):
         shown = present[:, None].expand(-1, cells.shape[1], -1)  # (B, S, J)
         if self.scorer is None:
             return shown.to(cells.dtype)
-        logits = self.logits(cells, query, keys)
+        if keys is None:
+            raise ValueError("Gates that are scored need the encoded candidates: pass keys=...")
+        logits = self.scorer(cells, query, keys).squeeze(-1) * self.rate
         if noise is None and self.training:
             noise = logistic_noise(logits.shape, logits)
         return straight_through_gates(logits, noise, self.temperature) * shown

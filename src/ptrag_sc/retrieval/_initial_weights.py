@@ -34,7 +34,9 @@ class InitialWeights(NamedTuple):
     score: float  # mean score of the training conditions
 
 
-def initial_weights(table: QueryTable, perturbation: Int[Tensor, " C"], cell_type: Int[Tensor, " C"]) -> InitialWeights:
+def initial_weights(
+    table: QueryTable, view: MemoryView, perturbation: Int[Tensor, " C"], cell_type: Int[Tensor, " C"]
+) -> InitialWeights:
     """Return the simplest weights among those that predict the training conditions, each from the others, alike.
 
     A condition's score is what the field's metrics of means ask for: the cosine of predicted and observed shift, that
@@ -48,25 +50,27 @@ def initial_weights(table: QueryTable, perturbation: Int[Tensor, " C"], cell_typ
     Parameters
     ----------
     table
-        Queries: row ``p + 1`` is candidate p. Its view has ``mapped_share=1``.
+        Queries: row ``p + 1`` is candidate p.
+    view
+        The memory, that of the table, with ``mapped_share=1``.
     perturbation, cell_type
         Candidate and row of the view of each training condition.
     """
     if len(perturbation) > MAX_CONDITIONS:
         kept = torch.linspace(0, len(perturbation) - 1, MAX_CONDITIONS).long()
         perturbation, cell_type = perturbation[kept], cell_type[kept]
-    recall = table.recall(perturbation + 1, cell_type)
-    asked = _LeftOut(table.view, recall, perturbation, cell_type)
+    asked = _LeftOut(view, table.recall(perturbation + 1, cell_type), perturbation, cell_type)
     # All weights of the own response at once: (weight, share of it that is mapped).
     owns = list(product(OWN, MAPPED)) if asked.has_own else [(DEFAULT.own, DEFAULT.mapped)]
     added = torch.stack([weight * asked.own(mapped) for weight, mapped in owns])  # (N, C, L)
     singles = asked.singles
-    options, scores = [], []
+    options: list[_Option] = []
+    found = []
     for s_text, s_response in product(SHARPNESS, SHARPNESS if asked.has_response else (DEFAULT.sharpness,)):
         options += [_Option(s_text + s_response, *weights, s_text, s_response) for weights in owns]
         answers = asked.answers(s_text, s_response)[singles] + added[:, singles]
-        scores.append(asked.scores(answers, singles))
-    scores = torch.cat(scores)  # (O, C)
+        found.append(asked.scores(answers, singles))
+    scores = torch.cat(found)  # (O, C)
     best = min(alike(scores).nonzero().squeeze(1).tolist(), key=lambda i: options[i])
     kept = options[best]
     return InitialWeights(

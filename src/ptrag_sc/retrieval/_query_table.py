@@ -1,16 +1,22 @@
 """What is asked in one call, and which candidates bear on each question?"""
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ptrag_sc.retrieval._neighbours import Neighbours, nearest_neighbours
 from ptrag_sc.retrieval._null import random_neighbours
-from ptrag_sc.retrieval._recall import Evidence, Recall
+from ptrag_sc.retrieval._recall import (
+    Evidence,
+    Recall,
+    component_evidence,
+    neighbour_evidence,
+    own_evidence,
+    text_evidence,
+)
 from ptrag_sc.retrieval._spaces import memory_neighbours
 from ptrag_sc.retrieval._view import MemoryView
 
@@ -53,57 +59,37 @@ class QueryTable(NamedTuple):
     def recall(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Recall:
         """Return all that is known for B sets."""
         found = self.neighbours.take(self.condition(query, cell_type))
-        vectors = self.vectors[query]
+        vectors = self.vectors[query]  # (B, D)
         if self.view is None:
-            neighbours = Evidence(*found, self.vectors.new_zeros(*found.rows.shape, 0))
+            neighbours = text_evidence(found)
             nothing = Evidence(*(field[:, :0] for field in neighbours))
             return Recall(vectors, vectors.new_zeros(len(query), 0), nothing, nothing, neighbours)
-        t = cell_type[:, None]
-        entries = self.view.entries[t, found.rows] * found.present[..., None]  # (B, K, L)
         is_perturbed = (query > 0).to(vectors.dtype)[:, None]
         return Recall(
-            vectors,
-            self.view.mean[cell_type] * is_perturbed,
-            self._own(query, cell_type),
-            self._components(query, cell_type),
-            Evidence(*found, entries),
+            vectors=vectors,
+            mean=self.view.mean[cell_type] * is_perturbed,
+            own=own_evidence(self.view, self.row[query], cell_type),
+            components=component_evidence(self.view, self.components[query], cell_type),
+            neighbours=neighbour_evidence(self.view, found, cell_type),
         )
-
-    def _own(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Evidence:
-        """Return the query's own response in other cell types, where it was measured there."""
-        rows = self.row[query][:, None]  # (B, 1)
-        t = cell_type[:, None]
-        present = (rows >= 0) & self.view.known[t, rows.clamp(min=0)]
-        return _without_similarity(rows, present, self.view.own[t, rows.clamp(min=0)])
-
-    def _components(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Evidence:
-        r"""Return the components of combinations, where all of them were measured, here or elsewhere.
-
-        The response of a component of m is :math:`d_k + \frac{m - 1}{m} \mu`, with :math:`\mu` the mean shift: with
-        weight 1 each, the shifts of the components add up, because every answer holds :math:`\mu` once.
-        """
-        rows = self.components[query]  # (B, M)
-        t = cell_type[:, None]
-        present = self.view.components_present(cell_type, rows)
-        rows = rows.clamp(min=0)
-        is_here = self.view.observed[t, rows][..., None]
-        response = torch.where(is_here, self.view.entries[t, rows], self.view.elsewhere[t, rows])  # (B, M, L)
-        n_present = present.sum(1).clamp(min=1)[:, None, None]
-        response = response + self.view.mean_low[cell_type][:, None] * (n_present - 1) / n_present
-        return _without_similarity(rows, present, response)
 
     def to(self, device: torch.device) -> "QueryTable":
         """Return the table on a device; ``host_rows`` stays on the host."""
         if self.vectors.device == device:
             return self
+        view, keys = self.view, self.keys
+        if view is not None:
+            view = MemoryView(*(field.to(device) for field in view))
+        if keys is not None:
+            keys = keys.to(device)
         return QueryTable(
             self.vectors.to(device),
             self.row.to(device),
             self.components.to(device),
             Neighbours(*(field.to(device) for field in self.neighbours)),
             self.host_rows,
-            None if self.view is None else MemoryView(*(field.to(device) for field in self.view)),
-            None if self.keys is None else self.keys.to(device),
+            view,
+            keys,
         )
 
 
@@ -126,22 +112,23 @@ def make_query_table(
     view
         The memory, if there is one.
     components
-        Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it. Needed with a
-        memory, not used without.
+        Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it. None:
+        there are no combinations, or no memory.
     random_keys
         One number per query (Q,): neighbours are drawn at random, fixed by it. None: the nearest.
     """
-    if view is None or n_neighbours == 0:
+    if components is None or n_neighbours == 0:
         components = own.new_zeros(len(own), 0)
     row = own if n_neighbours else torch.full_like(own, -1)
-    if view is None:
-        find = nearest_neighbours if random_keys is None else partial(random_neighbours, keys=random_keys)
-        neighbours = _below(1, find(vectors, table, own, n_neighbours))
-    else:
+    if view is not None:
         found = memory_neighbours(
             vectors, table, own, n_neighbours, view, components=components, random_keys=random_keys
         )
         neighbours = _below(len(view.mean), found)
+    elif random_keys is not None:
+        neighbours = _below(1, random_neighbours(vectors, table, own, n_neighbours, random_keys))
+    else:
+        neighbours = _below(1, nearest_neighbours(vectors, table, own, n_neighbours))
     queries = QueryTable(
         vectors=torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors]),
         row=torch.cat([row.new_full((1,), -1), row]),
@@ -160,18 +147,10 @@ def _all_rows(table: QueryTable) -> np.ndarray:
         n_types = len(table.view.mean)
         query = torch.arange(len(table.row), device=rows.device).repeat_interleave(n_types)  # (C,)
         cell_type = torch.arange(n_types, device=rows.device).repeat(len(table.row))  # (C,)
-        own = table._own(query, cell_type)
-        components = table._components(query, cell_type)
+        own = own_evidence(table.view, table.row[query], cell_type)
+        components = component_evidence(table.view, table.components[query], cell_type)
         rows = torch.cat([own.rows, components.rows, rows], dim=1)
     return rows.cpu().numpy()
-
-
-def _without_similarity(
-    rows: Int[Tensor, "B k"], present: Bool[Tensor, "B k"], response: Float[Tensor, "B k L"]
-) -> Evidence:
-    """Return evidence that is no neighbour: its similarity is not asked for in any space."""
-    similarity = response.new_full((*rows.shape, 2), torch.nan)
-    return Evidence(rows * present, present, similarity, response * present[..., None])
 
 
 def _below(n_rows: int, neighbours: Neighbours) -> Neighbours:

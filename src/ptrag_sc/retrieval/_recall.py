@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ptrag_sc.data import ROLES
+from ptrag_sc.retrieval._neighbours import Neighbours
+from ptrag_sc.retrieval._view import MemoryView
 
 
 class Evidence(NamedTuple):
@@ -63,3 +65,66 @@ class Recall(NamedTuple):
         of_components = components @ self.components.response
         rest = own @ self.own.response + neighbours @ self.neighbours.response
         return of_components, rest
+
+
+def own_evidence(view: MemoryView, rows: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Evidence:
+    """Return each query's own response in other cell types, where it was measured there.
+
+    Parameters
+    ----------
+    view
+        The memory.
+    rows
+        Row of each query among the candidates, or -1.
+    cell_type
+        Row of the view.
+    """
+    row = rows.clamp(min=0)[:, None]  # (B, 1)
+    t = cell_type[:, None]
+    present = (rows >= 0)[:, None] & view.known[t, row]
+    return _without_similarity(row, present, view.own[t, row])
+
+
+def component_evidence(view: MemoryView, rows: Int[Tensor, "B M"], cell_type: Int[Tensor, " B"]) -> Evidence:
+    r"""Return the components of combinations, where all of them were measured, here or elsewhere.
+
+    The response of a component of m is :math:`d_k + \frac{m - 1}{m} \mu`, with :math:`\mu` the mean shift: with weight
+    1 each, the shifts of the components add up, because every answer holds :math:`\mu` once.
+
+    Parameters
+    ----------
+    view
+        The memory.
+    rows
+        Rows of the components among the candidates, padded with -1.
+    cell_type
+        Row of the view.
+    """
+    present = view.components_present(cell_type, rows)
+    rows = rows.clamp(min=0)
+    t = cell_type[:, None]
+    is_here = view.observed[t, rows][..., None]
+    response = torch.where(is_here, view.entries[t, rows], view.elsewhere[t, rows])  # (B, M, L)
+    n_present = present.sum(1).clamp(min=1)[:, None, None]
+    response = response + view.mean_low[cell_type][:, None] * (n_present - 1) / n_present
+    return _without_similarity(rows, present, response)
+
+
+def neighbour_evidence(view: MemoryView, found: Neighbours, cell_type: Int[Tensor, " B"]) -> Evidence:
+    """Return what the neighbours of each query did in its cell type."""
+    entries = view.entries[cell_type[:, None], found.rows]  # (B, K, L)
+    return Evidence(found.rows, found.present, found.similarity, entries * found.present[..., None])
+
+
+def text_evidence(found: Neighbours) -> Evidence:
+    """Return neighbours of which only the gene embedding is known: the response has width 0."""
+    response = found.similarity.new_zeros(*found.rows.shape, 0)
+    return Evidence(found.rows, found.present, found.similarity, response)
+
+
+def _without_similarity(
+    rows: Int[Tensor, "B k"], present: Bool[Tensor, "B k"], response: Float[Tensor, "B k L"]
+) -> Evidence:
+    """Return evidence that is not compared with the query: its similarity is NaN in both spaces."""
+    similarity = response.new_full((*rows.shape, 2), torch.nan)
+    return Evidence(rows * present, present, similarity, response * present[..., None])

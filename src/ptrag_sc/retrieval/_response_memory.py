@@ -29,7 +29,9 @@ class ResponseMemory(NamedTuple):
     directions: Float[Tensor, "L G"]
 
 
-def between_perturbations(values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int):
+def between_perturbations(
+    values: np.ndarray, squared_error: np.ndarray, group: np.ndarray, n_groups: int
+) -> np.ndarray:
     """Return the variance (n_groups, F) of deviations beyond their errors, by moments; 0 in an empty group.
 
     Parameters
