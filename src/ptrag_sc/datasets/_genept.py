@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pooch
 
 from ptrag_sc._validation import unknown, unusable
-from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._files import StrPath, write_beside
 from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 
 URL = "https://zenodo.org/records/10833191/files/GenePT_emebdding_v2.zip"
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def genept(
     *,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: StrPath | None = None,
     url: str = URL,
     known_hash: str = KNOWN_HASH,
     genes: Iterable[str] | None = None,
@@ -31,8 +30,8 @@ def genept(
     """Load GenePT, the text-embedding-ada-002 vectors of gene descriptions.
 
     The vectors are those of [1]_. The first call downloads the archive (574,395,233 bytes), checks it, reads the pickle
-    in it without executing it and keeps the table as .npz beside the archive (0.6 GB; about half a minute and 1.3 GB of
-    memory). Later calls read the .npz; the archive may be deleted then. On a machine without network, put the archive
+    in it without executing it and saves the table as .npz in the same folder (0.6 GB; about half a minute and 1.3 GB of
+    memory). Later calls read the .npz, and the archive may be deleted. On a machine without network, put the archive
     into ``cache_dir``.
 
     Parameters
@@ -42,7 +41,7 @@ def genept(
     url
         Where the archive is.
     known_hash
-        Its checksum, as ``md5:...``; the table is kept under it.
+        Its checksum, as ``md5:...``; the name of the saved table contains part of it.
     genes
         Symbols to return, in this order; None returns all.
 
@@ -70,16 +69,27 @@ def genept(
     >>> table.vectors.shape  # doctest: +SKIP
     (2, 1536)
     """
-    folder = Path(cache_dir) if cache_dir is not None else Path(pooch.os_cache("ptrag_sc"))
+    folder = cache_folder(cache_dir)
+    # Another archive has another checksum, so it never meets the table of this one.
     table = folder / f"genept_ada_{known_hash.split(':')[-1][:8]}.npz"
     if not table.exists():
         _write(_converted(_downloaded(folder, url, known_hash)), table)
     with np.load(table, allow_pickle=False) as arrays:
         everything = GeneVectors(arrays["genes"], arrays["vectors"])
-    return everything if genes is None else _selected(everything, list(genes))
+    if genes is None:
+        return everything
+    return _selected(everything, list(genes))
+
+
+def cache_folder(chosen: StrPath | None) -> Path:
+    """Return the folder of downloads: the chosen one, or the user's cache folder for ptrag_sc."""
+    if chosen is None:
+        chosen = pooch.os_cache("ptrag_sc")
+    return Path(chosen)
 
 
 def _downloaded(folder: Path, url: str, known_hash: str) -> Path:
+    # pooch draws its progress bar with tqdm, which this package does not require.
     has_tqdm = importlib.util.find_spec("tqdm") is not None
     try:
         file = pooch.retrieve(url, known_hash, fname=Path(url).name, path=folder, progressbar=has_tqdm)
@@ -100,6 +110,7 @@ def _converted(archive: Path) -> GeneVectors:
 
 
 def _write(table: GeneVectors, path: Path) -> None:
+    # An interrupted conversion must leave no half table, because later calls trust what they find.
     write_beside(path, lambda part: np.savez(part, genes=table.genes, vectors=table.vectors))
 
 

@@ -1,19 +1,22 @@
 """How is a pickled table of vectors read without running what the pickle asks for?
 
 A pickle is a program for a stack machine. The machine of this file knows only the instructions that a dict of names and
-vectors needs; every other one, and every callable but the four that rebuild a numpy array, is refused before it acts.
+vectors needs. It refuses every other one, and every callable but those that rebuild a numpy array, before it acts.
 """
 
 import io
 import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
 from ptrag_sc._validation import unusable
 
+Step = Callable[["_Machine", Any], None]  # what an instruction does, given its argument
+
+INSTRUCTIONS = {instruction.code: instruction for instruction in pickletools.opcodes}
 BUFFER_BYTES = 1 << 14  # more than the 9,000 bytes of a full run of floats, little enough to copy for every run
 FLOAT_CODE = ord("G")
 FLOAT_RECORD = np.dtype([("code", "u1"), ("value", ">f8")])
@@ -27,7 +30,7 @@ class GeneVectors(NamedTuple):
     vectors: np.ndarray  # (n, D) float32
 
 
-def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVectors:
+def read_pickled_vectors(file: IO[bytes], *, place: str = "the file") -> GeneVectors:
     """Read a pickled dict of names to vectors; nothing that the pickle names is imported or called.
 
     A vector is a list, tuple or one-dimensional numpy array of numbers. Each becomes float32 while it is read, so that
@@ -38,7 +41,7 @@ def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVect
     file
         Binary file, pickle protocol 0 to 5. It is read to the end of the pickle or beyond, and left open.
     place
-        How messages call the file.
+        Name of the file in messages.
 
     Returns
     -------
@@ -56,9 +59,9 @@ def read_pickled_vectors(file: BinaryIO, *, place: str = "the file") -> GeneVect
     >>> table.genes.tolist(), table.vectors.tolist()
     (['AARS', 'STAT1'], [[0.5, 1.0], [2.0, 0.0]])
     """
-    buffered = io.BufferedReader(file, BUFFER_BYTES)
+    buffered = io.BufferedReader(cast(Any, file), BUFFER_BYTES)  # IO[bytes] does not declare readinto
     try:
-        with np.errstate(over="ignore"):  # beyond float32 is inf, which the table's own check names
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes inf, which GeneEmbedding.from_table refuses
             return _stacked(_Machine(buffered).run())
     except _RefusedError as error:
         raise ValueError(unusable("The pickle", place, str(error), REMEDY)) from None
@@ -97,36 +100,33 @@ class _Callable:
 
 
 class _Machine:
-    """Stack machine for the instructions in ``STEPS``.
-
-    Floats always lie on the stack as arrays ("runs"), one or more to an array.
-    """
+    """Stack machine for the instructions in ``STEPS``; its stack holds floats as arrays of one or more ("runs")."""
 
     def __init__(self, file: io.BufferedReader):
         self.file = file
-        self.stack: list = []
-        self.outer: list[list] = []  # the stacks below each open mark
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []  # the stacks below each open mark
         self.memo: dict[int, object] = {}
 
     def run(self) -> object:
         while (code := self.file.read(1)) != b".":
-            info = pickletools.code2op.get(code.decode("latin-1"))
-            if info is None:
-                raise _RefusedError(
-                    f"holds the unknown instruction {code!r}" if code else "ends before its last instruction"
-                )
-            argument = info.arg.reader(self.file) if info.arg else None
-            if info.name not in STEPS:
-                what = info.name if argument is None else f"{info.name} {argument!r}"
+            if not code:
+                raise _RefusedError("ends before its last instruction")
+            instruction = INSTRUCTIONS.get(code.decode("latin-1"))
+            if instruction is None:
+                raise _RefusedError(f"holds the unknown instruction {code!r}")
+            argument = instruction.arg.reader(self.file) if instruction.arg else None
+            if instruction.name not in STEPS:
+                what = f"{instruction.name} {argument!r}".removesuffix(" None")
                 raise _RefusedError(f"asks for {what}, which a table does not need; nothing was run")
-            STEPS[info.name](self, argument)
+            STEPS[instruction.name](self, argument)
         return self.stack[-1]
 
-    def close_mark(self) -> list:
+    def close_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def take(self, n: int) -> list:
+    def take(self, n: int) -> list[Any]:
         if len(self.stack) < n:
             raise IndexError("too few values on the stack")
         items = self.stack[len(self.stack) - n :]
@@ -135,19 +135,21 @@ class _Machine:
 
 
 def _stacked(table: object) -> GeneVectors:
-    if not isinstance(table, dict) or not table:
-        raise _RefusedError(f"holds {'nothing' if table == {} else 'something else'}, not a dict of vectors")
-    vectors = [value.joined() for value in table.values()]
-    widths = np.array([len(vector) for vector in vectors])
+    if not isinstance(table, dict):
+        raise _RefusedError("holds something else, not a dict of vectors")
+    if not table:
+        raise _RefusedError("holds nothing, not a dict of vectors")
+    vectors = [value.joined() for value in table.values()]  # (D,) each
+    widths = np.array([len(vector) for vector in vectors])  # (n,)
     odd = np.flatnonzero(widths != widths[0])
-    genes = np.array(list(table), dtype=str)
+    genes = np.array(list(table), dtype=str)  # (n,)
     if len(odd):
         name, width = str(genes[odd[0]]), widths[odd[0]]
         raise _RefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
     return GeneVectors(genes, np.stack(vectors))
 
 
-def _vector(items: Sequence) -> _Vector:
+def _vector(items: Sequence[object]) -> _Vector:
     """Read the items of a list or tuple as numbers."""
     strange = [type(item).__name__ for item in items if not isinstance(item, np.ndarray) and type(item) is not int]
     if strange:
@@ -161,10 +163,11 @@ def _push_floats(machine: _Machine, value: float) -> None:
     machine.stack.append(np.array([value], dtype=np.float32))
     if not only_floats:
         return
+    # A vector is a thousand instructions "G, 8 bytes": one numpy call for what the buffer holds of them saves minutes.
     ahead = machine.file.peek()
     records = np.frombuffer(ahead, FLOAT_RECORD, count=len(ahead) // FLOAT_RECORD.itemsize)
-    other = np.flatnonzero(records["code"] != FLOAT_CODE)
-    n = int(other[0]) if len(other) else len(records)
+    is_other = np.append(records["code"] != FLOAT_CODE, True)  # so that there is always a first other one
+    n = int(np.argmax(is_other))
     if n:
         machine.stack.append(records["value"][:n].astype(np.float32))
         machine.file.read(n * FLOAT_RECORD.itemsize)
@@ -180,28 +183,29 @@ def _mark(machine: _Machine, _: None) -> None:
 
 
 def _remember(machine: _Machine, place: int | None) -> None:
-    machine.memo[len(machine.memo) if place is None else place] = machine.stack[-1]
+    machine.memo[len(machine.memo) if place is None else place] = machine.stack[-1]  # MEMOIZE names no place
 
 
-def _push_tuple(machine: _Machine, items: list) -> None:
+def _push_tuple(machine: _Machine, items: list[Any]) -> None:
+    # With floats it is a vector, else the arguments of a callable.
     machine.stack.append(_vector(items) if any(isinstance(item, np.ndarray) for item in items) else tuple(items))
 
 
-def _extend(machine: _Machine, items: list) -> None:
+def _extend(machine: _Machine, items: list[Any]) -> None:
     vector = machine.stack[-1]
     if not isinstance(vector, _Vector):
         raise TypeError("a list was expected")
     vector.chunks.extend(_vector(items).chunks)
 
 
-def _set_items(machine: _Machine, items: list) -> None:
+def _set_items(machine: _Machine, items: list[Any]) -> None:
     table = machine.stack[-1]
     if not isinstance(table, dict) or len(items) % 2:
         raise TypeError("a dict was expected")
     for name, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(name, str):
             raise _RefusedError(f"holds the key {name!r}, which is no name")
-        value = _vector(value) if isinstance(value, tuple) else value
+        value = _vector(value) if isinstance(value, tuple) else value  # a tuple of whole numbers
         if not isinstance(value, _Vector):
             raise _RefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
         value.joined()
@@ -222,8 +226,8 @@ def _push_callable(machine: _Machine, name: str) -> None:
 
 def _call(machine: _Machine, _: None) -> None:
     function, arguments = machine.take(2)
+    name = function.name.replace(" ", ".") if isinstance(function, _Callable) else type(function).__name__
     if not isinstance(function, _Callable) or function.name not in CALLS or not isinstance(arguments, tuple):
-        name = function.name.replace(" ", ".") if isinstance(function, _Callable) else type(function).__name__
         raise _RefusedError(f"asks to call {name!r}, which is refused; nothing was run")
     machine.stack.append(CALLS[function.name](*arguments))
 
@@ -233,14 +237,14 @@ def _build(machine: _Machine, _: None) -> None:
     if isinstance(target, _Dtype):
         target.order = {"<": "<", ">": ">"}.get(state[1], "=")
     elif isinstance(target, _Vector):
-        _, shape, dtype, _, data = state
+        _, shape, dtype, _, data = state  # version and Fortran order do not matter for one axis
         target.chunks = _array(data, dtype, shape).chunks
     else:
         raise _RefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
     machine.stack.append(target)
 
 
-def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str = "C") -> _Vector:
+def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> _Vector:
     values = np.frombuffer(data, np.dtype(dtype.order + dtype.code))
     if shape != values.shape:
         raise _RefusedError(f"holds an array of shape {shape}, where one vector was expected")
@@ -253,7 +257,7 @@ def _dtype(code: str, *_: bool) -> _Dtype:
     return _Dtype(code)
 
 
-CALLS: dict[str, Callable] = {
+CALLS: dict[str, Callable[..., object]] = {
     "_codecs encode": lambda text, _: text.encode("latin-1"),  # how protocols 0 to 2 write bytes
     "numpy dtype": _dtype,
     "numpy.core.multiarray _reconstruct": lambda *_: _Vector(),
@@ -263,7 +267,7 @@ CALLS: dict[str, Callable] = {
 }
 ARGUMENTS = frozenset({"numpy ndarray"})  # named by a pickled array, never called
 
-STEPS: dict[str, Callable] = {
+STEPS: dict[str, Step] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     "MARK": _mark,
     "FLOAT": lambda machine, value: machine.stack.append(np.array([value], dtype=np.float32)),

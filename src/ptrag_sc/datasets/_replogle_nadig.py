@@ -2,9 +2,9 @@
 
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -15,7 +15,9 @@ from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import read_labels
+from ptrag_sc.data._files import StrPath
 from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.datasets._genept import cache_folder
 
 URL = "https://huggingface.co/datasets/arcinstitute/Replogle-Nadig-Preprint/resolve/main/replogle.h5ad"
 COLUMNS = ("gene", "cell_line", "gem_group")
@@ -27,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 def replogle_nadig(
-    path: str | os.PathLike | None = None,
+    path: StrPath | None = None,
     *,
     url: str = URL,
     sha256: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: StrPath | None = None,
 ) -> AnnData:
     """Open the Replogle-Nadig CRISPRi screen, without reading its expression.
 
     643,413 cells of K562, RPE1, Jurkat and HepG2, 6,642 genes, 2,023 perturbed genes and controls: the screens of [1]_
-    and [2]_ in one file, as published with STATE. It has 22 GB: download it yourself and pass its path, or pass the
-    SHA-256 that its page shows, and it is downloaded once and checked.
+    and [2]_ in one file of 22 GB, as published with STATE. Either download it yourself and pass its path, or pass the
+    SHA-256 that its page shows; then it is downloaded once and checked.
 
     Parameters
     ----------
@@ -46,24 +48,23 @@ def replogle_nadig(
     url
         Where it is.
     sha256
-        Its checksum. No checksum is known to this package, and nothing is downloaded without one. A local file is
-        checked too, if it is given.
+        Its checksum. This package knows none, and downloads nothing without one. If given, a local file is checked too.
     cache_dir
         Folder of the download; None is the user's cache folder for ptrag_sc.
 
     Returns
     -------
     AnnData backed by the file. Its conventions: ``perturbation_key="gene"``, ``control="non-targeting"``,
-    ``cell_type_key="cell_line"``, ``batch_key="gem_group"`` (numbers that cell lines share: ptrag_sc never takes them
-    for one batch). The 2,000 genes of ``obsm["X_hvg"]`` belong to no split of yours:
-    :func:`select_training_genes` chooses them from training cells.
+    ``cell_type_key="cell_line"``, ``batch_key="gem_group"`` (two cell lines may have the same number; ptrag_sc still
+    counts two batches). The 2,000 genes of ``obsm["X_hvg"]`` were not chosen from the training cells of your split;
+    :func:`select_training_genes` does that.
 
     Raises
     ------
     OSError
         If the download fails, or there is no such file.
     ValueError
-        If a download has no checksum, or a file another one.
+        If a download has no checksum, or the checksum of a file differs.
     KeyError
         If the file lacks a column or the control label.
 
@@ -80,13 +81,12 @@ def replogle_nadig(
     >>> ptrag_sc.pp.split(adata, **keys, test_cell_type="hepg2", test_fraction=0.36)  # doctest: +SKIP
     >>> adata = ptrag_sc.datasets.select_training_genes(adata, counts=True)  # doctest: +SKIP
     """
-    file = _downloaded(url, sha256, cache_dir) if path is None else Path(path)
-    if not file.is_file():
-        remedy = "Pass the path of the downloaded replogle.h5ad."
-        raise FileNotFoundError(unusable("The file", str(file), "does not exist", remedy))
-    if path is not None and sha256 is not None and pooch.file_hash(str(file)) != _digest(sha256):
-        remedy = "Download it again, or correct sha256."
-        raise ValueError(unusable("The file", str(file), "has another SHA-256", remedy))
+    if path is None:
+        file = _downloaded(url, sha256, cache_dir)  # pooch checks it
+    else:
+        file = Path(path)
+        _check_file(file, sha256)
+    # Backed, because 22 GB do not fit into the memory of most machines.
     adata = anndata.read_h5ad(file, backed="r")
     for column in COLUMNS:
         if column not in adata.obs:
@@ -108,16 +108,16 @@ def select_training_genes(
     """Bring the variable genes of the training cells into memory, log-normalised.
 
     Reads ``X`` twice, a few thousand cells at a time. Genes are ranked as the flavor "seurat" of scanpy does [1]_ (the
-    dispersion var/mean of normalised expression, standardised among genes of similar mean), from cells labelled
-    ``train`` alone: genes that are chosen with test cells tell about them.
+    dispersion var/mean of normalised expression, standardised among genes of similar mean), only from cells labelled
+    ``train``, because a choice that used test cells would leak information about them.
 
     Parameters
     ----------
     adata
         Screen with a split, in memory or backed by a file; it is not changed.
     counts
-        Whether ``X`` holds counts, which are divided by the cell's total over *all* genes, times ``target_sum``, and
-        log1p is taken. Otherwise it holds log1p of normalised counts, and its values are kept.
+        Whether ``X`` holds counts, which become log1p(count / total of the cell over *all* genes * ``target_sum``).
+        Otherwise it holds log1p of normalised counts, which are kept.
     split_key
         Column of ``obs`` written by :func:`ptrag_sc.pp.split`; control cells are ``train`` there.
     n_genes
@@ -151,22 +151,31 @@ def select_training_genes(
     (600, 20)
     """
     check_whole("n_genes", n_genes, "select_training_genes", minimum=1)
-    seen = read_labels(adata.obs, split_key) == "train"
+    seen = read_labels(adata.obs, split_key) == "train"  # (n,)
     if not seen.any():
-        raise ValueError(
-            unusable("The split", f"adata.obs[{split_key!r}]", "has no cell labelled 'train'", "Split it.")
-        )
-    chosen = np.sort(_most_variable(*_moments(adata, seen, counts, target_sum), n_genes))
+        place = f"adata.obs[{split_key!r}]"
+        raise ValueError(unusable("The split", place, "has no cell labelled 'train'", "Split it."))
+    mean, variance = _moments(adata, seen, counts, target_sum)  # (G,) each
+    chosen = np.sort(_most_variable(mean, variance, n_genes))  # sorted, so that genes keep the order of the file
     parts = [sp.csr_matrix(cells[:, chosen]) for _, cells in _logged(adata, counts, target_sum)]
     logger.info("%d of %d genes kept: the most variable in %d training cells.", len(chosen), adata.n_vars, seen.sum())
     return AnnData(sp.vstack(parts, format="csr"), obs=adata.obs.copy(), var=adata.var.iloc[chosen].copy())
 
 
-def _downloaded(url: str, sha256: str | None, cache_dir: str | os.PathLike | None) -> Path:
+def _check_file(file: Path, sha256: str | None) -> None:
+    if not file.is_file():
+        remedy = "Pass the path of the downloaded replogle.h5ad."
+        raise FileNotFoundError(unusable("The file", str(file), "does not exist", remedy))
+    if sha256 is not None and pooch.file_hash(str(file)) != _digest(sha256):
+        remedy = "Download it again, or correct sha256."
+        raise ValueError(unusable("The file", str(file), "has another SHA-256", remedy))
+
+
+def _downloaded(url: str, sha256: str | None, cache_dir: StrPath | None) -> Path:
     if sha256 is None:
         remedy = "Pass path= of a file that you downloaded, or the sha256= that its page shows."
         raise ValueError(unusable("The file", url, "has no checksum known to ptrag_sc", remedy))
-    folder = Path(cache_dir) if cache_dir is not None else Path(pooch.os_cache("ptrag_sc"))
+    folder = cache_folder(cache_dir)
     has_tqdm = importlib.util.find_spec("tqdm") is not None
     known_hash = f"sha256:{_digest(sha256)}"
     try:
@@ -182,14 +191,16 @@ def _digest(sha256: str) -> str:
 
 def _logged(adata: AnnData, counts: bool, target_sum: float) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield rows and their log-normalised expression (n, G) float32, piece by piece."""
-    matrix = as_row_matrix(adata.X)
+    matrix: Any = as_row_matrix(adata.X)
     for start in range(0, adata.n_obs, ROWS):
         rows = slice(start, min(start + ROWS, adata.n_obs))
         block = matrix[rows]
-        cells = (block.toarray() if sp.issparse(block) else np.asarray(block)).astype(np.float32)
+        if sp.issparse(block):
+            block = block.toarray()
+        cells = np.asarray(block).astype(np.float32)  # (n, G), a copy
         _check(cells, counts)
         if counts:
-            totals = cells.sum(1, dtype=np.float64)[:, None]
+            totals = cells.sum(1, dtype=np.float64)[:, None]  # (n, 1)
             if not totals.all():
                 first = adata.obs_names[start + int(np.argmin(totals))]
                 raise ValueError(unusable(f"Cell {first!r}", "adata.X", "has no counts", "Remove such cells."))
@@ -198,20 +209,25 @@ def _logged(adata: AnnData, counts: bool, target_sum: float) -> Iterator[tuple[s
 
 
 def _check(cells: np.ndarray, counts: bool) -> None:
+    # One piece is enough to see the scale: normalised expression of thousands of cells is never all whole numbers.
     whole = bool((cells == np.rint(cells)).all())
     if not np.isfinite(cells).all() or cells.min() < 0:
         problem = "holds negative, NaN or infinite values"
         raise ValueError(unusable("Expression", "adata.X", problem, "Pass counts, or log1p of normalised counts."))
     if whole != counts:
-        problem = "holds fractions, not counts" if counts else "holds whole numbers, not log1p of normalised counts"
+        problem = "holds whole numbers, not log1p of normalised counts"
+        if counts:
+            problem = "holds fractions, not counts"
         raise ValueError(unusable("Expression", "adata.X", problem, f"Pass counts={not counts}."))
 
 
 def _moments(adata: AnnData, seen: np.ndarray, counts: bool, target_sum: float) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance (G,) of normalised, not logged, expression of the cells seen."""
-    n, total, square = 0, np.zeros(adata.n_vars), np.zeros(adata.n_vars)
+    n = 0
+    total = np.zeros(adata.n_vars)
+    square = np.zeros(adata.n_vars)
     for rows, cells in _logged(adata, counts, target_sum):
-        linear = np.expm1(cells[seen[rows]].astype(np.float64))
+        linear = np.expm1(cells[seen[rows]].astype(np.float64))  # (n_seen, G)
         n += len(linear)
         total += linear.sum(0)
         square += np.einsum("ng,ng->g", linear, linear)
@@ -224,9 +240,11 @@ def _most_variable(mean: np.ndarray, variance: np.ndarray, n_genes: int) -> np.n
     with np.errstate(divide="ignore", invalid="ignore"):
         dispersion = np.log(variance / mean)  # NaN, last in the order, for genes without expression or variance
     dispersion[~np.isfinite(dispersion)] = np.nan
+    # Dispersion rises with the mean by itself, so genes are compared within bins of similar mean only.
     table = pd.DataFrame({"dispersion": dispersion, "bin": pd.cut(np.log1p(mean), N_BINS, labels=False)})
     bins = table.groupby("bin")["dispersion"]
-    centre, spread = bins.transform("mean"), bins.transform("std")
+    centre = bins.transform("mean")
+    spread = bins.transform("std")
     # A gene alone in its bin has no spread to compare with: its score is 1, as in Seurat.
     score = ((dispersion - centre) / spread).where(spread.notna(), 1.0).where(np.isfinite(dispersion))
     order = np.argsort(-score.to_numpy(), kind="stable")  # NaN comes last

@@ -26,18 +26,18 @@ from ptrag_sc.datasets._simulated_truth import expected_effects, truth
 
 CONTROL = "non-targeting"
 CONTROL_SHARE = 0.125  # of the cells
-CHUNK = 2**21  # values drawn at once: bounds the dense memory, never changes the result
+CHUNK = 2**21  # values drawn at once, which bounds the dense memory and never changes the result
 
 
 class _Cells(NamedTuple):
-    """One entry per cell."""
+    """One entry per cell (n,)."""
 
     perturbation: np.ndarray  # row of the response
     cell_type: np.ndarray
-    batch: np.ndarray
+    batch: np.ndarray  # within the cell type
     state: np.ndarray
-    strength: np.ndarray
-    library: np.ndarray
+    strength: np.ndarray  # of the response
+    library: np.ndarray  # expected total count
 
 
 def simulated(
@@ -51,8 +51,8 @@ def simulated(
 ) -> AnnData:
     r"""Simulate a Perturb-seq screen whose truth is known.
 
-    Genes act through modules. A perturbed gene is a member of two modules, of which exactly one is active in any cell
-    type; which one, differs between cell types for most genes. A perturbation takes the share :math:`h_{pm}` of the
+    Genes act through modules. A perturbed gene is a member of two modules. In any cell type exactly one of them is
+    active, for most genes not the same one in all cell types. A perturbation removes the share :math:`h_{pm}` of the
     function of its modules and of a stress module that all perturbations share; the loss spreads over a small linear
     network of modules to its steady state (as in modular response analysis, Kholodenko et al. 2002). With
     :math:`D_t` the diagonal 0/1 matrix of the modules active in cell type :math:`t` and inputs :math:`b_t`,
@@ -66,25 +66,25 @@ def simulated(
     for cell :math:`c` of batch :math:`b`: gene means :math:`m`, batch shifts :math:`\beta`, a cell state :math:`s_c`
     (standard normal), loadings :math:`L` (genes x modules), a response strength :math:`r_c` (uniform, mean 1; 0 in
     controls), direct effects :math:`d_p` (knock-down of the gene itself and a few private targets), log-normal
-    library size :math:`\ell_c`, dispersion :math:`\theta`. A combination takes
-    :math:`h_{AB} = 1 - (1 - h_A)(1 - h_B)` of each module (independence in the sense of Bliss 1939: buffering where
-    both hit the same one) and, beyond that, hits a module that no single perturbation reaches; direct effects add up.
+    library size :math:`\ell_c`, dispersion :math:`\theta`. A combination removes
+    :math:`h_{AB} = 1 - (1 - h_A)(1 - h_B)` of each module (independence in the sense of Bliss 1939, which buffers if
+    both hit the same module) and also hits a module that no single perturbation reaches; direct effects add up.
 
-    The gene embedding (unit rows) holds the directions of both modules and, more strongly, that of a family that says
-    nothing about the response. So the nearest neighbours of a perturbation by cosine are its family, the members of
-    the module that is active and those of the one that is not, and 15 to 25 % of the nearest 32 are relevant: they act
-    through the same active module. What is true does not depend on ``n_cells``.
+    A row of the gene embedding is the unit sum of the directions of both modules and, with more weight, of a family
+    that has nothing to do with the response. So the nearest neighbours of a perturbation by cosine are its family and
+    the members of both its modules, and 15 to 25 % of the nearest 32 are relevant, because they act through the same
+    active module. The truth does not depend on ``n_cells``.
 
     Parameters
     ----------
     n_cells
         Number of cells, one in eight of them control. The others are spread evenly over all (perturbation, cell type)
-        pairs and the three batches of each cell type; three cells per pair are the least.
+        pairs and the three batches of each cell type; there must be at least three per pair.
     n_genes
         Number of measured genes, 20 or more.
     n_perturbations
         Number of single perturbations, 4 or more (20 or more for the share of relevant neighbours given above). The
-        perturbed genes are measured ones; beyond ``n_genes``, genes that are not measured are perturbed as well.
+        perturbed genes are measured ones, unless there are more perturbations than ``n_genes``.
     n_cell_types
         Number of cell types, 1 to 8.
     n_combinations
@@ -139,14 +139,16 @@ def simulated(
         n_cells=n_cells,
         seed=seed,
     )
-    # a stream for each part, so that what is true depends neither on n_cells nor, for singles, on n_combinations
+    # One stream for each part, so that the truth does not depend on n_cells, nor that of singles on n_combinations.
     name_rng, network_rng, embedding_rng, pair_rng, screen_rng, cell_rng = np.random.default_rng(seed).spawn(6)
     names = np.array([f"GENE{i:04d}" for i in range(max(n_genes, n_perturbations))])
-    genes, targets = names[:n_genes], np.sort(name_rng.permutation(len(names))[:n_perturbations])
+    genes = names[:n_genes]
+    targets = np.sort(name_rng.permutation(len(names))[:n_perturbations])  # (P,) positions of the perturbed genes
     network = draw_network(n_genes, targets, n_cell_types, network_rng)
     pairs = draw_pairs(n_combinations, n_perturbations, pair_rng)
     screen = steady_states(network, pairs, screen_rng)
-    perturbations = np.array([*names[targets], *("+".join(sorted(names[targets[pair]])) for pair in pairs)])
+    combinations = ["+".join(sorted(names[targets[pair]])) for pair in pairs]
+    perturbations = np.array([*names[targets], *combinations])
     cell_types = np.array([f"type_{t}" for t in range(n_cell_types)])
     cells = _cells(n_cells, n_genes, len(perturbations), n_cell_types, cell_rng)
     counts = _counts(screen, cells, cell_rng)
@@ -167,23 +169,30 @@ def _check(**sizes: int) -> None:
             raise TypeError(unusable(f"Argument {name}", "datasets.simulated", problem, f"Pass {name} as an int."))
     n = sizes["n_perturbations"]
     n_conditions = (n + sizes["n_combinations"]) * sizes["n_cell_types"]
+    # One cell per condition and batch beside the controls; one more, because their number is rounded.
     fewest = int(np.ceil((N_BATCHES * n_conditions + 1) / (1 - CONTROL_SHARE)))
     most = {"n_cell_types": 8, "n_combinations": n * (n - 1) // 2}
     least = {"n_genes": 20, "n_perturbations": 4, "n_cell_types": 1, "n_combinations": 0, "n_cells": fewest, "seed": 0}
     for name, low in least.items():
         high = most.get(name, np.inf)
         if not low <= sizes[name] <= high:
-            problem = f"is {sizes[name]}" + (f" for {n_conditions} conditions" if name == "n_cells" else "")
-            remedy = f"Pass {name} of at least {low}" + (f" and at most {high}." if name in most else ".")
-            raise ValueError(unusable(f"Argument {name}", "datasets.simulated", problem, remedy))
+            problem = f"is {sizes[name]}"
+            if name == "n_cells":
+                problem += f" for {n_conditions} conditions"
+            remedy = f"Pass {name} of at least {low}"
+            if name in most:
+                remedy += f" and at most {high}"
+            raise ValueError(unusable(f"Argument {name}", "datasets.simulated", problem, f"{remedy}."))
 
 
 def _cells(n_cells: int, n_genes: int, n_perturbations: int, n_cell_types: int, rng: np.random.Generator) -> _Cells:
     """Deal conditions and batches in turn, then shuffle."""
     n_control = round(CONTROL_SHARE * n_cells)
+    # Cell i of its kind has condition i modulo their number; the turn (how often all had one) decides the batch.
     turn, condition = np.divmod(np.arange(n_cells - n_control), n_perturbations * n_cell_types)
     control_turn, control_type = np.divmod(np.arange(n_control), n_cell_types)
     order = rng.permutation(n_cells)
+    # The draws below keep their order, because it decides the bits.
     return _Cells(
         perturbation=np.append(condition // n_cell_types, np.full(n_control, n_perturbations))[order],
         cell_type=np.append(condition % n_cell_types, control_type)[order],
@@ -195,31 +204,33 @@ def _cells(n_cells: int, n_genes: int, n_perturbations: int, n_cell_types: int, 
 
 
 def _counts(screen: Screen, cells: _Cells, rng: np.random.Generator) -> csr_matrix:
-    """Draw counts in blocks of rows; two streams, each read row after row, make them the same for any block size."""
+    """Draw counts (n, G) in blocks of rows."""
+    # Two streams, each read row after row, give the same counts for any block size.
     gamma, poisson = rng.spawn(2)
     n_rows = max(1, CHUNK // len(screen.state))
     blocks = []
     for start in range(0, len(cells.library), n_rows):
         c = _Cells(*(column[start : start + n_rows] for column in cells))
+        # (n_rows, G), changed in place: log expression, then expected counts, then Poisson rates.
         rate = screen.baseline[c.cell_type, c.batch] + c.state[:, None] * screen.state
         rate += c.strength[:, None] * screen.response[c.cell_type, c.perturbation]
         np.exp(rate, out=rate)
         rate *= (c.library / rate.sum(axis=1))[:, None]
-        rate *= gamma.standard_gamma(DISPERSION, size=rate.shape) / DISPERSION
+        rate *= gamma.standard_gamma(DISPERSION, size=rate.shape) / DISPERSION  # Poisson of gamma: negative binomial
         blocks.append(csr_matrix(poisson.poisson(rate).astype(np.float32)))
     return vstack(blocks, format="csr")
 
 
 def _log_normalised(counts: csr_matrix) -> csr_matrix:
     x = counts.copy()
-    totals = np.maximum(counts.sum(axis=1).A1, 1)
+    totals = np.maximum(counts.sum(axis=1).A1, 1)  # (n,); a cell without counts stays zero
     x.data *= np.repeat((TARGET_SUM / totals).astype(np.float32), np.diff(x.indptr))
     np.log1p(x.data, out=x.data)
     return x
 
 
 def _obs(cells: _Cells, perturbations: np.ndarray, cell_types: np.ndarray) -> pd.DataFrame:
-    batches = np.array([[f"{t}_batch_{b}" for b in range(N_BATCHES)] for t in cell_types])
+    batches = np.array([[f"{t}_batch_{b}" for b in range(N_BATCHES)] for t in cell_types])  # (T, N_BATCHES)
     return pd.DataFrame(
         {
             "perturbation": pd.Categorical(np.append(perturbations, CONTROL)[cells.perturbation]),

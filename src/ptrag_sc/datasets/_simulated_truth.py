@@ -16,49 +16,55 @@ from ptrag_sc.datasets._simulated_network import (
 
 
 def _expected_log(n_genes: int) -> tuple[np.ndarray, np.ndarray]:
-    r"""Grid of log shares :math:`\log q`, and E log1p(s y) there, with y ~ NB(library q) and s = TARGET_SUM / library.
+    r"""Return a grid of log shares :math:`\log q`, and E log1p(s y) there.
 
+    Counts are y ~ NB(library q), and s = TARGET_SUM / library.
     :math:`\log(1 + z) = \int_0^\infty (1 - e^{-uz}) e^{-u} / u \, du`, and the expectation of :math:`e^{-usy}` has a
     closed form: :math:`(1 + \ell q (1 - e^{-us}) / \theta)^{-\theta}`. Integrated over log u and over library sizes.
     """
-    grid, step = np.arange(-18, 0.01, 0.05), 0.1
-    u = np.exp(np.arange(-24, 4, step))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
-    library = COUNTS_PER_GENE * n_genes * np.exp(LIBRARY_SD * nodes)[:, None]
-    mean = np.exp(grid)[:, None, None] * library
-    integrand = 1 - (1 + mean * (1 - np.exp(-u * TARGET_SUM / library)) / DISPERSION) ** -DISPERSION
+    grid = np.arange(-18, 0.01, 0.05)  # (Q,)
+    step = 0.1
+    u = np.exp(np.arange(-24, 4, step))  # (U,)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(7)  # the log library size is normal
+    library = COUNTS_PER_GENE * n_genes * np.exp(LIBRARY_SD * nodes)[:, None]  # (7, 1)
+    mean = np.exp(grid)[:, None, None] * library  # (Q, 7, 1)
+    integrand = 1 - (1 + mean * (1 - np.exp(-u * TARGET_SUM / library)) / DISPERSION) ** -DISPERSION  # (Q, 7, U)
+    # The 1 / u of the integral cancels, because du = u d(log u).
     return grid, (integrand @ np.exp(-u) * step) @ weights / weights.sum()
 
 
 def expected_effects(screen: Screen) -> np.ndarray:
-    """Expected shift (P, T, G) of log-normalised expression against the control, by Gauss quadrature over cells."""
+    """Return the expected shift (P, T, G) of log-normalised expression against the control.
+
+    The mean over cells is a Gauss quadrature over their state (normal) and their strength of response (uniform).
+    """
     grid, table = _expected_log(len(screen.state))
     state, state_weights = np.polynomial.hermite_e.hermegauss(3)
     strength, strength_weights = np.polynomial.legendre.leggauss(3)
-    strength = np.mean(RESPONSE) + strength * np.ptp(RESPONSE) / 2
-    weights = np.outer(strength_weights / 2, state_weights / state_weights.sum()) / N_BATCHES
+    strength = np.mean(RESPONSE) + strength * np.ptp(RESPONSE) / 2  # from [-1, 1] to the range of RESPONSE
+    weights = np.outer(strength_weights / 2, state_weights / state_weights.sum()) / N_BATCHES  # (3, 3), sum 1 / B
     n_cell_types, n_rows, n_genes = screen.response.shape
     expected = np.empty((n_rows, n_cell_types, n_genes))
     for t, baseline in enumerate(screen.baseline):
         unperturbed = baseline[:, None] + state[:, None] * screen.state  # (B, 3, G)
         for p, response in enumerate(screen.response[t]):
-            log_share = unperturbed + strength[:, None, None, None] * response
+            log_share = unperturbed + strength[:, None, None, None] * response  # (3, B, 3, G)
             log_share -= np.log(np.exp(log_share).sum(axis=-1, keepdims=True))
             expected[p, t] = np.einsum("rbsg,rs->g", np.interp(log_share, grid, table), weights)
-    return expected[:-1] - expected[-1]
+    return expected[:-1] - expected[-1]  # the control is the last row
 
 
 def truth(
     network: Network, effects: np.ndarray, pairs: np.ndarray, perturbations: np.ndarray, cell_types: np.ndarray
 ) -> dict[str, np.ndarray | pd.DataFrame]:
-    """Arrays and long tables only: they survive h5ad and zarr."""
+    """Return the truth as arrays and long tables, because these survive h5ad and zarr."""
     n_singles, n_genes = network.direct.shape
-    interaction = np.zeros_like(effects)
+    interaction = np.zeros_like(effects)  # (P, T, G)
     interaction[n_singles:] = effects[n_singles:] - effects[pairs].sum(axis=1)
-    members = np.concatenate([network.members, network.members[pairs].any(axis=1)])
+    members = np.concatenate([network.members, network.members[pairs].any(axis=1)])  # (P, M)
     acting = (members & network.active[:, None]).astype(np.float32)  # (T, P, M)
-    shared = acting @ acting.transpose(0, 2, 1) > 0
-    shared[:, np.arange(len(members)), np.arange(len(members))] = False
+    shared = acting @ acting.transpose(0, 2, 1) > 0  # (T, P, P)
+    shared[:, np.arange(len(members)), np.arange(len(members))] = False  # no perturbation is its own candidate
     query, cell_type, candidate = np.nonzero(shared.transpose(1, 0, 2))
     modules = np.array([f"module_{m}" for m in range(members.shape[1])])
     member, module = np.nonzero(members)

@@ -14,16 +14,16 @@ from ptrag_sc._validation import unusable
 logger = logging.getLogger(__name__)
 
 MAX_CELLS = 512  # of exact transport, whose cost grows with the third power
-ROWS = 2048  # cells whose distances to all others are held at once
+ROWS = 2048  # cells whose distances to all others are in memory at once
 BANDWIDTHS = (0.5, 1.0, 2.0)  # of the kernel, in squared median distances of the real cells
-TINY = 1e-12
+TINY = 1e-12  # of a variance or squared distance: rounding of identical cells
 
 
 def energy_distance(real: np.ndarray, predicted: np.ndarray) -> float:
     r"""Unbiased squared energy distance of two samples of cells (Székely and Rizzo 2013).
 
-    :math:`2E|x-y| - E|x-x'| - E|y-y'|`, Euclidean norms, U-statistics: the expectation is 0 for two samples of one
-    population, and single values can be slightly negative (identical cells: about -.31 at 64 cells x 50 PCs).
+    :math:`2E|x-y| - E|x-x'| - E|y-y'|` with Euclidean norms and U-statistics. The expectation is 0 for two samples of
+    one population, so single values can be slightly negative (identical cells: about -.31 at 64 cells x 50 PCs).
 
     Parameters
     ----------
@@ -46,22 +46,24 @@ def energy_distance(real: np.ndarray, predicted: np.ndarray) -> float:
     -2.0
     """
     _check_size(real, predicted)
+    # The loss of training, over one set without padding: (1, n, d) and masks (1, n).
     x, y = (torch.tensor(np.asarray(a), dtype=torch.float64)[None] for a in (predicted, real))
-    masks = (torch.ones(a.shape[:2], dtype=torch.bool) for a in (x, y))
-    return float(nn.energy_distance(x, y, *masks))
+    x_mask, y_mask = (torch.ones(a.shape[:2], dtype=torch.bool) for a in (x, y))
+    return float(nn.energy_distance(x, y, x_mask, y_mask))
 
 
 def wasserstein_1(real: np.ndarray, predicted: np.ndarray) -> float:
     r"""Exact Wasserstein-1 distance of two samples with equal weights (Peyré and Cuturi 2019).
 
-    :math:`\min_\pi \sum_{ij} \pi_{ij} |x_i - y_j|`, Euclidean norms. Two samples of one population have a positive
-    distance that falls slowly with their size: compare at equal sizes, and next to a second sample of the truth.
+    :math:`\min_\pi \sum_{ij} \pi_{ij} |x_i - y_j|` with Euclidean norms. Two samples of one population have a positive
+    distance that falls slowly with their size, so compare at equal sizes, and with the distance of a second sample of
+    the truth.
 
     Parameters
     ----------
     real, predicted
-        Cells x features, usually principal components (n, d) and (m, d). Of more than 512 cells a fixed choice is
-        compared, which depends on the cells and not on their order. Samples of different sizes need the package POT;
+        Cells x features, usually principal components (n, d) and (m, d). Of more than 512 cells only a fixed choice is
+        compared, which depends on the cells but not on their order. Samples of different sizes need the package POT;
         without it the larger one is cut to the size of the smaller one.
 
     Returns
@@ -116,8 +118,8 @@ def mmd2(real: np.ndarray, predicted: np.ndarray) -> float:
 
     :math:`E k(x,x') + E k(y,y') - 2 E k(x,y)` with U-statistics and
     :math:`k(x,y) = \exp(-|x-y|^2 / 2\sigma^2)`, averaged over :math:`\sigma^2` of .5, 1 and 2 times the squared
-    median distance of the real cells, so the prediction has no say in its own scale. The expectation is 0 for two
-    samples of one population; single values can be slightly negative.
+    median distance of the real cells, so that the prediction does not change the scale. The expectation is 0 for two
+    samples of one population, so single values can be slightly negative.
 
     Parameters
     ----------
@@ -143,15 +145,15 @@ def mmd2(real: np.ndarray, predicted: np.ndarray) -> float:
     # Distances do not change when both sets move; near the origin products lose fewer digits.
     x, y = (np.asarray(a, dtype=np.float64) - np.mean(real, 0) for a in (real, predicted))
     scale = max(float(np.median(pdist(_at_most(x, MAX_CELLS)))) ** 2, TINY)
-    n, m = len(x), len(y)
+    # Each cell's kernel with itself is 1 and does not count.
     within = [(_summed_kernel(z, z, scale) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y)]
-    return float(sum(within) - 2 * _summed_kernel(x, y, scale) / (n * m))
+    return float(sum(within) - 2 * _summed_kernel(x, y, scale) / (len(x) * len(y)))
 
 
 def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
     """Predicted over real variance within a set of cells, summed over genes.
 
-    Below 1 the predicted cells are too alike, whatever their mean.
+    A ratio below 1 means that the predicted cells are too similar to each other, whatever their mean.
 
     Parameters
     ----------
@@ -160,7 +162,7 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The ratio of the traces of the covariances (divisor n - 1). Where the real cells are identical: 1 if the predicted
+    The ratio of the traces of the covariances (divisor n - 1). If the real cells are identical, 1 if the predicted
     cells are identical too, else NaN.
 
     Raises
@@ -175,10 +177,14 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
     0.25
     """
     _check_size(real, predicted)
-    own, other = (float(np.var(cells, axis=0, ddof=1, dtype=np.float64).sum()) for cells in (real, predicted))
-    if own < TINY:
-        return 1.0 if other < TINY else float("nan")
-    return other / own
+    of_real, of_predicted = (
+        float(np.var(cells, axis=0, ddof=1, dtype=np.float64).sum()) for cells in (real, predicted)
+    )
+    if of_real < TINY and of_predicted < TINY:
+        return 1.0
+    if of_real < TINY:
+        return float("nan")
+    return of_predicted / of_real
 
 
 def _check_size(real: np.ndarray, predicted: np.ndarray, minimum: int = 2) -> None:
@@ -189,16 +195,17 @@ def _check_size(real: np.ndarray, predicted: np.ndarray, minimum: int = 2) -> No
 
 
 def _at_most(cells: np.ndarray, n: int) -> np.ndarray:
-    """Return at most n of the cells: a fixed choice that depends on their values, not on their order or names."""
+    """Return at most n of the cells, a fixed choice that depends on their values, not on their order or names."""
     if len(cells) <= n:
         return cells
+    # lexsort takes its last key first, so the features are reversed.
     in_order = cells[np.lexsort(cells.T[::-1])]
     return in_order[np.random.default_rng(0).choice(len(cells), n, replace=False)]
 
 
 @cache
 def _warn_without_pot() -> None:
-    """Say once per process that samples of unequal size are cut to the smaller one."""
+    """Warn once per process (hence the cache) that samples of unequal size are cut to the smaller one."""
     logger.warning(
         "Wasserstein distances cut samples of unequal size to the smaller one: install POT (ptrag_sc[eval])."
     )
@@ -214,10 +221,12 @@ def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
         except ImportError:
             _warn_without_pot()
             n = min(len(x), len(y))
-            x, y = _at_most(x, n), _at_most(y, n)
+            x = _at_most(x, n)
+            y = _at_most(y, n)
         else:
-            return float(ot.emd2([], [], cdist(x, y, cost), numItermax=10**7))
-    costs = cdist(x, y, cost)
+            return float(ot.emd2([], [], cdist(x, y, cost), numItermax=10**7))  # []: equal weights
+    # With equal sizes and weights a best plan moves whole cells, so an assignment finds it without POT.
+    costs = cdist(x, y, cost)  # (n, n)
     return float(costs[linear_sum_assignment(costs)].mean())
 
 
@@ -225,6 +234,6 @@ def _summed_kernel(x: np.ndarray, y: np.ndarray, scale: float) -> float:
     """Return the sum over all pairs of the kernel, averaged over its bandwidths."""
     total = 0.0
     for start in range(0, len(x), ROWS):
-        square = cdist(x[start : start + ROWS], y, "sqeuclidean")
+        square = cdist(x[start : start + ROWS], y, "sqeuclidean")  # (rows, m)
         total += sum(float(np.exp(square / (-2 * factor * scale)).sum()) for factor in BANDWIDTHS)
     return total / len(BANDWIDTHS)

@@ -1,7 +1,7 @@
 """Which genes respond to a perturbation, and is that predicted?"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,23 +61,26 @@ def differential_expression(cells: np.ndarray, control: np.ndarray) -> Different
 
 
 def wilcoxon_tests(conditions: Sequence[np.ndarray], control: np.ndarray) -> list[DifferentialExpression]:
-    """Return :func:`differential_expression` of several conditions, at the price of one look at the controls."""
+    """Return :func:`differential_expression` of several conditions, which share one preparation of the controls."""
     sizes = [group.shape[0] for group in (control, *conditions)]
     for size, name in zip(sizes, ["the controls", *["the condition"] * len(conditions)], strict=True):
         if size < 2:
             raise ValueError(unusable("Cells", name, f"number {size}, a test needs two", "Leave such conditions out."))
     names = ["control", *(str(i) for i in range(len(conditions)))]
-    stack = np.concatenate([_dense(group) for group in (control, *conditions)])
+    stack = np.concatenate([_dense(group) for group in (control, *conditions)])  # (all cells, G), controls first
     group = pd.Categorical.from_codes(np.repeat(np.arange(len(sizes)), sizes), names)
+    # Without var, genes are named "0", "1", ... so that scanpy's order can be undone below.
     adata = AnnData(stack, obs=pd.DataFrame({"group": group}, index=np.arange(len(stack)).astype(str)))
     options = {"groups": names[1:], "reference": "control", "method": "wilcoxon", "tie_correct": True}
+    # Means of zero or below (predictions are not clipped) would warn in the fold changes, scanpy's and ours.
     with np.errstate(divide="ignore", invalid="ignore"):
         sc.tl.rank_genes_groups(adata, "group", use_raw=False, **options)
-        means = [np.expm1(x, dtype=np.float64).mean(0) for x in np.split(stack, np.cumsum(sizes)[:-1])]
+        means = [np.expm1(x, dtype=np.float64).mean(0) for x in np.split(stack, np.cumsum(sizes)[:-1])]  # (G,) each
         fold_changes = [np.log2((mean + PSEUDOCOUNT) / (means[0] + PSEUDOCOUNT)) for mean in means[1:]]
-    found, tests = adata.uns["rank_genes_groups"], []
+    found = adata.uns["rank_genes_groups"]
+    tests = []
     for name, fold_change in zip(names[1:], fold_changes, strict=True):
-        p_adjusted = np.empty(stack.shape[1])
+        p_adjusted = np.empty(stack.shape[1])  # (G,)
         p_adjusted[found["names"][name].astype(int)] = found["pvals_adj"][name]
         tests.append(DifferentialExpression(p_adjusted, fold_change))
     return tests
@@ -95,7 +98,7 @@ def de_overlap(real: DifferentialExpression, predicted: DifferentialExpression) 
 
     Returns
     -------
-    Between 0 and 1; NaN where no gene is significant in the real cells (cell-eval2 counts 0).
+    Between 0 and 1; NaN if no gene is significant in the real cells (cell-eval2 counts 0).
 
     Examples
     --------
@@ -107,7 +110,7 @@ def de_overlap(real: DifferentialExpression, predicted: DifferentialExpression) 
     n = int(real.significant.sum())
     if n == 0:
         return float("nan")
-    size = np.where(predicted.significant, np.abs(_finite(predicted)), -1.0)
+    size = np.where(predicted.significant, np.abs(_finite(predicted)), -1.0)  # (G,); -1 sorts after every real size
     top = np.argsort(-size, kind="stable")[: min(n, int(predicted.significant.sum()))]
     return float(real.significant[top].sum() / n)
 
@@ -122,8 +125,8 @@ def de_direction(real: DifferentialExpression, predicted: DifferentialExpression
 
     Returns
     -------
-    Between 0 and 1, .5 for random signs; a fold change that is 0 or not finite agrees only with its like. NaN where no
-    gene is significant in the real cells.
+    Between 0 and 1, .5 for random signs; a fold change that is 0 or not finite agrees only with another such one. NaN
+    if no gene is significant in the real cells.
 
     Examples
     --------
@@ -135,7 +138,8 @@ def de_direction(real: DifferentialExpression, predicted: DifferentialExpression
     chosen = real.significant
     if not chosen.any():
         return float("nan")
-    return float((np.sign(_finite(real)) == np.sign(_finite(predicted)))[chosen].mean())
+    agree = np.sign(_finite(real)) == np.sign(_finite(predicted))  # (G,)
+    return float(agree[chosen].mean())
 
 
 def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) -> float:
@@ -148,7 +152,7 @@ def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) 
 
     Returns
     -------
-    Between 0 and 1; 1 where no gene is significant on either side.
+    Between 0 and 1; 1 if no gene is significant on either side.
 
     Examples
     --------
@@ -158,11 +162,13 @@ def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) 
     0.5
     """
     either = int((real.significant | predicted.significant).sum())
-    return float((real.significant & predicted.significant).sum() / either) if either else 1.0
+    if either == 0:
+        return 1.0
+    return float((real.significant & predicted.significant).sum() / either)
 
 
 def lfc_nmae(real: DifferentialExpression, predicted: DifferentialExpression) -> float:
-    """Absolute error of the fold changes of the significant real genes, over their absolute size.
+    """Absolute error of the fold changes of the significant real genes, divided by their absolute size.
 
     Parameters
     ----------
@@ -171,8 +177,8 @@ def lfc_nmae(real: DifferentialExpression, predicted: DifferentialExpression) ->
 
     Returns
     -------
-    0 is best, 1 is what no change scores, and it is not bounded above. A predicted fold change that is not finite
-    counts as no change. NaN with fewer than ten significant real genes, as in cell-eval2.
+    0 is best, a prediction of no change scores 1, and there is no upper bound. A predicted fold change that is not
+    finite counts as no change. NaN with fewer than ten significant real genes, as in cell-eval2.
 
     Examples
     --------
@@ -181,7 +187,7 @@ def lfc_nmae(real: DifferentialExpression, predicted: DifferentialExpression) ->
     >>> lfc_nmae(test, DifferentialExpression(np.ones(10), np.zeros(10)))
     1.0
     """
-    chosen = real.significant & np.isfinite(real.log2_fold_change)
+    chosen = real.significant & np.isfinite(real.log2_fold_change)  # (G,)
     size = np.abs(real.log2_fold_change[chosen]).sum()
     if chosen.sum() < MIN_GENES or size == 0:
         return float("nan")
@@ -189,7 +195,7 @@ def lfc_nmae(real: DifferentialExpression, predicted: DifferentialExpression) ->
 
 
 def t_weights(sums: np.ndarray, squares: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
-    r"""Weight of every gene: how well it tells one perturbation from the rest (Mejia et al. 2025).
+    r"""Weight of every gene by how well it distinguishes one perturbation from the rest (Mejia et al. 2025).
 
     :math:`w \propto ((|t| - \min |t|) / (\max |t| - \min |t|))^2`, where t is Welch's statistic of the cells of the
     perturbation against the cells of all others of the cell type.
@@ -203,8 +209,8 @@ def t_weights(sums: np.ndarray, squares: np.ndarray, n_cells: np.ndarray) -> np.
 
     Returns
     -------
-    Weights (P, G), rows summing to 1; equal weights where every t is the same; NaN where a perturbation or the rest of
-    them has fewer than two cells.
+    Weights (P, G), rows summing to 1; equal weights if every t is the same; NaN if a perturbation or the rest of them
+    has fewer than two cells.
 
     Examples
     --------
@@ -213,28 +219,38 @@ def t_weights(sums: np.ndarray, squares: np.ndarray, n_cells: np.ndarray) -> np.
     >>> t_weights(sums, squares, np.array([3, 3]))
     array([[0., 1.], [0., 1.]])
     """
-    n = n_cells[:, None].astype(np.float64)
-    rest = n.sum() - n
-    weights = np.full(sums.shape, np.nan)
-    usable = ((n > 1) & (rest > 1))[:, 0]
-    n, rest = n[usable], rest[usable]
-    own, others = (sums[usable], squares[usable]), (sums.sum(0) - sums[usable], squares.sum(0) - squares[usable])
-    error = np.sqrt(_squared_error(*own, n) + _squared_error(*others, rest))
-    t = np.abs(own[0] / n - others[0] / rest) / np.maximum(error, TINY)
-    low, high = t.min(1, keepdims=True), t.max(1, keepdims=True)
-    found = np.where(high > low, np.square((t - low) / np.where(high > low, high - low, 1.0)), 1.0)
+    rest = n_cells.sum() - n_cells
+    usable = (n_cells > 1) & (rest > 1)  # (P,), of which P' are
+    n = n_cells[usable, None].astype(np.float64)  # (P', 1)
+    m = rest[usable, None].astype(np.float64)
+    own = sums[usable]  # (P', G)
+    own_squares = squares[usable]
+    # The others' sums are the total less the own ones, so the cost does not grow with the square of P.
+    other = sums.sum(0) - own
+    other_squares = squares.sum(0) - own_squares
+    error = np.sqrt(_squared_error(own, own_squares, n) + _squared_error(other, other_squares, m))
+    t = np.abs(own / n - other / m) / np.maximum(error, TINY)
+    low = t.min(1, keepdims=True)  # (P', 1)
+    high = t.max(1, keepdims=True)
+    spread = np.where(high > low, high - low, 1.0)
+    found = np.where(high > low, np.square((t - low) / spread), 1.0)
+    weights = np.full(sums.shape, np.nan)  # (P, G)
     weights[usable] = found / found.sum(1, keepdims=True)
     return weights
 
 
 def _squared_error(sums: np.ndarray, squares: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return the squared standard error of the means."""
+    """Return the squared standard error of the means (P, G)."""
     return np.maximum(squares - sums**2 / n, 0) / (n - 1) / n
 
 
 def _finite(test: DifferentialExpression) -> np.ndarray:
+    """Return the fold changes (G,), 0 instead of what is not finite."""
     return np.where(np.isfinite(test.log2_fold_change), test.log2_fold_change, 0.0)
 
 
-def _dense(cells) -> np.ndarray:
-    return cells.toarray() if issparse(cells) else np.asarray(cells)
+def _dense(cells: Any) -> np.ndarray:
+    """Return cells as an array, whether dense or sparse."""
+    if issparse(cells):
+        cells = cells.toarray()
+    return np.asarray(cells)

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-MIN_NORM = 1e-6  # a vector below this norm has no direction: it correlates 0
+MIN_NORM = 1e-6  # a vector below this norm is rounding and has no direction, so its correlations are 0
 
 
 def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> float:
     """Pearson correlation over genes of predicted and real shift from a reference.
 
-    With the control mean as reference this is the field's ``pearson_delta``: the shift that all perturbations share
-    dominates it. With the centre of the training perturbations it is ``pearson_delta_pert``: what is specific to the
-    perturbation (Systema, Viñas Torné et al. 2025).
+    With the control mean as reference this is the field's ``pearson_delta``, which the shift that all perturbations
+    share dominates. With the centre of the training perturbations it is ``pearson_delta_pert``, which measures only
+    what is specific to the perturbation (Systema, Viñas Torné et al. 2025).
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
 
     Returns
     -------
-    Between -1 and 1; 0 where either shift, less its mean over genes, has a norm below 1e-6.
+    Between -1 and 1; 0 if either shift, less its mean over genes, has a norm below 1e-6.
 
     Examples
     --------
@@ -27,14 +27,20 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
     >>> pearson_delta(np.array([1.0, 2.0, 4.0]), np.array([2.0, 3.0, 5.0]), np.zeros(3))
     1.0
     """
-    x, y = real - reference, predicted - reference
-    x, y = x - x.mean(), y - y.mean()
-    norms = np.linalg.norm(x), np.linalg.norm(y)
-    return 0.0 if min(norms) < MIN_NORM else float(np.clip(x @ y / (norms[0] * norms[1]), -1.0, 1.0))
+    shift = real - reference  # (G,)
+    shift = shift - shift.mean()
+    predicted_shift = predicted - reference  # (G,)
+    predicted_shift = predicted_shift - predicted_shift.mean()
+    norm = np.linalg.norm(shift)
+    predicted_norm = np.linalg.norm(predicted_shift)
+    if min(norm, predicted_norm) < MIN_NORM:
+        return 0.0
+    # Rounding can carry the quotient of equal shifts a little beyond 1.
+    return float(np.clip(shift @ predicted_shift / (norm * predicted_norm), -1.0, 1.0))
 
 
 def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> float:
-    """Slope of the predicted on the real shift, through the origin: below 1, effects are shrunk.
+    """Slope of the predicted on the real shift, through the origin; a slope below 1 means shrunk effects.
 
     Parameters
     ----------
@@ -43,7 +49,7 @@ def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray)
 
     Returns
     -------
-    ``<predicted shift, real shift> / <real shift, real shift>``; 0 where the real shift has a norm below 1e-6.
+    ``<predicted shift, real shift> / <real shift, real shift>``; 0 if the real shift has a norm below 1e-6.
 
     Examples
     --------
@@ -51,9 +57,11 @@ def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray)
     >>> effect_slope(np.array([2.0, -4.0]), np.array([1.0, -2.0]), np.zeros(2))
     0.5
     """
-    shift = real - reference
+    shift = real - reference  # (G,)
     square = float(shift @ shift)
-    return float((predicted - reference) @ shift / square) if square >= MIN_NORM**2 else 0.0
+    if square < MIN_NORM**2:
+        return 0.0
+    return float((predicted - reference) @ shift / square)
 
 
 def mse(real: np.ndarray, predicted: np.ndarray) -> float:
@@ -101,10 +109,10 @@ def mae(real: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def wmse(real: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> float:
-    """Squared error of the mean expression, weighted towards the genes that tell the perturbation from the others.
+    """Squared error of the mean expression, weighted towards the genes that distinguish the perturbation from others.
 
-    The weights are those of :func:`t_weights` (Mejia et al. 2025): unlike the plain error this one does not reward
-    the mean of all perturbations.
+    The weights are those of :func:`t_weights` (Mejia et al. 2025). Unlike :func:`mse`, this error does not reward the
+    mean of all perturbations.
 
     Parameters
     ----------
@@ -141,7 +149,7 @@ def r2w_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray, we
 
     Returns
     -------
-    At most 1, not bounded below; 0 where the real shift does not vary over genes (1 if the prediction equals it); NaN
+    At most 1, not bounded below; 0 if the real shift does not vary over genes (1 if the prediction equals it); NaN
     without weights.
 
     Examples
@@ -152,8 +160,8 @@ def r2w_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray, we
     """
     if np.isnan(weights).any():
         return float("nan")
-    shift = real - reference
-    error = weights @ np.square(predicted - real)
+    shift = real - reference  # (G,)
+    error = weights @ np.square(predicted - real)  # the reference cancels in the difference of the shifts
     spread = weights @ np.square(shift - weights @ shift)
     if spread < MIN_NORM**2:
         return float(error < MIN_NORM**2)

@@ -1,5 +1,7 @@
 """Is a prediction closer to its own perturbation than to the others?"""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ptrag_sc.metrics._mean import MIN_NORM
@@ -14,8 +16,8 @@ def pds_cosine(
     r"""Perturbation discrimination score with the cosine distance of shifts.
 
     :math:`1 - k / (P - 1)`, where k real perturbations are closer to the prediction than its own; ties count half.
-    The perturbed genes of all perturbations are left out, so that no prediction wins by lowering the gene it was told
-    (the rule of cell-eval2's competition set). The cosine is blind to scale: report ``effect_slope`` with it.
+    The perturbed genes of all perturbations are left out, so that no prediction wins just by lowering the perturbed
+    gene (the rule of cell-eval2's competition set). The cosine ignores scale, so report ``effect_slope`` with it.
 
     Parameters
     ----------
@@ -28,8 +30,8 @@ def pds_cosine(
 
     Returns
     -------
-    One score per perturbation (P,): 1 is best, .5 is what knowing nothing scores; NaN for a single perturbation. A
-    shift with a norm below 1e-6 has cosine 0 with every other.
+    One score per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
+    perturbation. A shift with a norm below 1e-6 has cosine 0 with every other.
 
     Examples
     --------
@@ -38,8 +40,11 @@ def pds_cosine(
     >>> pds_cosine(real, np.array([[3.0, 0.0], [1.0, 0.1], [0.0, 0.0]]), np.zeros(2))
     array([1. , 0. , 0.5])
     """
-    kept = slice(None) if perturbed is None else ~perturbed
-    x, y = (_directions((means - reference)[:, kept]) for means in (real, predicted))
+    kept = np.ones(real.shape[1], dtype=bool)  # (G,)
+    if perturbed is not None:
+        kept = ~perturbed
+    x = _directions((real - reference)[:, kept])  # (P, G')
+    y = _directions((predicted - reference)[:, kept])
     return _share_behind(lambda rows: 1 - y[rows] @ x.T, len(real), scale=1.0)
 
 
@@ -55,7 +60,8 @@ def centroid_accuracy(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    One share per perturbation (P,): 1 is best, .5 is what knowing nothing scores; NaN for a single perturbation.
+    One share per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
+    perturbation.
 
     Examples
     --------
@@ -64,23 +70,28 @@ def centroid_accuracy(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> centroid_accuracy(real, np.array([[1.0, 0.0], [1.0, 0.0], [2.0, 2.0]]))
     array([1. , 0.5, 0.5])
     """
-    x, y = real - real.mean(0), predicted - real.mean(0)  # near the origin products lose fewer digits
-    square = np.square(x).sum(1)
+    # Distances do not change when both sets move; near the origin products lose fewer digits.
+    x = real - real.mean(0)  # (P, G)
+    y = predicted - real.mean(0)
+    square = np.square(x).sum(1)  # (P,)
+    # |y|^2 is missing, because it is the same for all real centroids.
     return _share_behind(lambda rows: square - 2 * y[rows] @ x.T, len(real), scale=float(square.max(initial=0.0)))
 
 
 def _directions(shifts: np.ndarray) -> np.ndarray:
+    """Return rows of unit norm (P, G), zero if a shift is only rounding."""
     norms = np.linalg.norm(shifts, axis=1, keepdims=True)
     return np.where(norms < MIN_NORM, 0.0, shifts / np.maximum(norms, MIN_NORM))
 
 
-def _share_behind(distances, n: int, *, scale: float) -> np.ndarray:
+def _share_behind(distances: Callable[[np.ndarray], np.ndarray], n: int, *, scale: float) -> np.ndarray:
     """Return the share of the others that are farther than the own one (n,), ties half.
 
     Parameters
     ----------
     distances
-        f(rows) -> distances of these predictions to all real perturbations, or anything in the same order.
+        f(rows (r,)) -> distances (r, n) of these predictions to all real perturbations, or any function that rises
+        with the distance.
     n
         Number of perturbations.
     scale
@@ -91,8 +102,8 @@ def _share_behind(distances, n: int, *, scale: float) -> np.ndarray:
     behind = np.empty(n)
     for start in range(0, n, ROWS):
         rows = np.arange(start, min(start + ROWS, n))
-        found = distances(rows)
-        ahead = found - found[np.arange(len(rows)), rows][:, None]
-        tied = np.abs(ahead) <= TIE * scale
+        found = distances(rows)  # (r, n)
+        ahead = found - found[np.arange(len(rows)), rows][:, None]  # negative: closer than the own one
+        tied = np.abs(ahead) <= TIE * scale  # includes the own one
         behind[rows] = 1 - (((ahead < 0) & ~tied).sum(1) + (tied.sum(1) - 1) / 2) / (n - 1)
     return behind

@@ -30,7 +30,7 @@ class Reference:
     Parameters
     ----------
     keys
-        Where things stand in the AnnData objects that are compared.
+        Where everything is in the AnnData objects that are compared.
     genes
         Genes (G,).
     cell_types
@@ -66,7 +66,7 @@ class Reference:
         n_components
             Principal components, at most 50 by default.
         seed
-            Of the cells (at most 20,000) that the components are fitted on.
+            Seed of the choice of cells (at most 20,000) that the components are fitted on.
 
         Examples
         --------
@@ -80,18 +80,19 @@ class Reference:
         """
         keys = ScreenKeys.of(adata)
         screen = read_screen(adata, keys)
-        index, split = screen.index, read_split(adata, keys)
+        index = screen.index
         train = index.conditions
+        split = read_split(adata, keys)
         if split is not None:
             table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
             train = table[table["split"] == "train"]
         controls = control_means(screen.reader, index)
         shifts = mean_shifts(screen.reader, index, train, controls).shift
-        centre = controls.cell_type.copy()
+        centre = controls.cell_type.copy()  # (T, G)
         for t in train["cell_type"].unique():
             centre[t] += shifts[(train["cell_type"] == t).to_numpy()].mean(0)
-        rows = [index.rows(p, t) for p, t in zip(train["perturbation"], train["cell_type"], strict=True)]
-        rows = np.sort(np.concatenate([np.flatnonzero(index.is_control), *rows]))
+        perturbed = [index.rows(p, t) for p, t in zip(train["perturbation"], train["cell_type"], strict=True)]
+        rows = np.sort(np.concatenate([np.flatnonzero(index.is_control), *perturbed]))
         mean, axes = _principal_components(screen.reader, rows, n_components, seed)
         return cls(
             keys=keys,
@@ -139,6 +140,7 @@ class Reference:
 def _named_batches(
     adata: AnnData, keys: ScreenKeys, batch: np.ndarray, means: np.ndarray
 ) -> dict[tuple[str, str], np.ndarray]:
+    """Return the means (n_batches, G) by name, because codes differ between AnnData objects."""
     if keys.batch_key is None:
         return {}
     labels = pd.DataFrame(
@@ -154,17 +156,21 @@ def _named_batches(
 def _principal_components(
     reader: CellReader, rows: np.ndarray, n_components: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (G,) and the first principal axes (d, G) of some cells."""
     if len(rows) > MAX_CELLS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
     n_components = min(n_components, reader.n_genes, len(rows) - 1)
     if n_components < 1:
         raise ValueError(unusable("The training data", "the reference", "hold fewer than two cells", "Add cells."))
-    mean, covariance = np.zeros(reader.n_genes), np.zeros((reader.n_genes, reader.n_genes))
-    for _, cells in reader.chunks(rows):
-        cells = cells.astype(np.float64)
+    # By the covariance, because the cells may be more than memory holds as a dense matrix.
+    mean = np.zeros(reader.n_genes)
+    covariance = np.zeros((reader.n_genes, reader.n_genes))
+    for _, chunk in reader.chunks(rows):
+        cells = chunk.astype(np.float64)  # (n_chunk, G)
         mean += cells.sum(0)
         covariance += cells.T @ cells
     mean /= len(rows)
     covariance = covariance / len(rows) - np.outer(mean, mean)
+    # Eigenvalues ascend, so the last n_components are the largest, and the axes are turned round.
     _, vectors = eigh(covariance, subset_by_index=[reader.n_genes - n_components, reader.n_genes - 1])
     return mean, np.ascontiguousarray(vectors[:, ::-1].T)

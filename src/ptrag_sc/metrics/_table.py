@@ -1,7 +1,7 @@
 """Which metrics are there, what does each need, and what is best?"""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from ptrag_sc.metrics._distribution import energy_distance, mmd2, variance_ratio, wasserstein_1, wasserstein_2
 from ptrag_sc.metrics._genes import de_direction, de_jaccard, de_overlap, lfc_nmae
@@ -12,15 +12,15 @@ from ptrag_sc.metrics._ranking import centroid_accuracy, pds_cosine
 class Metric(NamedTuple):
     """One row of :data:`METRICS`.
 
-    ``level`` says what ``function`` takes: ``"means"`` f(real mean, predicted mean, ...), ``"panel"`` the same for all
-    perturbations of a cell type at once, f(real (P, G), predicted (P, G), ...) -> (P,), ``"cells"`` f(real cells,
-    predicted cells), ``"tests"`` f(real test, predicted test) with tests of every gene against controls.
-    ``reference`` names what follows the two: the mean ``control``, the ``centre`` of the training perturbations, the
-    ``weights`` of the genes, or which genes are ``perturbed``. ``space`` says whether features are genes or principal
-    components of the :class:`Reference`.
+    ``level`` decides the arguments of ``function``: ``"means"`` f(real mean, predicted mean, ...), ``"panel"`` the same
+    for all perturbations of a cell type at once, f(real (P, G), predicted (P, G), ...) -> (P,), ``"cells"`` f(real
+    cells, predicted cells), ``"tests"`` f(real test, predicted test) with tests of every gene against controls.
+    ``reference`` names the arguments after these two: the mean ``control``, the ``centre`` of the training
+    perturbations, the ``weights`` of the genes, or which genes are ``perturbed``. ``space`` decides whether features
+    are genes or principal components of the :class:`Reference`.
     """
 
-    function: Callable
+    function: Callable[..., Any]  # returns a float, or (P,) for a panel
     level: Literal["means", "panel", "cells", "tests"]
     space: Literal["genes", "pcs"]
     reference: tuple[Literal["control", "centre", "weights", "perturbed"], ...]
@@ -31,9 +31,16 @@ class Metric(NamedTuple):
     u_statistic: bool = False  # best is the expectation at the truth; identical cells are below it
 
 
-GENES, PCS = "genes", "pcs"
-SYSTEMA, MEJIA, CELL_EVAL = "Viñas Torné et al. 2025", "Mejia et al. 2025", "cell-eval2, after Adduri et al. 2025"
-TRANSPORT, VARIANCES = "Peyré and Cuturi 2019", "ratio of traces of covariances"
+# Final, so that a type checker knows the literals.
+GENES: Final = "genes"
+PCS: Final = "pcs"
+
+# Citations of several metrics.
+SYSTEMA = "Viñas Torné et al. 2025"
+MEJIA = "Mejia et al. 2025"
+CELL_EVAL = "cell-eval2, after Adduri et al. 2025"
+TRANSPORT = "Peyré and Cuturi 2019"
+VARIANCES = "ratio of traces of covariances"
 
 METRICS: dict[str, Metric] = {
     "pearson_delta": Metric(

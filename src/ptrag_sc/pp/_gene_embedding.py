@@ -33,7 +33,7 @@ def gene_embedding(
     """Write the vectors of the perturbed genes into ``adata.uns``.
 
     Every gene of every perturbation label gets one unit vector; the genes of a combination get one each. Symbols must
-    agree with the source: nothing is guessed, and ``aliases`` says what differs.
+    agree with the source, because nothing is guessed; pass ``aliases`` for those that differ.
 
     Parameters
     ----------
@@ -48,14 +48,14 @@ def gene_embedding(
     control
         Label of the control cells; it has no vector.
     genes
-        Further genes or combinations that are to be predicted, though no cell carries them.
+        Further genes or combinations that are to be predicted, although no cell has them as its perturbation.
     sep
         What joins the genes of a combination in a label.
     aliases
-        Gene as the labels call it -> symbol in the source.
+        Symbol in the source for each gene whose label differs from it.
     missing
         For genes that the source lacks: ``"error"``, or ``"drop"`` to list them under ``excluded``. Their conditions
-        then take no part in training and prediction; no cell is deleted.
+        are then left out of training and prediction; no cell is deleted.
     key_added
         Key of ``adata.uns``; an existing entry is replaced.
 
@@ -89,14 +89,17 @@ def gene_embedding(
         raise ValueError(absent("Value", missing, "the choices of missing=", MISSING, "Pass one of them."))
     check_key(key_added, "pp.gene_embedding")
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
-    further = [genes] if isinstance(genes, str) else list(genes or ())
-    wanted = _genes_of([*np.unique(labels[labels != control].astype(str)), *further], sep)
+    if isinstance(genes, str):  # else its letters would be taken for genes
+        genes = [genes]
+    measured = np.unique(labels[labels != control].astype(str))
+    wanted = _genes_of([*measured, *(genes or ())], sep)
     if not wanted:
         remedy = "Pass genes=[...] with what is to be predicted."
         raise ValueError(unusable("Labels", f"adata.obs[{perturbation_key!r}]", "name the control only", remedy))
-    symbols = {gene: str((aliases or {}).get(gene, gene)) for gene in wanted}
+    symbols = {gene: str((aliases or {}).get(gene, gene)) for gene in wanted}  # of the source, by gene
     table = read_embedding(source, genes=symbols.values(), missing=missing)
     present = set(table.genes.tolist())
+    # Under the gene's own name from here on, so that labels need no aliases any more.
     kept = [gene for gene, symbol in symbols.items() if symbol in present]
     excluded = [gene for gene, symbol in symbols.items() if symbol not in present]
     vectors = table.rows([symbols[gene] for gene in kept])
@@ -110,10 +113,12 @@ def _genes_of(labels: Iterable[str], sep: str) -> list[str]:
 
 
 def _log(kept: list[str], excluded: list[str], source: str, labels: np.ndarray, sep: str) -> None:
+    """Log how many genes have a vector, and which perturbations and cells lose theirs."""
     logger.info("%d genes have a vector in %r.", len(kept), source)
     if not excluded:
         return
     found, n_cells = np.unique(labels.astype(str), return_counts=True)
+    # (labels,); one missing gene is enough to exclude a combination.
     affected = np.array([not set(excluded).isdisjoint(components(label, sep)) for label in found], dtype=bool)
     logger.warning(
         "%d genes have no vector in %r and are excluded: %s. "

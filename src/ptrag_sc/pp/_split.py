@@ -35,14 +35,14 @@ def split(
     perturbation_key, cell_type_key
         ``obs`` columns.
     control
-        Label of control cells; they are inputs everywhere and are labelled ``train``.
+        Label of control cells; they are inputs in every split, so they are labelled ``train``.
     holdout
         What is unseen in the held-out conditions. ``"pair"``: the perturbation in this cell type; every perturbation
         keeps at least one training pair. ``"perturbation"``: the gene in every cell type, and all combinations that
         contain it. ``"cell_type"``: every perturbation of one cell type.
     test_cell_type
-        ``"pair"``: hold out pairs of this cell type only. ``"cell_type"``: the cell type that becomes ``test``
-        (None draws one).
+        With ``"pair"``, only pairs of this cell type are held out. With ``"cell_type"``, this cell type becomes
+        ``test`` (None draws one).
     test_fraction, val_fraction
         Shares of the pairs (of ``test_cell_type``, if given) or of the genes. With ``"cell_type"`` only
         ``val_fraction`` is used: a share of the other cell types' pairs.
@@ -55,14 +55,15 @@ def split(
 
     Returns
     -------
-    None. Written is ``adata.obs[key_added]``: ``train``, ``val`` or ``test`` for every cell.
+    None. Writes ``adata.obs[key_added]``: ``train``, ``val`` or ``test`` for every cell.
 
     Raises
     ------
     KeyError
         If a column does not exist.
     ValueError
-        If a label is missing or unknown, a fraction is out of range, or one cell type is to be split by cell type.
+        If a label is missing or unknown, a fraction is out of range, or a screen of one cell type is to be split by
+        pair or cell type.
 
     Examples
     --------
@@ -84,9 +85,8 @@ def split(
     cell_type = read_labels(adata.obs, cell_type_key)
     index = ConditionIndex.from_labels(perturbation, cell_type, None, control=control)
     _check(index.cell_types, holdout, test_cell_type, (test_fraction, val_fraction))
-    conditions = index.named(index.conditions)
     labels = draw_split(
-        conditions,
+        index.named(index.conditions),
         holdout=holdout,
         test_fraction=test_fraction,
         val_fraction=val_fraction,
@@ -94,15 +94,17 @@ def split(
         test_cell_type=test_cell_type,
         sep=sep,
     )
-    of_cell = np.full(index.n_obs, "train", dtype=object)
+    of_cell = np.full(index.n_obs, "train", dtype=object)  # (n,); control cells keep this label
     for p, t, label in zip(index.conditions["perturbation"], index.conditions["cell_type"], labels, strict=True):
         of_cell[index.rows(p, t)] = label
     adata.obs[key_added] = pd.Categorical(of_cell, categories=["train", "val", "test"])
 
 
 def _check(cell_types: np.ndarray, holdout: str, test_cell_type: str | None, fractions: tuple[float, float]) -> None:
+    """Refuse what cannot be held out."""
     if holdout not in HOLDOUTS:
         raise ValueError(absent("holdout=", holdout, "the known values", HOLDOUTS, f"Pass one of {HOLDOUTS}."))
+    # With one cell type a held-out pair or cell type leaves nothing of the perturbation, or nothing at all.
     if len(cell_types) == 1 and holdout != "perturbation":
         what, problem = f"holdout={holdout!r}", f"needs several cell types, there is only {str(cell_types[0])!r}"
         raise ValueError(unusable(what, "the data", problem, "Use holdout='perturbation'."))

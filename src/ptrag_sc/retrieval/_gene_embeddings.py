@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ptrag_sc._validation import listed, unknown, unusable
 from ptrag_sc.data._conditions import components
 
-UNIT_TOLERANCE = 1e-6  # a norm this close to 1 is float32 rounding: the row is left as it is
+UNIT_TOLERANCE = 1e-6  # a norm this close to 1 differs by float32 rounding only, so the row is not rescaled
 CANCELLED = 1e-5  # a sum of unit vectors this short is rounding, not a direction
 REMEDY = "Add them with ptrag_sc.pp.gene_embedding(adata, genes=[...]), or name their symbols with aliases=."
 
@@ -43,7 +43,7 @@ class GeneEmbedding:
     def from_table(
         cls, genes: Iterable[str], vectors: ArrayLike, *, source: str, excluded: Iterable[str] = ()
     ) -> "GeneEmbedding":
-        """Check a table and scale its rows to unit norm; rows that have it to 1e-6 are left as they are.
+        """Check a table and scale its rows to unit norm, except rows that already have it to 1e-6.
 
         Parameters
         ----------
@@ -52,32 +52,34 @@ class GeneEmbedding:
         vectors
             Numbers (n, D).
         source
-            How messages and ``uns`` call the table.
+            Name of the table in messages and ``uns``.
         excluded
             See the class.
 
         Raises
         ------
         ValueError
-            If the shapes differ, nothing is left, rows hold NaN, inf or zeros only, or names occur twice (all named).
+            If the shapes differ or the table is empty, or if rows hold NaN, inf or zeros only or names occur twice (the
+            message names all of them).
 
         Examples
         --------
         >>> GeneEmbedding.from_table(["AARS"], [[3.0, 4.0]], source="example").vectors.round(3).tolist()
         [[0.6000000238418579, 0.800000011920929]]
         """
-        names = np.array([str(gene) for gene in genes], dtype=str)
-        values = _numbers(vectors, source)
+        names = np.array([str(gene) for gene in genes], dtype=str)  # (n,)
+        values = _numbers(vectors, source)  # (n, D)
         if values.ndim != 2 or len(values) != len(names) or values.size == 0:
             problem = f"has {len(names)} names for vectors of shape {values.shape}"
-            raise ValueError(
-                unusable("Gene embedding", source, problem, "Give one vector for each of at least one gene.")
-            )
-        norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))
+            remedy = "Give one vector for each of at least one gene."
+            raise ValueError(unusable("Gene embedding", source, problem, remedy))
+        # In float64 without a copy of the table in float64, which einsum avoids.
+        norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))  # (n,)
         unique, counts = np.unique(names, return_counts=True)
         _refuse(unique[counts > 1], "names more than once", "Keep one row for each gene.", source)
         _refuse(names[~np.isfinite(norms)], "has NaN or infinite values for", "Remove or correct these genes.", source)
         _refuse(names[norms == 0], "has a vector of zeros for", "A gene without information has no row.", source)
+        # So a table that was written and read again keeps its bits.
         norms[np.abs(norms - 1) < UNIT_TOLERANCE] = 1
         unit = np.divide(values, norms[:, None], out=np.empty(values.shape, np.float32), casting="same_kind")
         return cls(names, unit, str(source), tuple(str(gene) for gene in excluded))
@@ -144,20 +146,22 @@ class GeneEmbedding:
         >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").rows(["B", "B"]).tolist()
         [[0.0, 1.0], [0.0, 1.0]]
         """
-        genes = [str(gene) for gene in genes]
+        wanted = [str(gene) for gene in genes]
         position = {gene: i for i, gene in enumerate(self.genes.tolist())}
-        missing = sorted(set(genes) - set(position))
+        missing = sorted(set(wanted) - set(position))
         if missing:
+            remedy = REMEDY
             dropped = [gene for gene in missing if gene in self.excluded]
-            note = f"Left out by missing='drop': {listed(dropped)}. " if dropped else ""
-            raise KeyError(unknown("Gene", missing, f"the gene embedding {self.source!r}", position, note + REMEDY))
-        return self.vectors[[position[gene] for gene in genes]]
+            if dropped:
+                remedy = f"Left out by missing='drop': {listed(dropped)}. {REMEDY}"
+            raise KeyError(unknown("Gene", missing, f"the gene embedding {self.source!r}", position, remedy))
+        return self.vectors[[position[gene] for gene in wanted]]
 
     def vectors_for(self, labels: Iterable[str], sep: str) -> Float32[np.ndarray, "m D"]:
         """Return one unit vector for each perturbation label.
 
-        A single gene has its row; a combination has the sum of the rows of its genes, scaled to unit norm, so that its
-        order does not count.
+        A single gene has its row. A combination has the sum of the rows of its genes, scaled to unit norm, so the order
+        of its genes does not matter.
 
         Parameters
         ----------
@@ -180,13 +184,14 @@ class GeneEmbedding:
         True
         """
         parts = [components(label, sep) for label in labels]
-        rows = self.rows([gene for part in parts for gene in part])
+        rows = self.rows([gene for part in parts for gene in part])  # (genes of all labels, D)
         if not parts:
             return rows.reshape(0, self.vectors.shape[1])
-        lengths = np.array([len(part) for part in parts])
-        first = np.append(0, np.cumsum(lengths)[:-1])
-        sums = np.add.reduceat(rows, first, axis=0, dtype=np.float64)
-        norms = np.where(lengths == 1, 1.0, np.linalg.norm(sums, axis=1))
+        lengths = np.array([len(part) for part in parts])  # (m,)
+        first = np.append(0, np.cumsum(lengths)[:-1])  # (m,) where the genes of each label begin
+        sums = np.add.reduceat(rows, first, axis=0, dtype=np.float64)  # (m, D)
+        # The rows of single genes stay exact instead of being divided by a norm that is 1 up to rounding.
+        norms = np.where(lengths == 1, 1.0, np.linalg.norm(sums, axis=1))  # (m,)
         cancelled = [sep.join(part) for part, norm in zip(parts, norms, strict=True) if norm < CANCELLED]
         _refuse(cancelled, "has vectors that cancel in", "Such a combination cannot be predicted.", self.source)
         return (sums / norms[:, None]).astype(np.float32)
@@ -204,12 +209,12 @@ class GeneEmbedding:
         >>> GeneEmbedding.from_table(["A", "B"], [[1, 0], [0, 1]], source="example").subset(["B"]).genes.tolist()
         ['B']
         """
-        genes = list(genes)
-        return GeneEmbedding.from_table(genes, self.rows(genes), source=self.source, excluded=self.excluded)
+        chosen = list(genes)
+        return GeneEmbedding.from_table(chosen, self.rows(chosen), source=self.source, excluded=self.excluded)
 
 
 def frame_arrays(frame: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the names (n,) and numbers (n, D) of a DataFrame: its index, or its one column of text, names the rows.
+    """Return the names (n,) and numbers (n, D) of a DataFrame, whose index or only column of text names the rows.
 
     Raises
     ------
@@ -223,24 +228,32 @@ def frame_arrays(frame: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarra
     (['AARS'], [[0.5]])
     """
     text = [str(name) for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    # An index of numbers is the default one of a file whose names are in a column.
     if pd.api.types.is_numeric_dtype(frame.index) and len(text) == 1:
-        frame, text = frame.set_index(text[0]), []
-    if pd.api.types.is_numeric_dtype(frame.index) or text:
-        problem = f"has columns that are not numbers: {listed(text)}" if text else "has numbers for names"
-        raise ValueError(unusable("Gene embedding", place, problem, "Give symbols as index, numbers in all columns."))
+        frame = frame.set_index(text[0])
+        text = []
+    remedy = "Give symbols as index, numbers in all columns."
+    if text:
+        problem = f"has columns that are not numbers: {listed(text)}"
+        raise ValueError(unusable("Gene embedding", place, problem, remedy))
+    if pd.api.types.is_numeric_dtype(frame.index):
+        raise ValueError(unusable("Gene embedding", place, "has numbers for names", remedy))
     return np.array(frame.index.tolist(), dtype=str), frame.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _numbers(vectors: object, source: str) -> np.ndarray:
+def _numbers(vectors: ArrayLike, source: str) -> np.ndarray:
     try:
         values = np.asarray(vectors)
-        return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+        if values.dtype in (np.float32, np.float64):  # not copied: GenePT has half a gigabyte
+            return values
+        return values.astype(np.float64)
     except (ValueError, TypeError) as error:
         problem = f"is not a matrix of numbers ({error})"
         raise ValueError(unusable("Gene embedding", source, problem, "Give vectors of one width.")) from error
 
 
 def _refuse(names: Iterable[str], problem: str, remedy: str, source: str) -> None:
-    names = list(names)
-    if names:
-        raise ValueError(unusable("Gene embedding", repr(source), f"{problem} {listed(names)}", remedy))
+    """Raise an error that names the genes, if there are any."""
+    refused = list(names)
+    if refused:
+        raise ValueError(unusable("Gene embedding", repr(source), f"{problem} {listed(refused)}", remedy))

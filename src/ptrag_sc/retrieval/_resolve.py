@@ -7,7 +7,7 @@ from ptrag_sc.data import components
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._sources import read_embedding
 
-SAME_DIRECTION = 0.999  # cosine above which two tables mean the same vector
+SAME_DIRECTION = 0.999  # smallest cosine at which two vectors of a gene count as the same
 
 
 def resolve_vectors(
@@ -25,11 +25,11 @@ def resolve_vectors(
     own
         Table saved with the model.
     table
-        ``adata.uns[key]`` of the AnnData at hand, if any.
+        ``adata.uns[key]`` of the AnnData of this call, if any.
     key
         Its name, for messages.
     extra
-        What the user passed as ``gene_embedding``.
+        Argument ``gene_embedding`` of the user.
 
     Raises
     ------
@@ -38,16 +38,18 @@ def resolve_vectors(
     ValueError
         If ``extra`` has another width.
     """
-    genes = list(dict.fromkeys(g for label in labels for g in components(label, sep)))
+    genes = list(dict.fromkeys(g for label in labels for g in components(label, sep)))  # distinct, in order
     if not genes:
         return np.zeros((0, own.vectors.shape[1]), dtype=np.float32)
-    found, known = {}, list(own.genes)
+    found: dict[str, np.ndarray] = {}  # vector (D,) of each gene
+    known = list(own.genes)  # for the closest symbols in a message
     _take(found, own, genes)
     if table is not None and len(found) < len(genes):
-        at_hand = GeneEmbedding.from_uns(table, key)
-        known += list(at_hand.genes)
-        if at_hand.source == own.source and _agree(own, at_hand):
-            _take(found, at_hand, genes)
+        of_adata = GeneEmbedding.from_uns(table, key)
+        known += list(of_adata.genes)
+        # Vectors of another source have other axes, so comparing them with the model's would mean nothing.
+        if of_adata.source == own.source and _agree(own, of_adata):
+            _take(found, of_adata, genes)
     lacking = [g for g in genes if g not in found]
     if lacking and extra is not None:
         _take(found, _read_extra(extra, own, lacking), lacking)
@@ -60,28 +62,31 @@ def resolve_vectors(
 
 
 def _take(found: dict[str, np.ndarray], table: GeneEmbedding, genes: list[str]) -> None:
-    """Add the vectors of genes that the table holds and nothing before it held."""
+    """Add the vectors of genes that the table has and that are not yet found."""
     position = {gene: i for i, gene in enumerate(table.genes)}
     found.update({g: table.vectors[position[g]] for g in genes if g in position and g not in found})
 
 
 def _agree(own: GeneEmbedding, other: GeneEmbedding) -> bool:
-    """Return whether two tables of one width give the genes that both hold the same directions."""
+    """Return whether two tables have one width and the same directions for the genes that both have."""
     if other.vectors.shape[1] != own.vectors.shape[1]:
         return False
     shared, i, j = np.intersect1d(own.genes, other.genes, return_indices=True)
-    return not len(shared) or float((own.vectors[i] * other.vectors[j]).sum(1).min()) > SAME_DIRECTION
+    if not len(shared):
+        return True
+    cosine = (own.vectors[i] * other.vectors[j]).sum(1)  # (shared,)
+    return float(cosine.min()) > SAME_DIRECTION
 
 
 def _read_extra(extra: object, own: GeneEmbedding, genes: list[str]) -> GeneEmbedding:
-    """Return the user's table of the genes that nobody else holds, checked against the model's."""
+    """Return the user's table of the genes that no other table has, checked against the model's table."""
     given = read_embedding(extra, genes=genes, missing="drop")
     if given.vectors.shape[1] != own.vectors.shape[1]:
         problem = f"has width {given.vectors.shape[1]}, the model's has {own.vectors.shape[1]}"
         raise ValueError(unusable("The table", "gene_embedding", problem, f"Pass vectors of {own.source!r}."))
     try:
         shared = read_embedding(extra, genes=own.genes, missing="drop")
-    except KeyError:  # holds none of the model's genes: nothing to compare
+    except KeyError:  # it has none of the model's genes, so there is nothing to compare
         return given
     if not _agree(own, shared):
         problem = "gives genes other vectors than the model knows them by"

@@ -7,19 +7,21 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
 from ptrag_sc._validation import listed, unknown, unusable
+from ptrag_sc.data._files import StrPath
 from ptrag_sc.datasets._genept import genept
 from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding, frame_arrays
 
-EmbeddingSource = str | os.PathLike | pd.DataFrame | Mapping
+EmbeddingSource: TypeAlias = StrPath | pd.DataFrame | Mapping[str, ArrayLike]
 GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
 
 
@@ -53,20 +55,20 @@ def read_embedding(
     [[0.0, 1.0]]
     """
     name, table = _read(source)
-    kept = np.arange(len(table.genes))
-    if genes is not None:
-        wanted = {str(gene) for gene in genes}
-        absent = sorted(wanted - set(table.genes.tolist()))
-        if absent and (missing == "error" or len(absent) == len(wanted)):
-            remedy = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
-            raise KeyError(unknown("Gene", absent, f"the gene embedding {name!r}", table.genes, remedy))
-        kept = np.flatnonzero(np.isin(table.genes, sorted(wanted)))
-    vectors = table.vectors if len(kept) == len(table.genes) else table.vectors[kept]
-    return GeneEmbedding.from_table(table.genes[kept], vectors, source=name)
+    if genes is None:
+        return GeneEmbedding.from_table(table.genes, table.vectors, source=name)
+    wanted = {str(gene) for gene in genes}
+    absent = sorted(wanted - set(table.genes.tolist()))
+    # If the source has none of the genes, then "drop" would leave nothing: labels and symbols do not fit.
+    if absent and (missing == "error" or len(absent) == len(wanted)):
+        remedy = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
+        raise KeyError(unknown("Gene", absent, f"the gene embedding {name!r}", table.genes, remedy))
+    kept = np.flatnonzero(np.isin(table.genes, sorted(wanted)))
+    return GeneEmbedding.from_table(table.genes[kept], table.vectors[kept], source=name)
 
 
 def _read(source: object) -> tuple[str, GeneVectors]:
-    """Return the name of a source and its table as it stands there, unchecked."""
+    """Return the name of a source and its table, unchecked."""
     if isinstance(source, pd.DataFrame):
         return "DataFrame", GeneVectors(*frame_arrays(source, "the DataFrame"))
     if isinstance(source, Mapping):
@@ -75,18 +77,21 @@ def _read(source: object) -> tuple[str, GeneVectors]:
         remedy = f"Pass a DataFrame, a mapping, or one of {listed(SOURCES, len(SOURCES))}."
         raise TypeError(unusable("Gene embedding", "source", f"is a {type(source).__name__}", remedy))
     path = Path(source)
-    kind = path.suffix.lower() or str(source).lower()
+    kind = path.suffix.lower() or str(source).lower()  # "genept" has no suffix
     if kind not in SOURCES:
         remedy = f"Pass one of {listed(SOURCES, len(SOURCES))} (a suffix stands for a file), a DataFrame or a mapping."
         raise KeyError(unknown("Gene embedding source", [kind], "the table of sources", SOURCES, remedy))
-    if path.suffix and not path.is_file():
+    if not path.suffix:
+        return kind, SOURCES[kind](path)
+    if not path.is_file():
         raise FileNotFoundError(unusable("Gene embedding", repr(str(path)), "does not exist", "Pass an existing file."))
-    return (path.name if path.suffix else kind), SOURCES[kind](path)
+    return path.name, SOURCES[kind](path)
 
 
-def _from_mapping(table: Mapping) -> GeneVectors:
-    genes = np.array([str(gene) for gene in table], dtype=str)
-    vectors = [np.atleast_1d(np.asarray(vector)) for vector in table.values()]
+def _from_mapping(table: Mapping[str, ArrayLike]) -> GeneVectors:
+    genes = np.array([str(gene) for gene in table], dtype=str)  # (n,)
+    vectors = [np.atleast_1d(np.asarray(vector)) for vector in table.values()]  # (D,) each
+    # One gene as an example of each shape that occurs.
     widths = {vector.shape: gene for gene, vector in zip(genes.tolist(), vectors, strict=True)}
     if len(widths) > 1:
         problem = f"has vectors of shapes {listed(widths)}, for example of {listed(widths.values())}"
@@ -103,9 +108,9 @@ def _from_npz(path: Path) -> GeneVectors:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = set(arrays.files)
-            name = next((key for key in ("vectors", "emb") if {"genes", key} <= found), None)
-            if name is not None:
-                return GeneVectors(arrays["genes"].astype(str), arrays[name])
+            for name in ("vectors", "emb"):
+                if {"genes", name} <= found:
+                    return GeneVectors(arrays["genes"].astype(str), arrays[name])
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(unusable("Gene embedding", str(path), f"could not be read ({error})", remedy)) from error
     raise ValueError(unusable("Gene embedding", str(path), f"holds the arrays {listed(sorted(found))}", remedy))
@@ -117,18 +122,19 @@ def _from_parquet(path: Path) -> GeneVectors:
 
 def _from_csv(path: Path) -> GeneVectors:
     names, *columns = pd.read_csv(path, nrows=0).columns
+    # Without a header pandas would take the first gene for one, and the gene would be lost silently.
     if columns and _is_fraction(columns[0]):
         problem = f"begins with a row of numbers ({columns[0]!r}), not with a header"
-        raise ValueError(
-            unusable("Gene embedding", str(path), problem, "Add a header row, the first column being genes.")
-        )
-    # "NA" is a gap among numbers and a symbol among names; "1" is a name too.
+        remedy = "Add a header row, the first column being genes."
+        raise ValueError(unusable("Gene embedding", str(path), problem, remedy))
+    # "NA" is a gap among numbers but a symbol among names, and "1" may be a name too.
     gaps = dict.fromkeys(columns, GAPS)
     frame = pd.read_csv(path, converters={names: str}, keep_default_na=False, na_values=gaps).set_index(names)
     return GeneVectors(*frame_arrays(frame, str(path)))
 
 
 def _is_fraction(text: str) -> bool:
+    """Return whether a column is named by a number such as 0.12; 0, 1, 2 are names that pandas gives."""
     try:
         return not float(text).is_integer()
     except ValueError:
@@ -140,7 +146,9 @@ def _from_h5ad(path: Path) -> GeneVectors:
     if adata.X is None:
         remedy = "Put genes into obs_names and their vectors into X."
         raise ValueError(unusable("Gene embedding", str(path), "has no X", remedy))
-    vectors = adata.X.toarray() if issparse(adata.X) else adata.X
+    vectors = adata.X  # (n, D)
+    if issparse(vectors):
+        vectors = vectors.toarray()
     return GeneVectors(np.array(adata.obs_names.tolist(), dtype=str), vectors)
 
 
