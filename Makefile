@@ -1,19 +1,25 @@
 # `make demo` and `make test` need nothing but python3 (3.11 or newer): each sets up .venv itself, once.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# One process per core of the machines of continuous integration; PYTEST_WORKERS=0 runs all in one process (pdb, profiles).
+PYTEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Waiting threads sleep: where other work shares the cores, spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-slow docs lint format clean
 
 demo: $(VENV)/.package
 	$(BIN)/ptrag-sc demo --out demo_output --overwrite --max-epochs 40
 
+test test-slow: export OMP_NUM_THREADS := 1
 test: $(VENV)/.group-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.group-test
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) -m "slow and not gpu and not internet" $(PYTEST_ARGS)
 
 docs: $(VENV)/.group-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -22,6 +28,9 @@ lint: $(VENV)/.group-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/zizmor --offline --no-progress .github/workflows
 
 format: $(VENV)/.group-lint
 	$(BIN)/ruff check --fix .

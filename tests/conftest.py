@@ -3,16 +3,12 @@
 import os
 from pathlib import Path
 
-import matplotlib
 import pytest
-import torch
-from anndata import AnnData
 
-import ptrag_sc
-from screens import KEYS, make_screen, train_small
-
-matplotlib.use("Agg")
-torch.set_num_threads(1)  # the tensors here are small: threads that wait for each other would only slow them down
+# Before torch, numpy and matplotlib are loaded, and for the processes that tests start. The tensors here are small:
+# threads that wait for each other would only slow them down.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
 
 
 @pytest.fixture(scope="session")
@@ -24,17 +20,18 @@ def test_data() -> Path:
     return Path(folder)
 
 
+# The package is imported where a fixture makes something: the process that hands out the tests needs none of it.
 @pytest.fixture
-def screen() -> AnnData:
+def screen():
     """A fresh screen that is set up, without a split."""
-    adata = make_screen()
-    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
-    return adata
+    from screens import set_up_screen
+
+    return set_up_screen()
 
 
 @pytest.fixture(scope="session")
-def trained() -> ptrag_sc.PTRAG:
+def trained():
     """A small trained model with its data; do not change either."""
-    adata = make_screen()
-    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
-    return train_small(adata)
+    from screens import set_up_screen, train_small
+
+    return train_small(set_up_screen())

@@ -34,6 +34,13 @@ def make_screen(*, n_obs: int = 480, n_genes: int = 30, seed: int = 0, combinati
     return adata
 
 
+def set_up_screen() -> AnnData:
+    """Return the small screen, set up and without a split."""
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
+    return adata
+
+
 # The text form, which most tests of the model are of; those of the memory say so.
 SMALL = {"n_candidates": 4, "n_hidden": 16, "n_layers": 2, "n_heads": 2, "memory": None}
 

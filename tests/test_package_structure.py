@@ -212,6 +212,7 @@ def test_version():
     assert importlib.import_module("ptrag_sc").__version__ == project["version"]
 
 
+@pytest.mark.slow  # a process of its own
 def test_import_leaves_pertpy_alone():
     code = "import sys, ptrag_sc; sys.exit('pertpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -54,13 +54,14 @@ def slow_shifts(adata, label="train"):
     """Batch-matched mean shift of every condition of one split, {(perturbation, cell type): (G,)}."""
     x = adata.X if isinstance(adata.X, np.ndarray) else adata.X.toarray()
     x, found = x.astype(float), {}
+    lines, batches = sorted(set(adata.obs["line"])), sorted(set(adata.obs["gem"]))
+    chosen = {(t, b): rows(adata, gene="ctl", line=t, gem=b) for t in lines for b in batches}
+    control = {key: x[cells].mean(0) for key, cells in chosen.items() if cells.any()}
     for gene, line, split in sorted(set(zip(adata.obs["gene"], adata.obs["line"], adata.obs["split"], strict=True))):
         if gene == "ctl" or split != label:
             continue
-        chosen = np.flatnonzero(rows(adata, gene=gene, line=line))
-        batch = adata.obs["gem"].iloc[chosen]
-        matched = [x[rows(adata, gene="ctl", line=line, gem=b)].mean(0) for b in batch]
-        found[gene, line] = (x[chosen] - matched).mean(0)
+        own = np.flatnonzero(rows(adata, gene=gene, line=line))
+        found[gene, line] = np.mean([x[i] - control[line, adata.obs["gem"].iloc[i]] for i in own], axis=0)
     return found
 
 

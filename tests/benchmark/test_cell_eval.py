@@ -56,6 +56,7 @@ def test_both_files_hold_the_shared_conditions_and_the_real_controls(screen, tmp
     assert files.settings["target_gene_map"] == {"G0+G1": "G0", "G2+G3": "G2", "G5": None, "G6": None, "G7": None}
 
 
+@pytest.mark.slow  # cell-eval2 compiles its tests first
 def test_cell_eval_finds_identical_cells_perfect(screen, tmp_path):
     adata, reference = screen
     files = to_cell_eval(adata, adata, tmp_path, reference=reference, cell_type="K562")
@@ -114,6 +115,7 @@ def test_sampled_counts_are_whole_with_the_decoded_mean(screen, tmp_path):
     assert "allow_fractional_counts" not in files[0].settings
 
 
+@pytest.mark.slow  # cell-eval2 compiles its tests first
 @pytest.mark.parametrize("metrics", ["vcc2026"])
 def test_the_competition_set_takes_sampled_counts(screen, tmp_path, metrics):
     adata, reference = screen

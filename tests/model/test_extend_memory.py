@@ -26,12 +26,21 @@ def part_of(screen, kept):
     return part
 
 
+@pytest.fixture(scope="module")
+def known(screen, tmp_path_factory):
+    """Folder of a trained model that saw neither G7 nor HepG2, and its data."""
+    adata = screen[((screen.obs["gene"] != "G7") & (screen.obs["line"] != "HepG2")).to_numpy()].copy()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")
+    folder = tmp_path_factory.mktemp("known") / "model"
+    train_small(adata, max_epochs=2, **MEMORY).save(folder)
+    return folder, adata
+
+
 @pytest.fixture
-def model(screen):
-    """A trained model that saw neither G7 nor HepG2."""
-    known = screen[((screen.obs["gene"] != "G7") & (screen.obs["line"] != "HepG2")).to_numpy()].copy()
-    ptrag_sc.PTRAG.setup_anndata(known, **KEYS, batch_key="gem")
-    return train_small(known, max_epochs=2, **MEMORY)
+def model(known):
+    """A fresh copy of that model, which may be extended."""
+    folder, adata = known
+    return ptrag_sc.PTRAG.load(folder, adata.copy(), accelerator="cpu")
 
 
 def test_weights_and_old_entries_stay_and_new_ones_are_the_observed_shifts(screen, model):

@@ -24,6 +24,7 @@ np.save(out, model.predict(perturbations=["G0", "G1+G2"]).to_df().sort_index().t
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_new_process_with_control_cells_predicts_the_same(trained, tmp_path):
     trained.save(tmp_path / "model")
     adata = make_screen()

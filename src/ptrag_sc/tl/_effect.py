@@ -18,7 +18,7 @@ from ptrag_sc.data import (
     read_labels,
     read_screen,
 )
-from ptrag_sc.data._dataset import as_row_matrix
+from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._shifts import group_means
 from ptrag_sc.metrics import effect_slope, pearson_delta
 

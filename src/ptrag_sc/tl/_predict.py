@@ -8,7 +8,7 @@ from anndata import AnnData
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
-from ptrag_sc.data._assembly import request_cells
+from ptrag_sc.data._requests import request_cells
 from ptrag_sc.tl._model import check_predictor
 
 
