@@ -226,7 +226,7 @@ def fit(adata: AnnData, options: argparse.Namespace, conditions: pd.DataFrame) -
     n_available = conditions.loc[conditions["split"] == "train", "perturbation"].nunique()
     n_candidates = min(options.n_candidates, max(1, n_available - 1))
     if n_candidates < options.n_candidates:
-        logger.info("%d candidates instead of %d: there are no more.", n_candidates, options.n_candidates)
+        logger.info("%d candidates in place of %d: there are no more.", n_candidates, options.n_candidates)
     model = PTRAG(adata, retrieval=options.retrieval, n_candidates=n_candidates)
     model.train(options.max_epochs, enable_progress_bar=not options.no_progress)
     logger.info("Trained for %d epochs.", len(model.history["train_loss"]))

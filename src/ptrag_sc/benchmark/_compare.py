@@ -184,7 +184,8 @@ class _Ready:
     def screen(self) -> AnnData:
         """Return a registered copy of the object for one method, so that its changes do not reach other methods."""
         copy = self._adata.copy()
-        PTRAG.setup_anndata(copy, **{name: value for name, value in self.keys.to_uns().items() if name != "modalities"})
+        keys: dict[str, Any] = {name: key for name, key in self.keys.to_uns().items() if name != "modalities"}
+        PTRAG.setup_anndata(copy, **keys)
         return copy
 
 
@@ -240,8 +241,7 @@ def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
         parts.append(scores)
     scores = pd.concat(parts)
     # A method's AnnData may contain conditions that are not held out.
-    held_out = _as_index(ready.test)
-    scores = scores[_as_index(scores).isin(held_out)]
+    scores = scores[_as_index(scores).isin(_as_index(ready.test))]
     for name in ("direction", "best"):
         scores[name] = [getattr(ready.metrics[metric], name) for metric in scores["metric"]]
     return scores
