@@ -4,7 +4,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import anndata
 import numpy as np
@@ -26,9 +28,11 @@ from ptrag_sc.retrieval import GeneEmbedding
 
 logger = logging.getLogger("ptrag_sc")
 
-RESULT, SCORES = "predicted.h5ad", "scores.csv"
+RESULT = "predicted.h5ad"
+SCORES = "scores.csv"
 PICTURES = ("training", "effect", "embedding", "retrieval", "retrieval_matrix")
-MAX_GENES, N_VARIABLE_GENES = 5000, 2000
+MAX_GENES = 5000
+N_VARIABLE_GENES = 2000
 CELLS_PER_POPULATION = 2000  # control cells behind each held-out population: fewer add sampling noise to its shift
 DEFAULT_CANDIDATES = 32
 
@@ -42,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         demo(options)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        sys.stderr.write(f"ptrag-sc: {error.args[0] if isinstance(error, KeyError) else error}\n")
+        message = str(error)
+        if isinstance(error, KeyError):
+            message = error.args[0]  # str() of a KeyError adds quotes
+        sys.stderr.write(f"ptrag-sc: {message}\n")
         return 1
     return 0
 
@@ -53,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     demo = commands.add_parser(
         "demo",
-        help="hold out conditions, train, predict, score beside baselines, draw",
+        help="hold out conditions, train, predict, compare with baselines, draw",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
-    demo.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    demo.add_argument("--overwrite", action="store_true", help="replace existing results")
     demo.add_argument(
         "--adata", type=Path, help="h5ad with counts (or log1p of normalised counts) in X; none: simulated"
     )
@@ -75,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--retrieval", choices=("gumbel", "attention", "none"), default="gumbel", help="stage 2")
     demo.add_argument("--n-candidates", type=int, default=DEFAULT_CANDIDATES, help="retrieved perturbations")
     demo.add_argument("--max-epochs", type=int, help="none: about 3,000 steps")
-    demo.add_argument("--seed", type=int, default=0, help="of the split, the initialisation and the draws")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the split, the initialisation and the draws")
     demo.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser
 
@@ -83,14 +90,17 @@ def _parser() -> argparse.ArgumentParser:
 def demo(options: argparse.Namespace) -> None:
     """Run the main job and write its results into ``options.out``."""
     _check_output(options)
-    adata = ptrag_sc.datasets.simulated(seed=options.seed) if options.adata is None else read_counts(options)
-    batch_key = options.batch_key if options.adata is not None else "batch"
+    if options.adata is None:
+        adata = ptrag_sc.datasets.simulated(seed=options.seed)
+        batch_key = "batch"
+    else:
+        adata = read_counts(options)
+        batch_key = options.batch_key
     keys = {"perturbation_key": options.perturbation_key, "control": options.control, "sep": options.sep}
     embed(adata, options, keys)
     hold_out(adata, options, keys)
-    adata = select_genes(adata, options)
-    columns = {"cell_type_key": options.cell_type_key, "batch_key": batch_key, "split_key": "split"}
-    PTRAG.setup_anndata(adata, **keys, **columns)
+    adata = select_genes(adata, options)  # after the split, because test cells must not choose the genes
+    PTRAG.setup_anndata(adata, **keys, cell_type_key=options.cell_type_key, batch_key=batch_key, split_key="split")
     conditions = known_conditions(adata)
     model = fit(adata, options, conditions)
     tested = conditions[conditions["split"] == "test"]
@@ -101,14 +111,15 @@ def demo(options: argparse.Namespace) -> None:
 
 def _check_output(options: argparse.Namespace) -> None:
     make_folder(options.out)
-    there = [name for name in (RESULT, SCORES, *(f"{p}.png" for p in PICTURES)) if (options.out / name).exists()]
-    if there and not options.overwrite:
-        what, remedy = f"{there[0]!r}", "Pass --overwrite or another --out."
-        raise FileExistsError(unusable(what, str(options.out), "exists", remedy))
+    names = [RESULT, SCORES, *(f"{picture}.png" for picture in PICTURES)]
+    existing = [name for name in names if (options.out / name).exists()]
+    if existing and not options.overwrite:
+        where = str(options.out)
+        raise FileExistsError(unusable(repr(existing[0]), where, "exists", "Pass --overwrite or another --out."))
 
 
 def read_counts(options: argparse.Namespace) -> AnnData:
-    """Return the user's screen as log1p of normalised counts, the counts in a layer; the file is not changed."""
+    """Return the user's screen as log1p of normalised counts, with the counts in a layer; the file is not changed."""
     if not options.adata.is_file():
         raise FileNotFoundError(unusable("--adata", str(options.adata), "was not found", "Pass an existing h5ad file."))
     adata = anndata.read_h5ad(options.adata)
@@ -138,28 +149,33 @@ def read_counts(options: argparse.Namespace) -> AnnData:
     return adata
 
 
-def embed(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
+def embed(adata: AnnData, options: argparse.Namespace, keys: dict[str, Any]) -> None:
     """Write the gene embedding of the perturbed genes; genes without one are left out, with a count."""
-    source, origin = options.gene_embedding, None
+    source = options.gene_embedding
+    origin = None
     if source is None:
         if EMBEDDING_KEY not in adata.uns:
             remedy = "Pass --gene-embedding FILE (or genept)."
             raise KeyError(absent("Gene embedding", EMBEDDING_KEY, "adata.uns", adata.uns, remedy))
         table = GeneEmbedding.from_uns(adata.uns[EMBEDDING_KEY], EMBEDDING_KEY)
-        source, origin = pd.DataFrame(table.vectors, index=table.genes), table.source
+        source = pd.DataFrame(table.vectors, index=table.genes)
+        origin = table.source
     ptrag_sc.pp.gene_embedding(adata, source, **keys, missing="drop")
-    if origin is not None:  # vectors that came with the file keep the name of where they came from
+    if origin is not None:  # vectors that came with the file keep the name of their source
         adata.uns[EMBEDDING_KEY]["source"] = origin
 
 
-def hold_out(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) -> None:
-    """Split by condition and say how many cells each part has."""
-    columns = {**keys, "cell_type_key": options.cell_type_key}
-    single = options.cell_type_key in adata.obs and adata.obs[options.cell_type_key].nunique() == 1
-    holdout = options.holdout or ("perturbation" if single else "pair")
+def hold_out(adata: AnnData, options: argparse.Namespace, keys: dict[str, Any]) -> None:
+    """Split by condition and log how many conditions each part has."""
+    holdout: Literal["pair", "perturbation", "cell_type"] = "pair"
+    if options.holdout is not None:
+        holdout = options.holdout
+    elif options.cell_type_key in adata.obs and adata.obs[options.cell_type_key].nunique() == 1:
+        holdout = "perturbation"  # with one cell type, a held-out pair is a held-out perturbation
     ptrag_sc.pp.split(
         adata,
-        **columns,
+        **keys,
+        cell_type_key=options.cell_type_key,
         holdout=holdout,
         test_cell_type=options.test_cell_type,
         test_fraction=options.test_fraction,
@@ -173,7 +189,7 @@ def hold_out(adata: AnnData, options: argparse.Namespace, keys: dict[str, str]) 
 
 
 def select_genes(adata: AnnData, options: argparse.Namespace) -> AnnData:
-    """Keep 2,000 highly variable genes of training cells and controls where there are more than 5,000."""
+    """Keep the 2,000 most variable genes of training cells and controls, if there are more than 5,000 genes."""
     if adata.n_vars <= MAX_GENES:
         return adata
     is_control = adata.obs[options.perturbation_key].astype(str) == options.control
@@ -184,7 +200,7 @@ def select_genes(adata: AnnData, options: argparse.Namespace) -> AnnData:
 
 
 def known_conditions(adata: AnnData) -> pd.DataFrame:
-    """Return the conditions that can be trained and tested: names, ``n_cells`` and ``split``.
+    """Return the conditions that can be used for training and testing: names, ``n_cells`` and ``split``.
 
     Raises
     ------
@@ -195,7 +211,8 @@ def known_conditions(adata: AnnData) -> pd.DataFrame:
     screen = read_screen(adata, keys)
     for cell_type in range(len(screen.index.cell_types)):
         require_controls(screen, cell_type)
-    embedding, split = read_embedding_table(adata, keys), read_split(adata, keys)
+    embedding = read_embedding_table(adata, keys)
+    split = read_split(adata, keys)
     table = screen.index.named(usable_conditions(screen.index, embedding, split, keys=keys, seed=0))
     if not (table["split"] == "test").any():
         problem = "holds out no test condition with a gene embedding"
@@ -204,7 +221,7 @@ def known_conditions(adata: AnnData) -> pd.DataFrame:
 
 
 def fit(adata: AnnData, options: argparse.Namespace, conditions: pd.DataFrame) -> PTRAG:
-    """Train a model; more candidates than there are training perturbations are clipped."""
+    """Train a model, with at most as many candidates as there are other training perturbations."""
     scvi.settings.seed = options.seed
     n_available = conditions.loc[conditions["split"] == "train", "perturbation"].nunique()
     n_candidates = min(options.n_candidates, max(1, n_available - 1))
@@ -212,13 +229,12 @@ def fit(adata: AnnData, options: argparse.Namespace, conditions: pd.DataFrame) -
         logger.info("%d candidates in place of %d: there are no more.", n_candidates, options.n_candidates)
     model = PTRAG(adata, retrieval=options.retrieval, n_candidates=n_candidates)
     model.train(options.max_epochs, enable_progress_bar=not options.no_progress)
-    loss = model.history["train_loss"]
-    logger.info("Trained for %d epochs.", len(loss))
+    logger.info("Trained for %d epochs.", len(model.history["train_loss"]))
     return model
 
 
 def fitted_baselines(adata: AnnData) -> dict[str, Predictor]:
-    """Return the baselines that every table shows."""
+    """Return the baselines that are compared with the model."""
     return {
         "NoEffect": baselines.NoEffect(adata).fit(),
         "MeanShift": baselines.MeanShift(adata).fit(),
@@ -228,8 +244,9 @@ def fitted_baselines(adata: AnnData) -> dict[str, Predictor]:
 
 def score(adata: AnnData, tested: pd.DataFrame, predictors: dict[str, Predictor]) -> pd.DataFrame:
     """Return the scores of every predictor on the held-out test conditions, with a column ``method``."""
-    reference, keys = ptrag_sc.metrics.Reference.from_adata(adata), ScreenKeys.of(adata)
-    is_control = adata.obs[keys.perturbation_key].astype(str) == keys.control
+    reference = ptrag_sc.metrics.Reference.from_adata(adata)
+    keys = ScreenKeys.of(adata)
+    is_control = adata.obs[keys.perturbation_key].astype(str) == keys.control  # (N,)
     parts = []
     for name, predictor in predictors.items():
         for cell_type, rows in tested.groupby("cell_type"):
@@ -254,32 +271,30 @@ def write_results(adata: AnnData, model: PTRAG, tested: pd.DataFrame, table: pd.
     """Predict every cell, and write the annotated AnnData, the scores and the pictures."""
     ptrag_sc.tl.predict(adata, model)
     ptrag_sc.tl.effect(adata)
-    write_beside(out / SCORES, lambda path: table.to_csv(path, index=False))
+    write_beside(out / SCORES, partial(table.to_csv, index=False))
     write_beside(out / RESULT, adata.write_h5ad)
     pictures = _pictures(adata, model, tested)
     for name, draw in pictures.items():
-        figure = draw()
-        write_beside(out / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=150, bbox_inches="tight"))
-    for name in set(PICTURES) - set(pictures):  # of an earlier run
+        figure = draw(show=False, return_fig=True)
+        write_beside(out / f"{name}.png", partial(figure.savefig, dpi=150, bbox_inches="tight"))
+    for name in set(PICTURES) - set(pictures):  # an earlier run may have written it
         (out / f"{name}.png").unlink(missing_ok=True)
     logger.info("Written to %s: %s, %s and %s.", out, RESULT, SCORES, ", ".join(f"{name}.png" for name in pictures))
 
 
-def _pictures(adata: AnnData, model: PTRAG, tested: pd.DataFrame) -> dict[str, Callable]:
-    """Return what draws each picture, of the held-out condition with the largest observed shift."""
+def _pictures(adata: AnnData, model: PTRAG, tested: pd.DataFrame) -> dict[str, Callable[..., Any]]:
+    """Return the plot function of each picture, for the held-out condition with the largest observed shift."""
     effect = adata.uns["ptrag"]["effect"]
     size = effect["conditions"].assign(size=np.linalg.norm(effect["observed"], axis=1))
     largest = tested[["perturbation", "cell_type"]].merge(size).nlargest(1, "size")
     perturbation, cell_type = largest[["perturbation", "cell_type"]].iloc[0]
-    one, pl = {"perturbation": perturbation, "cell_type": cell_type}, ptrag_sc.pl
-    pictures = {
-        "training": lambda: pl.training(model, show=False, return_fig=True),
-        "effect": lambda: pl.effect(adata, **one, show=False, return_fig=True),
-        "embedding": lambda: pl.embedding(adata, **one, show=False, return_fig=True),
+    pl = ptrag_sc.pl
+    pictures: dict[str, Callable[..., Any]] = {
+        "training": partial(pl.training, model),
+        "effect": partial(pl.effect, adata, perturbation=perturbation, cell_type=cell_type),
+        "embedding": partial(pl.embedding, adata, perturbation=perturbation, cell_type=cell_type),
     }
-    if adata.uns["ptrag"]["retrieval"].empty:
-        return pictures
-    return pictures | {
-        "retrieval": lambda: pl.retrieval(adata, perturbation=perturbation, show=False, return_fig=True),
-        "retrieval_matrix": lambda: pl.retrieval_matrix(adata, cell_type=cell_type, show=False, return_fig=True),
-    }
+    if not adata.uns["ptrag"]["retrieval"].empty:
+        pictures["retrieval"] = partial(pl.retrieval, adata, perturbation=perturbation)
+        pictures["retrieval_matrix"] = partial(pl.retrieval_matrix, adata, cell_type=cell_type)
+    return pictures

@@ -1,4 +1,4 @@
-"""How good is a model, next to simple baselines?"""
+"""How good is a model, compared with simple baselines?"""
 
 from ._ceilings import interpolated_duplicate, split_half
 from ._cell_eval import to_cell_eval

@@ -1,6 +1,6 @@
 """How well could a condition be predicted by someone who has measured it?
 
-Both answers see cells of the conditions that are scored: they are ceilings, never predictors.
+Both functions use cells of the conditions that are scored, so they are ceilings, never predictors.
 """
 
 import logging
@@ -31,39 +31,47 @@ logger = logging.getLogger(__name__)
 
 
 class Halves(NamedTuple):
-    """What is scored, and what a ceiling says of it."""
+    """Real cells that a ceiling is scored against, and the cells that it predicts."""
 
     real: AnnData  # one half of each condition's cells, and all control cells
     predicted: AnnData  # cells made from the other half; X is on the registered scale
 
 
+class HalfRows(NamedTuple):
+    """Rows of the two halves of one condition."""
+
+    real: np.ndarray
+    duplicate: np.ndarray  # at most as many
+
+
 class Moments(NamedTuple):
     """Mean, variance and number of some cells, gene by gene."""
 
-    mean: np.ndarray
-    variance: np.ndarray
+    mean: np.ndarray  # (G,)
+    variance: np.ndarray  # (G,)
     n: int
 
 
 def split_half(adata: AnnData, seed: int = 0, *, split: str = "test") -> Halves:
-    """Let one half of the real cells of each condition predict the other: a technical duplicate.
+    """Predict one half of the real cells of each condition by the other half: a technical duplicate.
 
-    A cell's half depends on its name and the seed only. Every method that is compared with the ceiling must be scored
-    against the same half.
+    The half of a cell depends only on its name and the seed. Every method that is compared with the ceiling must be
+    scored against the same half.
 
     Parameters
     ----------
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`; it is not changed.
     seed
-        Of the halves.
+        Seed of the halves.
     split
-        Conditions that are halved; all of them where no ``split_key`` was registered. Those of a single cell are left
-        out with a warning.
+        Split whose conditions are halved; if no ``split_key`` was registered, all conditions are. Conditions of a
+        single cell are left out with a warning.
 
     Returns
     -------
-    ``real``: the larger half and the control cells; ``predicted``: the other half.
+    Halves
+        Named tuple of ``real``, the larger half and the control cells, and ``predicted``, the other half.
 
     Raises
     ------
@@ -82,31 +90,33 @@ def split_half(adata: AnnData, seed: int = 0, *, split: str = "test") -> Halves:
     600
     """
     screen, pairs = _halved(adata, seed, split)
-    return _halves(adata, screen, pairs, [None] * len(pairs))
+    return _halves(adata, screen, pairs, None)
 
 
 def interpolated_duplicate(adata: AnnData, seed: int = 0, *, split: str = "test") -> Halves:
-    r"""Let the duplicate speak where it differs from other perturbations, and the mean elsewhere.
+    r"""Use the duplicate for genes in which it differs from other perturbations, and the mean for the others.
 
     The mean of the duplicate becomes :math:`\alpha_g x_g + (1 - \alpha_g) m_g` (interpolated duplicate, Mejia et al.
-    2025), with m the mean training shift of the cell type (of all cell types, where it has none) at the batch
-    composition of the duplicate, and :math:`1 - \alpha_g` the p-value, adjusted after Benjamini and Hochberg over
-    genes, of Welch's t-test between the duplicate and the perturbed training cells, each less the control mean of its
-    batch. All cells of the duplicate move by the same vector: their variance stays. Next to a plain duplicate, noise
-    no longer passes for specificity; where half a condition is too small to be told from the mean, this is the mean.
+    2025). Here m is the mean training shift of the cell type (of all cell types, if it has none) at the batch
+    composition of the duplicate, and :math:`1 - \alpha_g` is the p-value, adjusted over genes after Benjamini and
+    Hochberg, of Welch's t-test between the duplicate and the perturbed training cells, each minus the control mean of
+    its batch. All cells of the duplicate are shifted by the same vector, so their variance does not change. Unlike in a
+    plain duplicate, noise does not look like specificity; if half a condition is too small to differ significantly from
+    the mean, this is the mean.
 
     Parameters
     ----------
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`; it is not changed.
     seed
-        Of the halves.
+        Seed of the halves.
     split
         As in :func:`split_half`, with the same ``real`` half.
 
     Returns
     -------
-    ``real`` as in :func:`split_half`, and the interpolated other half.
+    Halves
+        Named tuple of ``real``, as in :func:`split_half`, and ``predicted``, the interpolated other half.
 
     Raises
     ------
@@ -135,16 +145,16 @@ def interpolated_duplicate(adata: AnnData, seed: int = 0, *, split: str = "test"
     moved = []
     for _, rows in pairs:
         cell_type = screen.index.cell_types[screen.index.cell_type[rows[0]]]
-        cells = screen.reader.rows(rows)
-        residual = _moments(screen, rows, controls)
-        other = matched_control(controls, screen.index.batch[rows]) + of_type.get(cell_type, overall)
-        share = _p_values(residual, rest.get(cell_type, rest[None]))
-        moved.append(cells + (share * (other - cells.mean(0, dtype=np.float64))).astype(np.float32))
-    return _halves(adata, screen, pairs, moved)
+        cells = screen.reader.rows(rows)  # (n, G)
+        mean = cells.mean(0, dtype=np.float64)  # (G,)
+        other = matched_control(controls, screen.index.batch[rows]) + of_type.get(cell_type, overall)  # (G,)
+        share = _p_values(_moments(screen, rows, controls), rest.get(cell_type, rest[None]))  # (G,), 1 - alpha
+        moved.append(cells + (share * (other - mean)).astype(np.float32))
+    return _halves(adata, screen, pairs, np.concatenate(moved))
 
 
-def _halved(adata: AnnData, seed: int, split: str) -> tuple[Screen, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the screen and the rows (real, duplicate) of each condition."""
+def _halved(adata: AnnData, seed: int, split: str) -> tuple[Screen, list[HalfRows]]:
+    """Return the screen and the rows of the two halves of each condition."""
     keys = ScreenKeys.of(adata)
     screen = read_screen(adata, keys)
     table = _conditions(adata, keys, screen.index, split)
@@ -156,17 +166,19 @@ def _halved(adata: AnnData, seed: int, split: str) -> tuple[Screen, list[tuple[n
     if small.all():
         problem = f"holds no condition {split!r} of two cells or more"
         raise ValueError(unusable("The screen", "the data", problem, "Name a split that has cells."))
-    pairs, order = [], name_hash(screen.names, seed)
+    order = name_hash(screen.names, seed)  # (N,)
+    pairs = []
     for p, t in table.loc[~small, ["perturbation", "cell_type"]].itertuples(index=False):
         rows = screen.index.rows(p, t)
+        # Sorted by hash, and by name if two hashes are equal, so that the order of the cells does not matter.
         rows = rows[np.lexsort((screen.names[rows].astype(str), order[rows]))]
         middle = (len(rows) + 1) // 2
-        pairs.append((np.sort(rows[:middle]), np.sort(rows[middle:])))
+        pairs.append(HalfRows(np.sort(rows[:middle]), np.sort(rows[middle:])))
     return screen, pairs
 
 
 def _conditions(adata: AnnData, keys: ScreenKeys, index: ConditionIndex, split: str) -> pd.DataFrame:
-    """Return the conditions (codes) of one split; all where no split was registered."""
+    """Return the conditions (codes) of one split, or all if no split was registered."""
     labels = read_split(adata, keys)
     if labels is None:
         return index.conditions
@@ -174,26 +186,23 @@ def _conditions(adata: AnnData, keys: ScreenKeys, index: ConditionIndex, split: 
     return table[table["split"] == split]
 
 
-def _halves(
-    adata: AnnData,
-    screen: Screen,
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    cells: list[np.ndarray | None],
-) -> Halves:
-    """Cut the object into halves; ``cells`` replace the duplicates where given."""
+def _halves(adata: AnnData, screen: Screen, pairs: list[HalfRows], cells: np.ndarray | None) -> Halves:
+    """Cut the object into halves; ``cells`` (n, G), if given, replace the expression of the duplicates."""
     keys = ScreenKeys.of(adata)
-    real = np.concatenate([np.flatnonzero(screen.index.is_control), *(pair[0] for pair in pairs)])
-    duplicate = np.concatenate([pair[1] for pair in pairs])
-    if cells[0] is None:
-        matrix = (adata.X if keys.layer is None else adata.layers[keys.layer])[duplicate]
+    real = np.concatenate([np.flatnonzero(screen.index.is_control), *(pair.real for pair in pairs)])
+    duplicate = np.concatenate([pair.duplicate for pair in pairs])  # (n,)
+    if cells is not None:
+        matrix = cells
+    elif keys.layer is not None:
+        matrix = adata.layers[keys.layer][duplicate]
     else:
-        matrix = np.concatenate(cells)
+        matrix = adata.X[duplicate]
     predicted = AnnData(matrix, obs=adata.obs.iloc[duplicate].copy(), var=adata.var.copy())
     return Halves(adata[np.sort(real)].copy(), predicted)
 
 
 def _training_moments(screen: Screen, train: pd.DataFrame, controls: ControlMeans) -> dict[str | None, Moments]:
-    """Return moments of the perturbed training cells of each cell type, and of all (None), less control means."""
+    """Return moments of the perturbed training cells of each cell type, and of all (None), minus control means."""
     pairs = zip(train["perturbation"], train["cell_type"], strict=True)
     rows = np.concatenate([screen.index.rows(p, t) for p, t in pairs])
     names = screen.index.cell_types[screen.index.cell_type[rows]]
@@ -202,22 +211,24 @@ def _training_moments(screen: Screen, train: pd.DataFrame, controls: ControlMean
 
 
 def _moments(screen: Screen, rows: np.ndarray, controls: ControlMeans) -> Moments:
-    """Return moments of some cells, each less the control mean of its batch, in one pass."""
-    total, square = np.zeros((2, screen.reader.n_genes))
+    """Return moments of some cells, each minus the control mean of its batch, in one pass."""
+    total = np.zeros(screen.reader.n_genes)  # (G,)
+    square = np.zeros(screen.reader.n_genes)  # (G,)
     for part, cells in screen.reader.chunks(rows):
-        residual = cells - controls.batch[screen.index.batch[part]]
+        residual = cells - controls.batch[screen.index.batch[part]]  # (n, G)
         total += residual.sum(0)
         square += (residual**2).sum(0)
     mean = total / len(rows)
-    variance = np.maximum(square - len(rows) * mean**2, 0) / max(len(rows) - 1, 1)
+    variance = np.maximum(square - len(rows) * mean**2, 0) / max(len(rows) - 1, 1)  # rounding can make it negative
     return Moments(mean, variance, len(rows))
 
 
 def _p_values(duplicate: Moments, rest: Moments) -> np.ndarray:
-    """Return adjusted p-values (G,) of Welch's test; 1 where a side has one cell or nothing varies."""
+    """Return adjusted p-values (G,) of Welch's test; 1 if a side has one cell, and for genes that do not vary."""
     if min(duplicate.n, rest.n) < 2:
         return np.ones_like(duplicate.mean)
-    sides = [(m.mean, np.sqrt(m.variance), m.n) for m in (duplicate, rest)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue
+    first = (duplicate.mean, np.sqrt(duplicate.variance), duplicate.n)
+    second = (rest.mean, np.sqrt(rest.variance), rest.n)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 for genes that do not vary
+        p = ttest_ind_from_stats(*first, *second, equal_var=False).pvalue
     return false_discovery_control(np.nan_to_num(p, nan=1.0))

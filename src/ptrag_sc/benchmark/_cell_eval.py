@@ -1,4 +1,4 @@
-"""How do predictions get into the pair of files that cell-eval2 reads?"""
+"""How are predictions written to the pair of files that cell-eval2 reads?"""
 
 import logging
 from pathlib import Path
@@ -45,8 +45,9 @@ def to_cell_eval(
 ) -> CellEvalFiles:
     """Write real and predicted cells of one cell type as the two h5ad files that cell-eval2 compares.
 
-    Both files hold the conditions that both objects have, the genes of the reference in its order, and the same real
-    control cells; predicted controls are left out. cell-eval2 knows no cell types: write one pair for each.
+    Both files contain the conditions that both objects have, the genes of the reference in its order, and the same
+    real control cells; predicted controls are left out. Because cell-eval2 does not know cell types, each cell type
+    needs its own pair of files.
 
     Parameters
     ----------
@@ -55,30 +56,31 @@ def to_cell_eval(
     predicted
         Predicted cells, as for :func:`evaluate`.
     folder
-        Where ``real.h5ad`` and ``predicted.h5ad`` are written; made if it is not there.
+        Where ``real.h5ad`` and ``predicted.h5ad`` are written. It is created if it does not exist.
     reference
-        Names the columns, genes and the control label.
+        Source of the columns, the genes and the control label.
     cell_type
-        Needed where the objects share several.
+        Needed if the objects share several.
     counts
-        Scale of the files. ``"log1p"``: the cells as they are. The other two serve metrics that ask for counts: real
+        Scale of the files. ``"log1p"``: the cells are not changed. The other two are for metrics that need counts: real
         cells are taken from ``counts_layer``, and a predicted cell x becomes expm1(x) (negative values 0) times the
-        size factor, total counts over total expm1, of a control cell drawn for it. ``"decode"`` writes these expected
-        counts, with fractions; ``"sample"`` Poisson draws from them: whole numbers, as the ``vcc2026`` set demands, at
-        the price of counting noise on top of the predicted variation.
+        size factor (total counts over total expm1) of a control cell drawn for it. ``"decode"`` writes these expected
+        counts, with fractions. ``"sample"`` writes Poisson draws from them: whole numbers, which the ``vcc2026`` set
+        needs, but with counting noise in addition to the predicted variation.
     counts_layer
         Layer of ``real`` with raw counts.
     seed
-        Of the draws of control cells and counts.
+        Seed of the draws of control cells and counts.
     overwrite
-        Whether existing files may be replaced, each once the new one is complete.
+        Whether existing files may be replaced. Each is replaced only when the new one is complete.
 
     Returns
     -------
-    Named tuple of both paths and ``settings``, keyword arguments of ``cell_eval2.compute_metrics`` and
-    ``EvalConfig``: ``pert_col``, ``control``, ``input_type``; ``target_gene_map`` where labels are no genes of the
-    files (of a combination cell-eval2 leaves out one gene: the first that is measured); ``allow_fractional_counts``
-    for ``"decode"``.
+    CellEvalFiles
+        Named tuple of both paths and ``settings``, keyword arguments of ``cell_eval2.compute_metrics`` and
+        ``EvalConfig``: ``pert_col``, ``control``, ``input_type``; ``target_gene_map`` if some labels are not genes of
+        the files (for a combination cell-eval2 leaves out one gene: the first that is measured);
+        ``allow_fractional_counts`` for ``"decode"``.
 
     Raises
     ------
@@ -88,7 +90,7 @@ def to_cell_eval(
         If no condition is shared, there are no real control cells, an argument is unknown, counts are not whole, or
         both objects hold raw counts on the scale of ``X``.
     FileExistsError
-        If a file is there and ``overwrite`` is False.
+        If a file exists and ``overwrite`` is False.
 
     Examples
     --------
@@ -107,26 +109,30 @@ def to_cell_eval(
     Then ``cell_eval2.compute_metrics(files.predicted, files.real, metrics="anndata", **files.settings)``.
     """
     _check_scale(counts, counts_layer)
-    paths = _targets(folder, overwrite=overwrite)
-    observed, guessed = read_cells(real, reference, place="real"), read_cells(predicted, reference, place="predicted")
+    real_path, predicted_path = _targets(folder, overwrite=overwrite)
+    observed = read_cells(real, reference, place="real")
+    guessed = read_cells(predicted, reference, place="predicted")
     check_scales(observed, guessed, layer=reference.keys.layer)
     panel = _panel(observed, guessed, cell_type, reference)
     controls = _controls(observed, panel[0].cell_type, reference)
-    own, other = (np.concatenate([pair[side] for pair in panel]) for side in (2, 3))
-    truth, cells = observed.reader, guessed.reader.rows(other)
-    if counts != "log1p":
-        truth, rng = _count_reader(real, counts_layer, reference), np.random.default_rng(seed)
+    own = np.concatenate([pair.real for pair in panel])  # (n,) rows
+    other = np.concatenate([pair.predicted for pair in panel])  # (m,) rows
+    truth = observed.reader
+    cells = guessed.reader.rows(other)  # (m, G)
+    if counts_layer is not None:  # the scale is one of counts
+        rng = np.random.default_rng(seed)
+        truth = _count_reader(real, counts_layer, reference)
         factors = _size_factors(truth.rows(controls), observed.reader.rows(controls))
         cells = np.expm1(np.maximum(cells, 0)) * rng.choice(factors, (len(cells), 1))
-        cells = rng.poisson(cells) if counts == "sample" else cells
-    shared = observed.labels.iloc[controls].set_index(real.obs_names[controls])
-    for path, matrix, source, labels, rows in (
-        (paths[0], truth.rows(own), real, observed.labels, own),
-        (paths[1], cells, predicted, guessed.labels, other),
-    ):
-        obs = pd.concat([labels.iloc[rows].set_index(source.obs_names[rows]), shared])
-        _write(path, np.concatenate([matrix, truth.rows(controls)]), obs, reference)
-    return CellEvalFiles(*paths, _settings(panel, counts, reference))
+        if counts == "sample":
+            cells = rng.poisson(cells)
+    control_cells = truth.rows(controls)  # the same in both files
+    control_obs = observed.labels.iloc[controls].set_index(real.obs_names[controls])
+    obs = pd.concat([observed.labels.iloc[own].set_index(real.obs_names[own]), control_obs])
+    _write(real_path, np.concatenate([truth.rows(own), control_cells]), obs, reference)
+    obs = pd.concat([guessed.labels.iloc[other].set_index(predicted.obs_names[other]), control_obs])
+    _write(predicted_path, np.concatenate([cells, control_cells]), obs, reference)
+    return CellEvalFiles(real_path, predicted_path, _settings(panel, counts, reference))
 
 
 def _check_scale(counts: str, counts_layer: str | None) -> None:
@@ -141,10 +147,11 @@ def _check_scale(counts: str, counts_layer: str | None) -> None:
 def _targets(folder: str | Path, *, overwrite: bool) -> list[Path]:
     folder = Path(folder)
     make_folder(folder)
-    there = [path for path in (folder / name for name in NAMES) if path.exists()]
-    if there and not overwrite:
-        raise FileExistsError(unusable("A file", str(there[0]), "exists", "Pass overwrite=True or another folder."))
-    return [folder / name for name in NAMES]
+    paths = [folder / name for name in NAMES]
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(unusable("A file", str(existing[0]), "exists", "Pass overwrite=True or another folder."))
+    return paths
 
 
 def _panel(observed: Cells, guessed: Cells, cell_type: str | None, reference: Reference) -> list[Pair]:
@@ -152,7 +159,8 @@ def _panel(observed: Cells, guessed: Cells, cell_type: str | None, reference: Re
     pairs = pair_conditions(observed, guessed, control=reference.keys.control)
     found = sorted({pair.cell_type for pair in pairs})
     if cell_type is None and len(found) > 1:
-        problem, remedy = f"share several cell types ({listed(found)})", "Pass cell_type=..., one call for each."
+        problem = f"share several cell types ({listed(found)})"
+        remedy = "Pass cell_type=..., one call for each."
         raise ValueError(unusable("The objects", "to_cell_eval", problem, remedy))
     chosen = found[0] if cell_type is None else str(cell_type)
     if chosen not in found:
@@ -171,8 +179,8 @@ def _controls(observed: Cells, cell_type: str, reference: Reference) -> np.ndarr
     rows = observed.conditions().get((control, cell_type))
     if rows is None:
         place = f"the cells of {cell_type!r} in real.obs[{reference.keys.perturbation_key!r}]"
-        found, remedy = sorted(set(observed.labels["perturbation"])), "Keep the control cells in real."
-        raise ValueError(absent("Control label", control, place, found, remedy))
+        found = sorted(set(observed.labels["perturbation"]))
+        raise ValueError(absent("Control label", control, place, found, "Keep the control cells in real."))
     return rows
 
 
@@ -182,14 +190,22 @@ def _count_reader(real: AnnData, layer: str, reference: Reference) -> CellReader
         raise KeyError(absent("Layer", layer, "real.layers", real.layers, "Name the layer of raw counts."))
     reader = CellReader(as_row_matrix(real.layers[layer]), real.var_names.get_indexer(reference.genes))
     if not all(((values >= 0) & (values == np.rint(values))).all() for values in reader.values()):
-        problem = "holds values that are no counts"
+        problem = "holds values that are no counts"  # negative or fractional
         raise ValueError(unusable("Layer", f"real.layers[{layer!r}]", problem, "Name the layer of raw counts."))
     return reader
 
 
 def _size_factors(counts: np.ndarray, logged: np.ndarray) -> np.ndarray:
-    """Return counts per unit of expm1 (n,), whatever the cells were normalised to and by which genes."""
-    units = np.expm1(np.maximum(logged, 0)).sum(1)
+    """Return size factors (n,): counts per unit of expm1.
+
+    They do not depend on the total that the cells were normalised to, nor on the genes that were counted for it.
+
+    Parameters
+    ----------
+    counts, logged
+        Raw counts and log1p expression of the same cells (n, G).
+    """
+    units = np.expm1(np.maximum(logged, 0)).sum(1)  # (n,)
     if not (units > 0).all():
         problem = "hold no expression in some cells"
         raise ValueError(unusable("The control cells", "real", problem, "Leave empty cells out."))
@@ -199,21 +215,28 @@ def _size_factors(counts: np.ndarray, logged: np.ndarray) -> np.ndarray:
 def _write(path: Path, matrix: np.ndarray, obs: pd.DataFrame, reference: Reference) -> None:
     obs = obs.rename(columns={"perturbation": TARGET})
     obs = obs.apply(lambda column: pd.Categorical(column.astype(str)))
-    matrix = sp.csr_matrix(matrix.astype(np.float32))
-    adata = AnnData(matrix, obs=obs, var=pd.DataFrame(index=reference.genes.astype(str)))
-    adata.obs_names_make_unique()
+    adata = AnnData(
+        sp.csr_matrix(matrix.astype(np.float32)), obs=obs, var=pd.DataFrame(index=reference.genes.astype(str))
+    )
+    adata.obs_names_make_unique()  # a predicted cell can have the name of its control cell
     write_beside(path, adata.write_h5ad)
 
 
 def _settings(panel: list[Pair], counts: str, reference: Reference) -> dict[str, Any]:
-    """Return what cell-eval2 must be told, such as which gene a label that is no gene has as its own."""
-    settings: dict[str, Any] = {"pert_col": TARGET, "control": reference.keys.control}
-    settings["input_type"] = "lognorm" if counts == "log1p" else "counts"
-    genes, labels = set(reference.genes.astype(str)), [pair.perturbation for pair in panel]
-    own = {label: [g for g in components(label, reference.keys.sep) if g in genes] for label in labels}
-    of_label = {label: next(iter(measured), None) for label, measured in own.items() if label not in genes}
-    if of_label:
-        settings["target_gene_map"] = of_label
+    """Return the settings that cell-eval2 needs, such as the target gene of a label that is not itself a gene."""
+    settings: dict[str, Any] = {
+        "pert_col": TARGET,
+        "control": reference.keys.control,
+        "input_type": "lognorm" if counts == "log1p" else "counts",
+    }
+    genes = set(reference.genes.astype(str))
+    targets = {}
+    for label in dict.fromkeys(pair.perturbation for pair in panel):
+        if label not in genes:
+            measured = [gene for gene in components(label, reference.keys.sep) if gene in genes]
+            targets[label] = next(iter(measured), None)  # cell-eval2 takes one gene; None if no gene is measured
+    if targets:
+        settings["target_gene_map"] = targets
     if counts == "decode":
         settings["allow_fractional_counts"] = True
     return settings

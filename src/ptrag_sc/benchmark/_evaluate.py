@@ -13,12 +13,16 @@ from ptrag_sc._validation import absent, unknown
 from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
 from ptrag_sc.data import components
 from ptrag_sc.metrics import DEFAULT_METRICS, METRICS, Metric, Reference, t_weights
-from ptrag_sc.metrics._genes import wilcoxon_tests
+from ptrag_sc.metrics._genes import DifferentialExpression, wilcoxon_tests
 
 logger = logging.getLogger(__name__)
 
-TESTED_AT_ONCE = 32  # conditions whose cells are held for tests
+TESTED_AT_ONCE = 32  # conditions whose cells are in memory for tests
 COLUMNS = ["perturbation", "cell_type", "metric", "value", "n_real", "n_predicted"]
+
+MetricChoice = str | Iterable[str] | Mapping[str, Metric] | None  # None: the default ones
+Metrics = dict[str, Metric]  # by name
+Scores = Iterator[tuple[str, np.ndarray]]  # names of metrics and their values (P,)
 
 
 def evaluate(
@@ -26,43 +30,44 @@ def evaluate(
     predicted: AnnData,
     *,
     reference: Reference,
-    metrics: str | Iterable[str] | Mapping[str, Metric] | None = None,
+    metrics: MetricChoice = None,
 ) -> pd.DataFrame:
-    """Compare predicted with real cells of every condition that both objects hold.
+    """Compare predicted with real cells of every condition that is in both objects.
 
-    Means are taken at the control composition of the cell type: each side's shift is measured from controls of its
-    own batch composition, so predictions need not have the batches of the real cells. Each cell is read once (twice for
-    tests of genes), and only what the metrics need is computed.
+    Means are taken at the control composition of the cell type: the shift of real and of predicted cells is measured
+    from controls of their own batch composition, so predictions need not have the batches of the real cells. Each cell
+    is read once (twice for tests of genes), and only what the metrics need is computed.
 
     Parameters
     ----------
     real
-        Observed cells, on the scale of the registered layer. ``wmse`` and ``r2w_delta_pert`` weigh genes by all
-        perturbed cells in it; ``de_overlap``, ``de_direction``, ``de_jaccard`` and ``lfc_nmae`` test both sides
-        against the control cells in it, and leave out the perturbed genes themselves.
+        Observed cells, on the scale of the registered layer. ``wmse`` and ``r2w_delta_pert`` weight genes by all
+        perturbed cells in it; ``de_overlap``, ``de_direction``, ``de_jaccard`` and ``lfc_nmae`` test real and predicted
+        cells against the control cells in it, and leave out the perturbed genes themselves.
     predicted
-        Predicted cells of any model with the same obs columns and at least the genes of the reference; always read from
-        ``X``, on the scale of the registered layer.
+        Predicted cells of any model with the same obs columns and at least the genes of the reference. They are always
+        read from ``X``, on the scale of the registered layer.
     reference
         Controls, centre and principal components from training cells.
     metrics
-        Rows of :data:`ptrag_sc.metrics.METRICS`; None takes the seven of
+        Names of rows of :data:`ptrag_sc.metrics.METRICS`. None: the seven of
         :data:`ptrag_sc.metrics.DEFAULT_METRICS`: ``pearson_delta``, ``pearson_delta_pert``, ``pds_cosine``, ``wmse``,
-        ``effect_slope``, ``energy_distance``, ``variance_ratio``. A mapping gives rows of your own, such as those of
-        :func:`pertpy_metric`, by name.
+        ``effect_slope``, ``energy_distance``, ``variance_ratio``. A mapping gives rows of your own by name, such as
+        those of :func:`pertpy_metric`.
 
     Returns
     -------
-    Columns ``perturbation``, ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``. A value is NaN where it
-    is not defined: metrics of cells and tests with fewer than two cells on either side, ranks among a single
-    perturbation of a cell type, weights with fewer than two cells of the perturbation or of the others.
+    DataFrame
+        Columns ``perturbation``, ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``. A value that is not
+        defined is NaN: metrics of cells and tests if there are fewer than two real or predicted cells, ranks if a cell
+        type has a single perturbation, weights if there are fewer than two cells of the perturbation or of the others.
 
     Raises
     ------
     KeyError
         If a metric, gene or column is unknown.
     ValueError
-        If the objects share no condition, one holds raw counts, NaN or no cells, or there are no control cells for a
+        If the objects share no condition, one contains raw counts, NaN or no cells, or there are no control cells for a
         metric that tests against them.
 
     Examples
@@ -78,26 +83,29 @@ def evaluate(
     True
     """
     rows = chosen_metrics(metrics)
-    sides = read_cells(real, reference, place="real"), read_cells(predicted, reference, place="predicted")
-    check_scales(*sides, layer=reference.keys.layer)
-    pairs = pair_conditions(*sides, control=reference.keys.control)
-    left_out = len([c for c in sides[1].conditions() if c[0] != reference.keys.control]) - len(pairs)
-    if left_out:
-        logger.info("%d predicted conditions have no real cells and are left out.", left_out)
-    values = {}
-    for cell_type, panel in groupby(sorted(pairs, key=_cell_type), key=_cell_type):
-        panel = list(panel)
-        for name, found in _scores(panel, *sides, reference, rows):
-            values |= {(pair.perturbation, cell_type, name): v for pair, v in zip(panel, found, strict=True)}
-    table = [
-        (*pair[:2], name, values[*pair[:2], name], len(pair.real), len(pair.predicted))
-        for pair in pairs
-        for name in rows
-    ]
+    observed = read_cells(real, reference, place="real")
+    guessed = read_cells(predicted, reference, place="predicted")
+    check_scales(observed, guessed, layer=reference.keys.layer)
+    pairs = pair_conditions(observed, guessed, control=reference.keys.control)
+    n_predicted = sum(perturbation != reference.keys.control for perturbation, _ in guessed.conditions())
+    if n_predicted > len(pairs):
+        logger.info("%d predicted conditions have no real cells and are left out.", n_predicted - len(pairs))
+    values: dict[tuple[str, str, str], float] = {}
+    # Ranks and weights compare the perturbations of a cell type, so that each cell type is scored as a whole.
+    for cell_type, group in groupby(sorted(pairs, key=_cell_type), key=_cell_type):
+        panel = list(group)
+        for name, found in _scores(panel, observed, guessed, reference, rows):
+            for pair, value in zip(panel, found, strict=True):
+                values[pair.perturbation, cell_type, name] = value
+    table = []
+    for pair in pairs:
+        for name in rows:
+            value = values[pair.perturbation, pair.cell_type, name]
+            table.append((pair.perturbation, pair.cell_type, name, value, len(pair.real), len(pair.predicted)))
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def chosen_metrics(metrics: str | Iterable[str] | Mapping[str, Metric] | None) -> dict[str, Metric]:
+def chosen_metrics(metrics: MetricChoice) -> Metrics:
     """Return rows by name.
 
     Raises
@@ -107,7 +115,12 @@ def chosen_metrics(metrics: str | Iterable[str] | Mapping[str, Metric] | None) -
     """
     if isinstance(metrics, Mapping):
         return dict(metrics)
-    names = DEFAULT_METRICS if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    if metrics is None:
+        names = list(DEFAULT_METRICS)
+    elif isinstance(metrics, str):
+        names = [metrics]
+    else:
+        names = list(metrics)
     strange = [name for name in names if name not in METRICS]
     if strange:
         raise KeyError(unknown("Metric", strange, "METRICS", METRICS, "Pass rows of ptrag_sc.metrics.METRICS."))
@@ -118,37 +131,56 @@ def _cell_type(pair: Pair) -> str:
     return pair.cell_type
 
 
-def _scores(
-    panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: dict[str, Metric]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _scores(panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics) -> Scores:
     """Yield each metric's name and its values (P,) for the conditions of one cell type."""
     cell_type = panel[0].cell_type
     t = reference.cell_type_row(cell_type)
     further = {
-        "control": reference.control[t],
-        "centre": reference.centre[t],
-        "perturbed": _perturbed_genes(panel, reference),
+        "control": reference.control[t],  # (G,)
+        "centre": reference.centre[t],  # (G,)
+        "perturbed": _perturbed_genes(panel, reference),  # (G,)
     }
     weighted = any("weights" in row.reference for row in rows.values())
-    means = np.empty((2, len(panel), len(reference.genes)))
-    moments = np.empty_like(means) if weighted else None
+    n_weighted = len(panel) if weighted else 0
+    real_means = np.empty((len(panel), len(reference.genes)))  # (P, G)
+    predicted_means = np.empty_like(real_means)  # (P, G)
+    moments = np.empty((2, n_weighted, len(reference.genes)))  # (2, P, G)
     values = {name: np.full(len(panel), np.nan) for name, row in rows.items() if row.level == "cells"}
+    # Each condition is read once, and only its mean if no metric needs the cells.
     read = _read if values or weighted else _mean_row
     for i, pair in enumerate(panel):
-        cells = read(real, pair.real), read(predicted, pair.predicted)
-        for j, (side, place) in enumerate(((real, pair.real), (predicted, pair.predicted))):
-            own = reference.matched_control(cell_type, side.batches(place))
-            means[j, i] = cells[j].mean(0, dtype=np.float64) - own + further["control"]
+        real_cells = read(real, pair.real)  # (n, G)
+        predicted_cells = read(predicted, pair.predicted)  # (m, G)
+        real_means[i] = _comparable_mean(real_cells, real.batches(pair.real), cell_type, reference)
+        predicted_means[i] = _comparable_mean(predicted_cells, predicted.batches(pair.predicted), cell_type, reference)
         if weighted:
-            moments[:, i] = _moments(cells[0])
-        if min(map(len, cells)) > 1:
-            for name, value in _values_of_cells(cells, reference, rows):
+            moments[:, i] = _moments(real_cells)
+        if min(len(real_cells), len(predicted_cells)) > 1:
+            for name, value in _values_of_cells(real_cells, predicted_cells, reference, rows):
                 values[name][i] = value
     if weighted:
-        further["weights"] = _weights(panel, moments, real, reference)
+        further["weights"] = _weights(panel, moments, real, reference)  # (P, G)
     yield from values.items()
-    yield from _values_of_means(*means, further, rows)
+    yield from _values_of_means(real_means, predicted_means, further, rows)
     yield from _values_of_tests(panel, real, predicted, reference, rows)
+
+
+def _comparable_mean(cells: np.ndarray, batches: np.ndarray | None, cell_type: str, reference: Reference) -> np.ndarray:
+    """Return the mean (G,) that cells of one condition would have at the control composition of the cell type.
+
+    Parameters
+    ----------
+    cells
+        Cells of the condition (n, G), or their mean (1, G).
+    batches
+        Their batches (n,), or None without batches.
+    cell_type
+        Their cell type.
+    reference
+        Control means.
+    """
+    own = reference.matched_control(cell_type, batches)  # (G,)
+    return cells.mean(0, dtype=np.float64) - own + reference.control[reference.cell_type_row(cell_type)]
 
 
 def _read(side: Cells, rows: np.ndarray) -> np.ndarray:
@@ -157,62 +189,57 @@ def _read(side: Cells, rows: np.ndarray) -> np.ndarray:
 
 
 def _mean_row(side: Cells, rows: np.ndarray) -> np.ndarray:
-    """Return the mean of some cells (1, G); sparse cells stay sparse."""
+    """Return the mean (1, G) of some cells; sparse cells are not made dense."""
     reader = side.reader
     if not issparse(reader.matrix):
         return reader.rows(rows).mean(0, dtype=np.float64, keepdims=True)
     mean = np.asarray(reader.matrix[rows].mean(0, dtype=np.float64)).reshape(1, -1)
-    return mean if reader.columns is None else mean[:, reader.columns]
+    if reader.columns is not None:
+        mean = mean[:, reader.columns]
+    return mean
 
 
 def _values_of_cells(
-    cells: tuple[np.ndarray, np.ndarray], reference: Reference, rows: dict[str, Metric]
+    real: np.ndarray, predicted: np.ndarray, reference: Reference, rows: Metrics
 ) -> Iterator[tuple[str, float]]:
-    """Yield name and value of the metrics that take the cells of one condition."""
-    spaces = {"genes": cells}
+    """Yield name and value of the metrics that take the real (n, G) and predicted cells (m, G) of one condition."""
+    spaces = {"genes": (real, predicted)}
     if any(row.space == "pcs" for row in rows.values()):
-        spaces["pcs"] = [reference.project(x) for x in cells]
+        spaces["pcs"] = (reference.project(real), reference.project(predicted))  # (n, d), (m, d)
     for name, row in rows.items():
         if row.level == "cells":
             yield name, row.function(*spaces[row.space])
 
 
-def _values_of_tests(
-    panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: dict[str, Metric]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _values_of_tests(panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics) -> Scores:
     """Yield name and values (P,) of the metrics that take tests of every gene."""
     rows = {name: row for name, row in rows.items() if row.level == "tests"}
     if not rows:
         return
-    control = _control_cells(real, panel[0].cell_type, reference)
+    control = _control_cells(real, panel[0].cell_type, reference)  # (n, G)
     values = {name: np.full(len(panel), np.nan) for name in rows}
     usable = [i for i, pair in enumerate(panel) if min(len(pair.real), len(pair.predicted)) > 1]
-    for part in np.array_split(usable, max(1, -(-len(usable) // TESTED_AT_ONCE))):
-        pairs = [panel[i] for i in part]
-        sides = [
-            wilcoxon_tests([side.reader.rows(pair[2 + j]) for pair in pairs], control)
-            for j, side in enumerate((real, predicted))
-            if pairs
-        ]
-        for i, pair, *tests in zip(part, pairs, *sides, strict=True):
-            kept = ~_perturbed_genes([pair], reference)
-            tests = [type(test)(*(column[kept] for column in test)) for test in tests]
+    for start in range(0, len(usable), TESTED_AT_ONCE):
+        part = usable[start : start + TESTED_AT_ONCE]
+        real_tests = wilcoxon_tests([real.reader.rows(panel[i].real) for i in part], control)
+        predicted_tests = wilcoxon_tests([predicted.reader.rows(panel[i].predicted) for i in part], control)
+        for i, *tests in zip(part, real_tests, predicted_tests, strict=True):
+            # A knocked-down gene is trivial to predict, and would count in every condition.
+            kept = ~_perturbed_genes([panel[i]], reference)  # (G,)
+            both = [DifferentialExpression(*(column[kept] for column in test)) for test in tests]
             for name, row in rows.items():
-                values[name][i] = row.function(*tests)
+                values[name][i] = row.function(*both)
     yield from values.items()
 
 
-def _values_of_means(
-    real: np.ndarray, predicted: np.ndarray, further: dict[str, np.ndarray], rows: dict[str, Metric]
-) -> Iterator[tuple[str, np.ndarray]]:
+def _values_of_means(real: np.ndarray, predicted: np.ndarray, further: dict[str, np.ndarray], rows: Metrics) -> Scores:
     """Yield name and values (P,) of the metrics that take means (P, G)."""
     for name, row in rows.items():
-        arguments = [further[key] for key in row.reference if row.level in ("means", "panel")]
         if row.level == "panel":
-            yield name, row.function(real, predicted, *arguments)
+            yield name, row.function(real, predicted, *(further[key] for key in row.reference))
         elif row.level == "means":
-            # The weights differ between conditions, all else is that of the cell type.
-            each = [a if key == "weights" else [a] * len(real) for key, a in zip(row.reference, arguments, strict=True)]
+            # The weights (P, G) differ between conditions; everything else (G,) is that of the cell type.
+            each = [np.broadcast_to(further[key], real.shape) for key in row.reference]
             yield name, np.array([row.function(*values) for values in zip(real, predicted, *each, strict=True)])
 
 
@@ -224,11 +251,12 @@ def _perturbed_genes(panel: list[Pair], reference: Reference) -> np.ndarray:
 
 def _control_cells(real: Cells, cell_type: str, reference: Reference) -> np.ndarray:
     """Return the control cells (n, G) that tests compare with."""
-    keys, labels = reference.keys, real.labels
+    keys = reference.keys
+    labels = real.labels
     rows = np.flatnonzero((labels["perturbation"] == keys.control) & (labels["cell_type"] == cell_type))
     if len(rows) < 2:
         place = f"the {len(rows)} control cells of cell type {cell_type!r} in real.obs[{keys.perturbation_key!r}]"
-        remedy = "Tests need two or more: keep the control cells in real, or leave the metrics of genes out."
+        remedy = "Tests need two or more: keep the control cells in real, or leave out the metrics of genes."
         raise ValueError(absent("Control label", keys.control, place, sorted(set(labels["perturbation"])), remedy))
     return real.reader.rows(rows)
 
@@ -239,10 +267,16 @@ def _moments(cells: np.ndarray) -> np.ndarray:
 
 
 def _weights(panel: list[Pair], moments: np.ndarray, real: Cells, reference: Reference) -> np.ndarray:
-    """Return the weights (P, G) of genes, the perturbations that were not predicted among the rest."""
-    done, cell_type = {reference.keys.control, *(pair.perturbation for pair in panel)}, panel[0].cell_type
+    """Return the weights (P, G) of genes, from tests of each perturbation against all other perturbed cells.
+
+    The other cells include those of perturbations that were not predicted, which are read here.
+    """
+    cell_type = panel[0].cell_type
+    done = {reference.keys.control, *(pair.perturbation for pair in panel)}
     rest = [rows for (p, t), rows in real.conditions().items() if t == cell_type and p not in done]
-    n_cells = [len(pair.real) for pair in panel] + [len(rows) for rows in rest]
-    further = [_moments(real.reader.rows(rows)) for rows in rest]
-    moments = np.concatenate([moments, np.stack(further, axis=1)], axis=1) if rest else moments
-    return t_weights(*moments, np.array(n_cells))[: len(panel)]
+    n_cells = np.array([len(pair.real) for pair in panel] + [len(rows) for rows in rest])  # (P + R,)
+    if rest:
+        further = np.stack([_moments(real.reader.rows(rows)) for rows in rest], axis=1)  # (2, R, G)
+        moments = np.concatenate([moments, further], axis=1)
+    sums, squares = moments  # (P + R, G)
+    return t_weights(sums, squares, n_cells)[: len(panel)]

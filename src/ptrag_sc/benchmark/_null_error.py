@@ -1,4 +1,4 @@
-"""Does a predictor leave alone what nothing was done to?"""
+"""Does a predictor leave control cells unchanged?"""
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ LEAST = 4  # control cells of a cell type: two for each sample
 def null_error(adata: AnnData, model: Predictor, *, reference: Reference, seed: int = 0) -> pd.DataFrame:
     """Energy distance between control cells that were predicted under no perturbation and other control cells.
 
-    The control cells of each cell type are halved by name: one half passes through the model as the control, the other
-    is what they should still look like. The distance is that of :func:`ptrag_sc.metrics.energy_distance`
-    (2E-E-E, U-statistic, in the principal components of the reference): 0 in expectation for a model that changes
+    The control cells of each cell type are split by name into halves. One half passes through the model as control
+    cells; the other half shows how they should still look. The distance is :func:`ptrag_sc.metrics.energy_distance`
+    (2E-E-E, U-statistic, in the principal components of the reference): its expectation is 0 for a model that changes
     nothing.
 
     Parameters
@@ -29,12 +29,13 @@ def null_error(adata: AnnData, model: Predictor, *, reference: Reference, seed: 
     reference
         Principal components from training cells.
     seed
-        Of the halves.
+        Seed of the halves.
 
     Returns
     -------
-    Columns ``cell_type``, ``value``, ``floor`` (the same with the first half as it is), ``n_cells``; cell types
-    with fewer than four control cells are left out.
+    DataFrame
+        Columns ``cell_type``, ``value``, ``floor`` (the distance of the first half before it passes through the model),
+        ``n_cells``. Cell types with fewer than four control cells are left out.
 
     Raises
     ------
@@ -54,18 +55,22 @@ def null_error(adata: AnnData, model: Predictor, *, reference: Reference, seed: 
     True
     """
     screen = model.read(adata)
-    index, order = screen.index, name_hash(screen.names, seed)
-    run, rows = model.run(adata, screen, (), seed=None), []
+    index = screen.index
+    order = name_hash(screen.names, seed)  # (N,)
+    run = model.run(adata, screen, (), seed=None)
+    rows = []
     for t, name in enumerate(index.cell_types):
         controls = index.controls(t)
         if len(controls) < LEAST:
             continue
         controls = controls[np.argsort(order[controls], kind="stable")]
-        through, other = np.sort(controls[::2]), np.sort(controls[1::2])
-        assigned = np.full(index.n_obs, -1)
-        assigned[through] = 0
-        predicted = run.answer(request_cells(screen, assigned, set_size=model.set_size_, seed=None)).cells[through]
-        real, before = (reference.project(screen.reader.rows(half)) for half in (other, through))
-        value, floor = (energy_distance(real, cells) for cells in (reference.project(predicted), before))
-        rows.append((name, value, floor, len(through)))
+        through = np.sort(controls[::2])  # (n,) rows
+        other = np.sort(controls[1::2])  # (m,) rows
+        assigned = np.full(index.n_obs, -1)  # (N,), -1: not predicted
+        assigned[through] = 0  # the control
+        request = request_cells(screen, assigned, set_size=model.set_size_, seed=None)
+        after = reference.project(run.answer(request).cells[through])  # (n, d)
+        before = reference.project(screen.reader.rows(through))  # (n, d)
+        real = reference.project(screen.reader.rows(other))  # (m, d)
+        rows.append((name, energy_distance(real, after), energy_distance(real, before), len(through)))
     return pd.DataFrame(rows, columns=["cell_type", "value", "floor", "n_cells"])

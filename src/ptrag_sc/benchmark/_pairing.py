@@ -13,10 +13,10 @@ from ptrag_sc.metrics import Reference
 
 
 class Cells(NamedTuple):
-    """Cells of one side of a comparison."""
+    """The real or the predicted cells of a comparison."""
 
     reader: CellReader
-    labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch where registered; one row per cell
+    labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch if registered; one row per cell
     counts: bool  # whether the values look like raw counts
 
     def conditions(self) -> dict[tuple[str, str], np.ndarray]:
@@ -24,12 +24,14 @@ class Cells(NamedTuple):
         return self.labels.groupby(["perturbation", "cell_type"]).indices
 
     def batches(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return the batch names of some cells, or None without batches."""
-        return self.labels["batch"].to_numpy()[rows] if "batch" in self.labels else None
+        """Return the batch names (n,) of some cells, or None without batches."""
+        if "batch" not in self.labels:
+            return None
+        return self.labels["batch"].to_numpy()[rows]
 
 
 class Pair(NamedTuple):
-    """One condition on both sides."""
+    """One condition in both objects."""
 
     perturbation: str
     cell_type: str
@@ -45,7 +47,7 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     KeyError
         If genes or columns are missing.
     ValueError
-        If the expression holds NaN or infinite values, or gene names are not unique.
+        If the expression contains NaN or infinite values, or gene names are not unique.
     """
     keys = reference.keys
     if not adata.n_obs:
@@ -54,39 +56,50 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         twice = listed(adata.var_names[adata.var_names.duplicated()].unique())
         remedy = "Call var_names_make_unique() on it."
         raise ValueError(unusable("Gene names", f"{place}.var_names", f"are not unique ({twice})", remedy))
-    columns = adata.var_names.get_indexer(reference.genes)
+    columns = adata.var_names.get_indexer(reference.genes)  # (G,), -1 if the object lacks the gene
     lacking = reference.genes[columns < 0]
     if len(lacking):
         problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
         raise KeyError(unusable("The gene set", f"{place}.var_names", problem, "Compare objects with the same genes."))
-    if place == "real" and keys.layer is not None and keys.layer not in adata.layers:
-        remedy = "Compare cells on the scale that was registered."
-        raise KeyError(absent("Layer", keys.layer, f"{place}.layers", adata.layers, remedy))
-    # Predicted cells come on the registered scale in X, also where a copy of real cells still has its layers.
-    matrix = adata.layers[keys.layer] if place == "real" and keys.layer is not None else adata.X
+    matrix = adata.X
+    # Predicted cells are in X on the registered scale, even if the object is a copy of real cells with their layers.
+    if place == "real" and keys.layer is not None:
+        if keys.layer not in adata.layers:
+            remedy = "Compare cells on the scale that was registered."
+            raise KeyError(absent("Layer", keys.layer, f"{place}.layers", adata.layers, remedy))
+        matrix = adata.layers[keys.layer]
     if matrix is None:
         raise ValueError(unusable("Expression", place, "is missing", "Put the cells' expression into X."))
-    in_order = np.array_equal(columns, np.arange(adata.n_vars))
+    in_order = np.array_equal(columns, np.arange(adata.n_vars))  # then whole rows can be read
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
     counts = _look_like_counts(reader, place=place)
+    perturbation = read_labels(adata.obs, keys.perturbation_key)
     labels = {
-        "perturbation": read_labels(adata.obs, keys.perturbation_key),
+        "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
     }
-    labels["perturbation"] = canonical_labels(labels["perturbation"], control=keys.control, sep=keys.sep)
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
     return Cells(reader, pd.DataFrame(labels), counts)
 
 
 def _look_like_counts(reader: CellReader, *, place: str) -> bool:
-    """Return whether all values are whole and some exceed 1, refusing NaN and infinities."""
-    n_bad, whole, largest = 0, True, 0.0
+    """Return whether all values are whole and some exceed 1.
+
+    Raises
+    ------
+    ValueError
+        If there are NaN or infinite values.
+    """
+    n_bad = 0
+    whole = True
+    largest = 0.0
     for values in reader.values():
-        smallest, top = values.min(initial=0.0), values.max(initial=0.0)
-        if not np.isfinite(smallest + top):  # both carry NaN and infinities on
+        smallest = values.min(initial=0.0)
+        top = values.max(initial=0.0)
+        if not np.isfinite(smallest + top):  # min and max propagate NaN and infinities
             n_bad += int(values.size - np.isfinite(values).sum())
-        # A few values tell most matrices of logarithms from counts.
+        # The first values are tried alone: for logarithms they nearly always decide, without a look at the rest.
         whole = whole and smallest >= 0 and all((v == np.rint(v)).all() for v in (values[:64], values))
         largest = max(largest, float(top))
     if n_bad:
@@ -97,12 +110,12 @@ def _look_like_counts(reader: CellReader, *, place: str) -> bool:
 
 
 def check_scales(real: Cells, predicted: Cells, *, layer: str | None) -> None:
-    """Refuse raw counts on one side only, or on both where the registered scale is that of ``X``.
+    """Refuse raw counts in one object only, and in both if the registered scale is that of ``X``.
 
     Raises
     ------
     ValueError
-        Naming the side that looks like raw counts.
+        If there are any; the message names the object.
     """
     sides = {"real": real.counts, "predicted": predicted.counts}
     if not any(sides.values()) or (layer is not None and all(sides.values())):
@@ -116,17 +129,18 @@ def check_scales(real: Cells, predicted: Cells, *, layer: str | None) -> None:
 
 
 def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair]:
-    """Return the conditions, control left out, that both sides hold, in sorted order.
+    """Return the conditions, without the control, that are in both objects, in sorted order.
 
     Raises
     ------
     ValueError
         If there is none.
     """
-    rows = [cells.conditions() for cells in (real, predicted)]
-    shared = sorted(c for c in rows[1] if c in rows[0] and c[0] != control)
+    real_rows = real.conditions()
+    predicted_rows = predicted.conditions()
+    shared = sorted(c for c in predicted_rows if c in real_rows and c[0] != control)
     if not shared:
-        found = [listed(sorted({c[0] for c in r})) for r in rows]
-        problem = f"share no perturbed condition (real: {found[0]}; predicted: {found[1]})"
+        names = [listed(sorted({c[0] for c in rows})) for rows in (real_rows, predicted_rows)]
+        problem = f"share no perturbed condition (real: {names[0]}; predicted: {names[1]})"
         raise ValueError(unusable("The objects", "evaluate", problem, "Label both with the same names."))
-    return [Pair(*c, rows[0][c], rows[1][c]) for c in shared]
+    return [Pair(*c, real_rows[c], predicted_rows[c]) for c in shared]

@@ -8,6 +8,8 @@ import pandas as pd
 from ptrag_sc._validation import absent, unusable
 
 N_BOOTSTRAP = 2000
+MEAN = ("mean", "low", "high")
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def summary(
@@ -20,7 +22,7 @@ def summary(
 ) -> pd.DataFrame:
     """Mean of every metric for every method, and its paired difference from one of them, with intervals.
 
-    Differences are taken condition by condition and seed by seed, where both methods have a value. The unit is the
+    Differences are taken condition by condition and seed by seed, if both methods have a value. The unit is the
     perturbation: scores and differences are averaged over seeds and then over cell types, and perturbations are
     resampled (percentile bootstrap).
 
@@ -33,16 +35,16 @@ def summary(
     truth
         Real cells that methods are scored against: ``"half"`` has ceilings, ``"all"`` has less noise.
     confidence
-        Of the intervals.
+        Confidence of the intervals.
     seed
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
-    Columns ``truth``, ``metric``, ``method``, ``kind``, ``n_seeds``, ``n_conditions``, ``direction``, ``best``,
-    ``confidence``, ``mean``, ``low``, ``high``,
-    ``sd_seeds`` (of the means of single seeds), ``difference``, ``difference_low``, ``difference_high``,
-    ``positive_seeds`` (share of seeds with a positive difference).
+    DataFrame
+        Columns ``truth``, ``metric``, ``method``, ``kind``, ``n_seeds``, ``n_conditions``, ``direction``, ``best``,
+        ``confidence``, ``mean``, ``low``, ``high``, ``sd_seeds`` (of the means of single seeds), ``difference``,
+        ``difference_low``, ``difference_high``, ``positive_seeds`` (share of seeds with a positive difference).
 
     Raises
     ------
@@ -68,17 +70,21 @@ def summary(
         raise KeyError(absent("Truth", truth, "the table", scores["truth"].unique(), remedy))
     scores = scores[scores["truth"] == truth]
     if against not in set(scores["method"]):
-        place, remedy = f"the table with truth={truth!r}", "Pass against=..."
-        raise KeyError(absent("Method", against, place, scores["method"].unique(), remedy))
-    rng, rows = np.random.default_rng(seed), []
+        place = f"the table with truth={truth!r}"
+        raise KeyError(absent("Method", against, place, scores["method"].unique(), "Pass against=..."))
+    rng = np.random.default_rng(seed)
+    rows = []
     kinds = scores.drop_duplicates("method").set_index("method")["kind"]
     for metric, of_metric in scores.groupby("metric", sort=False):
         wide = of_metric.set_index(["perturbation", "cell_type", "seed", "method"])["value"].unstack("method")
-        draws = rng.integers(0, (n := wide.index.get_level_values(0).nunique()), (N_BOOTSTRAP, n))
+        # All methods share the resamples of the P perturbations, so that their intervals can be compared.
+        n = wide.index.get_level_values("perturbation").nunique()
+        draws = rng.integers(0, n, (N_BOOTSTRAP, n))  # (N_BOOTSTRAP, P)
         for method in dict.fromkeys(of_metric["method"]):
             counted = of_metric[of_metric["method"] == method]
             gain = wide[method] - wide[against]
-            seeds, gains = (x.groupby(level="seed").mean().dropna() for x in (wide[method], gain))
+            seed_means = wide[method].groupby(level="seed").mean().dropna()
+            seed_gains = gain.groupby(level="seed").mean().dropna()
             rows.append(
                 {
                     "truth": truth,
@@ -90,27 +96,44 @@ def summary(
                     "direction": counted["direction"].iloc[0],
                     "best": counted["best"].iloc[0],
                     "confidence": confidence,
-                    **_interval("", _by_perturbation(wide[method]), draws, confidence),
-                    "sd_seeds": float(seeds.std()) if len(seeds) > 1 else np.nan,
-                    **_interval("difference", _by_perturbation(gain), draws, confidence),
-                    "positive_seeds": float((gains > 0).mean()) if len(gains) else np.nan,
+                    **_interval(MEAN, _by_perturbation(wide[method]), draws, confidence),
+                    "sd_seeds": float(seed_means.std()),  # NaN for a single seed
+                    **_interval(DIFFERENCE, _by_perturbation(gain), draws, confidence),
+                    "positive_seeds": float((seed_gains > 0).mean()),  # NaN without seeds in common
                 }
             )
     return pd.DataFrame(rows)
 
 
 def _by_perturbation(values: pd.Series) -> np.ndarray:
-    """Return the mean over seeds, then over cell types, of every perturbation; NaN where nothing is known."""
+    """Return the mean (P,) over seeds, then over cell types, of every perturbation; NaN if it has no value."""
     conditions = values.groupby(level=["perturbation", "cell_type"], observed=True).mean()
     return conditions.groupby(level="perturbation", observed=True).mean().to_numpy()
 
 
-def _interval(name: str, values: np.ndarray, draws: np.ndarray, confidence: float) -> dict[str, float]:
-    names = [name or "mean", f"{name}_low".lstrip("_"), f"{name}_high".lstrip("_")]
+def _interval(
+    names: tuple[str, str, str], values: np.ndarray, draws: np.ndarray, confidence: float
+) -> dict[str, float]:
+    """Return mean, lower and upper bound under three names.
+
+    Parameters
+    ----------
+    names
+        The names.
+    values
+        Values (P,) of the perturbations.
+    draws
+        Resamples (N_BOOTSTRAP, P) of these.
+    confidence
+        Confidence of the interval.
+    """
     if not np.isfinite(values).any():
         return dict.fromkeys(names, np.nan)
-    picked, tail = values[draws], (1 - confidence) / 2
+    picked = values[draws]  # (N_BOOTSTRAP, P)
     known = np.isfinite(picked)
     counts = known.sum(1)
+    # A resample may consist of perturbations without value: it has no mean and is left out.
     means = np.where(known, picked, 0.0).sum(1)[counts > 0] / counts[counts > 0]
-    return dict(zip(names, [float(np.nanmean(values)), *np.quantile(means, [tail, 1 - tail]).tolist()], strict=True))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail]).tolist()
+    return dict(zip(names, (float(np.nanmean(values)), low, high), strict=True))
