@@ -28,6 +28,7 @@ lint: $(VENV)/.group-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/zizmor --offline --no-progress .github/workflows
 

@@ -28,13 +28,14 @@ def loader(model: PTRAG, device: torch.device, *, batch_size: int, set_size: int
     """Return (function that yields mini-batches of an epoch as training gets them, training plan)."""
     screen = model.read(model.adata)
     labels, train, _ = training_sets(screen.index, model.split_, set_size=set_size, batch_size=batch_size, seed=0)
-    plan = PTRAGTrainingPlan(model.module, queries=model.queries(labels, None)).to(device)
+    table = model.query_table(labels, None)
+    plan = PTRAGTrainingPlan(model.module, table=table).to(device)
     on_device = device.type == "cuda"
     dataset = CellSetDataset(DeviceMatrix(screen.reader, device) if on_device else screen.reader, with_target=True)
 
     def epoch():
         for sets in train:
-            yield plan.number_perturbations(dataset[sets])
+            yield table.numbered(dataset[sets])
 
     return epoch, plan
 

@@ -30,12 +30,12 @@ import scvi
 import torch
 from anndata import AnnData
 from measure import machine, table
+from published.module import PublishedModule, PublishedParams, PublishedSizes
 
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
 from ptrag_sc.data import canonical
 from ptrag_sc.model._module_params import RETRIEVAL
-from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
 from ptrag_sc.model._support import CONDITION, OUTCOMES, observed_errors
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}

@@ -20,7 +20,7 @@ from ptrag_sc.data import CellReader, ConditionIndex, control_means, leading_dir
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import MEMORY_DIRECTIONS, N_DIRECTIONS
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
-from ptrag_sc.retrieval import ResponseMemory, build_memory, make_queries, view_memory
+from ptrag_sc.retrieval import ResponseMemory, build_memory, make_query_table, view_memory
 
 N_CONTROLS = 0.05  # share of the cells
 DENSITY = 0.1
@@ -64,12 +64,11 @@ def step(memory: ResponseMemory | None, vectors: torch.Tensor, basis: torch.Tens
     module, options = PTRAGModule(vectors, basis, params, memory), {}
     if memory is not None:
         options = {
-            "view": view_memory(memory, torch.arange(n_types), memory.controls),
-            "parts": torch.zeros(len(vectors), 0, dtype=torch.long),
+            "view": view_memory(memory, torch.arange(n_types), memory.controls, 0.0),
+            "components": torch.zeros(len(vectors), 0, dtype=torch.long),
         }
-    plan = PTRAGTrainingPlan(
-        module, queries=make_queries(vectors, vectors, torch.arange(len(vectors)), CANDIDATES, **options)
-    ).train()
+    table = make_query_table(vectors, vectors, torch.arange(len(vectors)), CANDIDATES, **options)
+    plan = PTRAGTrainingPlan(module, table=table).train()
     optimizer = torch.optim.AdamW(plan.parameters(), lr=5e-4)
     mask = torch.ones(SETS, CELLS, dtype=torch.bool)
     cells = {name: torch.rand(SETS, CELLS, basis.shape[1]) for name in ("control_cells", "target_cells")}
@@ -78,7 +77,7 @@ def step(memory: ResponseMemory | None, vectors: torch.Tensor, basis: torch.Tens
 
     def train() -> None:
         optimizer.zero_grad()
-        plan.forward(plan.number_perturbations(batch))[2].loss.backward()
+        plan.forward(table.numbered(batch))[2].loss.backward()
         torch.nn.utils.clip_grad_norm_(plan.parameters(), 10.0)
         optimizer.step()
 
@@ -101,7 +100,7 @@ def main() -> None:
     size = sum(tensor.nbytes for tensor in memory) / 2**20
     building = {"wall (s)": wall, "processor (s)": taken, "beyond the data (MiB)": peak, "memory (MiB)": size}
     print(table([{name: f"{value:.1f}" for name, value in building.items()}]))
-    vectors = F.normalize(torch.randn(len(memory.low), WIDTH), dim=1)
+    vectors = F.normalize(torch.randn(len(memory.entries), WIDTH), dim=1)
     basis = memory.directions[:N_DIRECTIONS]
     ways = {"without": None, "with": memory}
     taken = seconds({n: step(m, vectors, basis, n_types) for n, m in ways.items()}, torch.device("cpu"), repeats=9)

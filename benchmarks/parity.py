@@ -1,7 +1,7 @@
-"""Does the reference module compute what the published code recorded?
+"""Does our version of the published model compute what the published code recorded?
 
 ``python benchmarks/parity.py FILE.npz`` loads arrays that were recorded from the published code, computes every one of
-them with :mod:`ptrag_sc.model._reference` and prints the largest relative errors, a table and then one JSON line. The
+them with :mod:`published` and prints the largest relative errors, a table and then one JSON line. The
 exit status is 1 if any error is above 1e-4 (predictions: 1e-5), else 0.
 
 The file holds ``config`` (a JSON string: at least ``heads``, ``temperature``, ``rms_norm_eps``, ``rope_theta``),
@@ -18,11 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from ptrag_sc.model._reference import VARIANTS, PublishedModule, PublishedParams
-from ptrag_sc.model._reference_weights import load_published, our_name
-from ptrag_sc.nn import published_energy_distance
-from ptrag_sc.retrieval import Candidates, distinct_rows
+from published.module import VARIANTS, PublishedModule, PublishedParams, published_energy_distance, recall_of
+from published.weights import load_published, our_name
 
 LIMITS = {"prediction": 1e-5}
 LIMIT = 1e-4  # geomloss, which recorded the losses, clamps squared distances at 1e-8
@@ -52,13 +49,12 @@ def gradient_error(module: PublishedModule, recorded: dict[str, np.ndarray]) -> 
     return max(abs(ours[name] - float(norm)) / max(float(norm), floor) for name, norm in recorded.items())
 
 
-def recorded_candidates(file: dict[str, np.ndarray], n_sets: int) -> Candidates:
-    """Return the recorded candidates of each set; none where the file holds none, as ``state`` alone needs none."""
+def recorded_candidates(file: dict[str, np.ndarray], n_sets: int) -> torch.Tensor:
+    """Return the recorded candidates (B, K) of each set; none where the file holds none (``state`` needs none)."""
     per_cell = file.get("ptrag/candidates", np.zeros((n_sets, 1, 0), dtype=np.int64))
     if not (per_cell == per_cell[:, :1]).all():
         raise ValueError("ptrag/candidates differ between the cells of a set: retrieval belongs to the query.")
-    indices = torch.as_tensor(per_cell[:, 0])
-    return Candidates(indices, torch.ones_like(indices, dtype=torch.bool), torch.zeros(*indices.shape, 1))
+    return torch.as_tensor(per_cell[:, 0])
 
 
 def compare(variant: str, file: dict[str, np.ndarray], config: dict) -> dict[str, float]:
@@ -71,10 +67,10 @@ def compare(variant: str, file: dict[str, np.ndarray], config: dict) -> dict[str
     module = load_published({k: torch.tensor(v) for k, v in arrays.items()}, embeddings, params)
 
     candidates = recorded_candidates(file, len(query))
-    rows, slots = distinct_rows(candidates.indices)
-    retrieved = module.encode(embeddings[query], rows, slots, candidates).take(torch.arange(len(query)))
+    recall = recall_of(embeddings[query], candidates)
+    keys = module.encode_keys()
     mask = torch.ones(inputs["control"].shape[:2], dtype=torch.bool)
-    inferred = module.inference(inputs["control"], mask, retrieved, inputs.get("gumbel_noise"))
+    inferred = module.inference(inputs["control"], mask, recall, keys, candidates, inputs.get("gumbel_noise"))
     context = inferred["refined"].context
     cells = module.generative(inferred["basal"], context, mask, inputs["batch"])["cells"]
     tensors = {"target_cells": inputs["target"], "control_mask": mask, "target_mask": mask}

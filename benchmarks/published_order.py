@@ -3,14 +3,14 @@
 A slow oracle written from the description of the model (arXiv:2603.07233), and what its code does at commit 3c19b33:
 the database is searched, gathered and encoded for every cell of a set, though the query is one per set; a Python loop
 masks the query itself; every pair of cell and candidate is concatenated, normalised, scored and mapped to a value. It
-computes what :class:`ptrag_sc.model._reference.PublishedModule` computes.
+computes what :class:`published.module.PublishedModule` computes.
 """
 
 import torch
+from published.module import PublishedModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptrag_sc.model._reference import PublishedModule
 from ptrag_sc.nn import Refined
 
 

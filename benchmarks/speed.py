@@ -21,14 +21,14 @@ import torch
 from accelerator import accelerator
 from data_path import rates
 from measure import machine, module_params, peak_mib, seconds, table
+from published.module import LlamaStack, PublishedParams, PublishedSizes, published_energy_distance
 from published_order import PublishedOrder
 from torch import Tensor, nn
 
 from ptrag_sc.model._module import PTRAGModule
-from ptrag_sc.model._reference import LlamaStack, PublishedParams, PublishedSizes
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
-from ptrag_sc.nn import Refined, published_energy_distance
-from ptrag_sc.retrieval import Queries, distinct_rows, make_queries
+from ptrag_sc.nn import Refined
+from ptrag_sc.retrieval import QueryTable, make_query_table
 
 RETRIEVAL = ("none", "attention", "gumbel")
 
@@ -69,9 +69,9 @@ def random_table(sizes: Sizes) -> Tensor:
     return nn.functional.normalize(torch.randn(sizes.table, sizes.embedding), dim=1)
 
 
-def random_queries(vectors: Tensor, sizes: Sizes) -> Queries:
+def random_queries(vectors: Tensor, sizes: Sizes) -> QueryTable:
     """Return the query table of the first perturbations of the candidate table."""
-    return make_queries(vectors[: sizes.queries], vectors, torch.arange(sizes.queries), sizes.candidates)
+    return make_query_table(vectors[: sizes.queries], vectors, torch.arange(sizes.queries), sizes.candidates)
 
 
 def random_batch(sizes: Sizes, device: torch.device) -> dict[str, Tensor]:
@@ -93,14 +93,14 @@ def make_module(retrieval: str, sizes: Sizes, vectors: Tensor, *, published_widt
     return module
 
 
-def steps(module: PTRAGModule, queries: Queries, batch: dict[str, Tensor], device: torch.device, **options) -> tuple:
+def steps(module: PTRAGModule, queries: QueryTable, batch: dict[str, Tensor], device: torch.device, **options) -> tuple:
     """Return (training step, prediction) of a module: the real training plan, and what ``predict`` runs."""
-    plan = PTRAGTrainingPlan(module, queries=queries, **options).to(device)
+    plan = PTRAGTrainingPlan(module, table=queries, **options).to(device)
     optimizer = torch.optim.AdamW(plan.parameters(), lr=5e-4)
 
     def train(autocast: bool = False) -> None:
         plan.train()
-        prepared = {name: x.to(device) for name, x in plan.number_perturbations(batch).items()}
+        prepared = {name: x.to(device) for name, x in queries.numbered(batch).items()}
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = plan.forward(prepared)[2].loss
@@ -108,16 +108,17 @@ def steps(module: PTRAGModule, queries: Queries, batch: dict[str, Tensor], devic
         nn.utils.clip_grad_norm_(plan.parameters(), 10.0)
         optimizer.step()
 
-    rows, slots = distinct_rows(queries.candidates.indices)
-    moved = Queries(queries.vectors.to(device), type(queries.candidates)(*(x.to(device) for x in queries.candidates)))
-    with torch.no_grad():
-        encoded = module.encode(moved.vectors, rows.to(device), slots.to(device), moved.candidates)
+    table = queries.to(device)
+    if module.reads_keys:
+        with torch.no_grad():
+            table = table._replace(keys=module.encode_keys())
 
     @torch.no_grad()
     def predict() -> None:
         module.eval()
-        retrieved = encoded.take(batch["query"].to(device))
-        inferred = module.inference(**module._get_inference_input(batch), retrieved=retrieved)
+        recall = table.recall(batch["query"].to(device), batch["cell_type"].to(device))
+        inputs = module._get_inference_input(batch)
+        inferred = module.inference(**inputs, recall=recall, keys=table.keys, slots=recall.joined.rows)
         module.generative(**module._get_generative_input(batch, inferred))
 
     return train, predict
@@ -151,18 +152,19 @@ def published_steps(module: PublishedOrder, batch: dict[str, Tensor], sizes: Siz
     return train, predict
 
 
-def refinement(module: PTRAGModule, queries: Queries, sizes: Sizes, device: torch.device) -> tuple:
+def refinement(module: PTRAGModule, queries: QueryTable, sizes: Sizes, device: torch.device) -> tuple:
     """Return (forward and backward, forward) of the refinement stage alone, encoding of perturbations included."""
-    plan, batch = PTRAGTrainingPlan(module, queries=queries).to(device), random_batch(sizes, device)
+    table, batch = queries.to(device), random_batch(sizes, device)
     basal = torch.randn(sizes.sets, sizes.cells, sizes.hidden, device=device, requires_grad=True)
 
     def context() -> Tensor:
-        numbered = plan.number_perturbations({name: batch[name] for name in ("query", "cell_type")})
+        numbered = queries.numbered({name: batch[name] for name in ("query", "cell_type")})
         b = {name: x.to(device) for name, x in numbered.items()}
-        candidates = type(queries.candidates)(plan.query_indices, plan.query_present, plan.query_similarity)
-        encoded = module.encode(plan.query_vectors[b["queries"]], b["rows"], b["slots"], candidates.take(b["queries"]))
-        query, keys, kept, _ = encoded.take(b["query"])
-        return module.refiner(basal, query, keys, kept.present, kept.similarity).context
+        recall = table.recall(b["query"], b["cell_type"])
+        keys = nn.functional.embedding(b["slots"], module.encode_keys(b["rows"]))
+        found = recall.neighbours
+        query = module.encode_embedding(recall.vectors)
+        return module.refiner(basal, query, keys, found.present, found.similarity).context
 
     return stage(module, context)
 

@@ -29,6 +29,6 @@ def test_speed(benchmark_module):
 def test_memory(benchmark_module):
     memory = benchmark_module("memory")
     built = memory.built(*memory.random_screen(2000, 40, 20, 2))
-    vectors = torch.nn.functional.normalize(torch.randn(len(built.low), 8), dim=1)
+    vectors = torch.nn.functional.normalize(torch.randn(len(built.entries), 8), dim=1)
     for used in (None, built):
         memory.step(used, vectors, built.directions[:5], 2)()

@@ -19,8 +19,8 @@ from ptrag_sc import PTRAG, baselines
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import Predictor, ScreenKeys, read_screen, read_split
-from ptrag_sc.data._assembly import require_controls
 from ptrag_sc.data._files import make_folder, write_beside
+from ptrag_sc.data._requests import require_controls
 from ptrag_sc.model._tables import read_embedding_table, usable_conditions
 from ptrag_sc.retrieval import GeneEmbedding
 

@@ -2,6 +2,10 @@
 
 import inspect
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SHARED = {
     "plot_parameters": """ax
@@ -13,9 +17,9 @@ return_fig
     "perturb_parameters": """perturbations
     Genes, or combinations such as ``"A+B"``; they need not have been measured.
 cell_types
-    None takes all that have control cells here, also types that the model never saw.
+    None takes all that have control cells in ``adata``, also types that the model never saw.
 n_cells
-    Control cells per cell type; None uses every one once.
+    Control cells per cell type; None uses each of them once.
 gene_embedding
     Table (any source of :func:`ptrag_sc.pp.gene_embedding`) for genes that neither the model nor ``adata`` knows.
 seed
@@ -25,9 +29,10 @@ nonnegative
 }
 
 
-def documented(function: Callable) -> Callable:
-    """Put the shared texts in place of the ``{name}`` lines of a function's docstring."""
-    text = inspect.cleandoc(function.__doc__)
+def documented(function: Callable[P, R]) -> Callable[P, R]:
+    """Replace the ``{name}`` lines of a function's docstring by the shared texts."""
+    # Without the indentation of the source, so that the texts above line up with it.
+    text = inspect.cleandoc(function.__doc__ or "")
     for name, shared in SHARED.items():
         text = text.replace(f"{{{name}}}", shared)
     function.__doc__ = text

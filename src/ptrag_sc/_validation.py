@@ -1,4 +1,4 @@
-"""How does the package say that an input cannot be used? Value, place, remedy, in three shapes.
+"""How is a user told that an input cannot be used? Value, place, remedy, in three shapes.
 
 Each of the three returns the message; the caller raises the exception type that fits. The two checks below raise.
 """
@@ -12,9 +12,11 @@ N_SHOWN = 6
 
 def listed(values: Iterable[object], limit: int = N_SHOWN) -> str:
     """``'a', 'b', ... (12 in all)``: the first ``limit`` values, quoted, and how many there are."""
-    values = [str(v) for v in values]
-    shown = ", ".join(repr(v) for v in values[:limit])
-    return shown if len(values) <= limit else f"{shown}, ... ({len(values)} in all)"
+    names = [str(value) for value in values]
+    shown = ", ".join(repr(name) for name in names[:limit])
+    if len(names) <= limit:
+        return shown
+    return f"{shown}, ... ({len(names)} in all)"
 
 
 def absent(what: str, value: object, place: str, found: Iterable[object], remedy: str) -> str:
@@ -41,16 +43,22 @@ def unknown(what: str, names: Iterable[str], place: str, known: Iterable[str], r
     >>> unknown("Gene", ["STAT11"], "the gene embedding", ["STAT1", "JAK2"], "Pass aliases=...")
     "Gene 'STAT11' is not in the gene embedding (closest: 'STAT1'). Pass aliases=..."
     """
-    names, known = [str(n) for n in names], {str(k).casefold(): str(k) for k in known}
-    matches = {n: get_close_matches(n.casefold(), known, n=3, cutoff=0.6) for n in names[:N_SHOWN]}
-    close = {n: [known[match] for match in found] for n, found in matches.items()}
-    if len(names) == 1:
-        (hits,) = close.values()
-        hint = f" (closest: {listed(hits)})" if hits else ""
-        return f"{what} {names[0]!r} is not in {place}{hint}. {remedy}"
-    hints = "; ".join(f"{n!r}: {listed(hits)}" for n, hits in close.items() if hits)
-    hint = f" (closest: {hints})" if hints else ""
-    return f"{len(names)} {what.lower()}s are not in {place}: {listed(names)}{hint}. {remedy}"
+    lacking = [str(name) for name in names]
+    written = {str(name).casefold(): str(name) for name in known}  # compared in lower case, shown as written
+    close = {}
+    for name in lacking[:N_SHOWN]:  # a comparison with a whole genome takes its time
+        found = get_close_matches(name.casefold(), written, n=3, cutoff=0.6)
+        if found:
+            close[name] = listed(written[match] for match in found)
+    if len(lacking) == 1:
+        subject = f"{what} {lacking[0]!r} is not in {place}"
+        closest = "".join(close.values())
+    else:
+        subject = f"{len(lacking)} {what.lower()}s are not in {place}: {listed(lacking)}"
+        closest = "; ".join(f"{name!r}: {hits}" for name, hits in close.items())
+    if not closest:
+        return f"{subject}. {remedy}"
+    return f"{subject} (closest: {closest}). {remedy}"
 
 
 def check_whole(name: str, value: object, place: str, *, minimum: int = 0) -> None:
@@ -67,19 +75,20 @@ def check_whole(name: str, value: object, place: str, *, minimum: int = 0) -> No
     --------
     >>> check_whole("n_cells", 3, "the request", minimum=1)
     """
+    # True is an Integral to Python, and a mistake here; numpy's whole numbers are Integral too.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(unusable(f"{name}={value!r}", place, "is no whole number", f"Pass {name} as an int."))
-    if value < minimum:
+    if int(value) < minimum:
         raise ValueError(unusable(f"{name}={value}", place, f"is below {minimum}", f"Pass {minimum} or more."))
 
 
 def check_key(key: object, place: str, *, taken: Iterable[str] = ()) -> None:
-    """Refuse a key under which nothing can be written, or under which an input stands.
+    """Refuse a key under which nothing can be written, or under which an input is stored.
 
     Raises
     ------
     ValueError
-        If the key is no string, is empty, holds ``/`` (which h5ad and zarr cannot read back), or is taken.
+        If the key is no string, is empty, contains ``/`` (which h5ad and zarr cannot read back), or is taken.
 
     Examples
     --------

@@ -257,6 +257,18 @@ def test_a_method_that_lacks_a_seed_is_compared_on_the_other_one():
     assert result["positive_seeds"] == 1
 
 
+def test_every_perturbation_counts_once_whatever_its_cell_types_and_seeds():
+    """Mean over seeds, then over cell types, then over perturbations: (((1 + 3) / 2 + 5) / 2 + 0.5) / 2 = 2."""
+    cells = [("P", "a", 0, 1.0), ("P", "a", 1, 3.0), ("P", "b", 0, 5.0), ("Q", "a", 0, 0.5)]
+    rows = [(method, *cell, shift) for method, shift in (("new", 1.0), ("mean shift", 0.0)) for cell in cells]
+    scores = pd.DataFrame(rows, columns=["method", "perturbation", "cell_type", "seed", "score", "shift"])
+    scores["value"] = scores["score"] * scores["shift"]
+    scores = scores.assign(kind="method", truth="half", metric="mse", direction="lower", best=0.0)
+    result = summary(scores).set_index("method").loc["new"]
+    assert result["mean"] == pytest.approx(2)
+    assert result["difference"] == pytest.approx(2)
+
+
 def test_a_summary_of_nothing_is_refused():
     with pytest.raises(ValueError, match="is empty"):
         summary(table()[:0])

@@ -1,5 +1,7 @@
 """Are cells, conditions and splits what the labels say?"""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,20 @@ def test_held_out_genes_are_out_everywhere_combinations_included():
         }
         assert len(tested) == 9
         assert tested.isdisjoint(trained)
+
+
+def test_a_combination_of_a_test_gene_and_a_validation_gene_is_tested():
+    """Validation conditions choose the weights, so none of them may contain a gene of the test set."""
+    genes = [f"g{i:02d}" for i in range(30)]
+    table = named(combinations=[f"{a}+{b}" for a, b in combinations(genes, 2)])
+    labels = draw_split(table, holdout="perturbation", test_fraction=0.3, val_fraction=0.3, seed=0)
+    of = dict(zip(table["perturbation"], labels, strict=True))
+    met = set()
+    for a, b in combinations(genes, 2):
+        both = {of[a], of[b]}
+        met.add(frozenset(both))
+        assert of[f"{a}+{b}"] == next(split for split in ("test", "val", "train") if split in both)
+    assert frozenset({"test", "val"}) in met
 
 
 def test_held_out_cell_type():

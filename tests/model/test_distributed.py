@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ptrag_sc
+
 SCRIPT = """
 import json, os, sys, torch, scvi, ptrag_sc
 from screens import KEYS, SMALL, TRAIN, make_screen
@@ -35,7 +37,8 @@ torch.save((model.module.state_dict(), drawn), os.path.join(sys.argv[1], os.envi
 def test_two_processes_share_the_conditions(tmp_path, options):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    folders = Path(__file__).parents[1], Path(ptrag_sc.__file__).parents[1]  # the package that is tested here
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), json.dumps(options)]
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
     (first, drawn_first), (second, drawn_second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -21,7 +21,7 @@ from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._trainer import KeepBest
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 from ptrag_sc.nn import Refined, energy_distance
-from ptrag_sc.retrieval import Candidates, Spoken, fit_ridge, view_memory
+from ptrag_sc.retrieval import Evidence, Recall, fit_ridge, view_memory
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -62,6 +62,28 @@ def test_the_trained_model_is_trained(screen, trained):
     assert all(not torch.equal(before[name], trained.module.get_parameter(name)) for name in of_generator)
 
 
+def test_the_memory_does_not_learn_from_the_loss_of_the_generator(screen, monkeypatch):
+    """Its weights follow from what it recalls: together with the generator it would learn that it is not needed."""
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
+    weights = [p for name, p in model.module.refiner.named_parameters() if not name.startswith("value")]
+    loss, reached = model.module.loss, {"generated": [], "recalled": []}
+
+    def watched(tensors, inferred, generated):
+        if model.module.training:
+            for name, found in reached.items():
+                gradients = torch.autograd.grad(
+                    generated[name].square().sum(), weights, retain_graph=True, allow_unused=True
+                )
+                found.append(any(g is not None and bool(g.any()) for g in gradients))
+        return loss(tensors, inferred, generated)
+
+    monkeypatch.setattr(model.module, "loss", watched)
+    model.train(2, **TRAIN)
+    assert all(reached["recalled"])
+    assert not any(reached["generated"])
+    assert len(reached["generated"]) > 0
+
+
 def test_a_loss_that_is_not_finite_is_never_kept(screen):
     plan = plan_of(screen)
     start = np.full((1, 4, 11), 2.0)
@@ -89,14 +111,15 @@ def test_an_untrained_model_answers_with_what_was_observed(screen):
         for row in part.itertuples():
             k = names.index(row.candidate)
             if row.candidate == query:
-                share, view = model.module.mapped_share, model.view(read_screen(screen, ScreenKeys.of(screen)))
-                own = (1 - share) * memory.low[k, 1 - t] + share * view.mapped[t, k]
+                share, data = model.module.mapped_share, read_screen(screen, ScreenKeys.of(screen))
+                mapped = model.view(data, mapped_share=1.0).own[t, k]
+                own = (1 - share) * memory.entries[k, 1 - t] + share * mapped
                 shift += row.weight * own @ memory.directions
             elif row.candidate in query.split("+"):
-                entry = memory.low[k, t if memory.n_cells[k, t] > 0 else 1 - t] @ memory.directions
+                entry = memory.entries[k, t if memory.n_cells[k, t] > 0 else 1 - t] @ memory.directions
                 shift += row.weight * (entry + memory.mean[t] @ memory.directions.T @ memory.directions / 2)
             else:
-                shift += row.weight * memory.low[k, t] @ memory.directions
+                shift += row.weight * memory.entries[k, t] @ memory.directions
         cells = predicted[(predicted.obs["gene"] == query) & (predicted.obs["line"] == line)]
         controls = screen[cells.obs["ptrag_source"].to_numpy()].X.toarray()
         np.testing.assert_allclose(cells.X - controls, np.tile(shift, (len(cells), 1)), atol=1e-5)
@@ -160,8 +183,8 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
 
 def plan_of(screen):
     model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
-    queries = model.queries(tuple(model.candidates_), None, view=model.view(read_screen(screen, ScreenKeys.of(screen))))
-    plan = PTRAGTrainingPlan(model.module, queries=queries)
+    view = model.view(read_screen(screen, ScreenKeys.of(screen)))
+    plan = PTRAGTrainingPlan(model.module, table=model.query_table(tuple(model.candidates_), None, view=view))
     plan._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor))
     return plan
 
@@ -238,34 +261,33 @@ def test_held_out_cells_reach_nothing(screen, trained):
     np.testing.assert_array_equal(trained.predict(screen, **asked).X, other.predict(screen, **asked).X)
 
 
-def test_a_training_condition_is_not_told_its_own_cells(screen, trained):
+def test_the_recall_of_a_training_condition_does_not_hold_its_own_cells(screen, trained):
     """With means, directions and shrinkage as they were: what is retrieved for a condition does not know its cells."""
     memory, labels = trained.module.memory, tuple(trained.candidates_)
-    view = read_screen(screen, ScreenKeys.of(screen))
+    data = read_screen(screen, ScreenKeys.of(screen))
     p, t = 2, 1
-    before = {name: getattr(memory, name).clone() for name in ("low",)}
-    told = []
+    before, found = memory.entries.clone(), []
     for added in (0.0, 5.0):
-        for name in before:
-            getattr(trained.module, f"memory_{name}")[p, t] += added
-        query, cell_type = torch.tensor([p + 1]), torch.tensor([t])
-        told.append(trained.prepare(labels, None, view).take(trained.module, query, cell_type))
-    for name, tensor in before.items():
-        getattr(trained.module, f"memory_{name}").copy_(tensor)
-    assert torch.equal(told[0].candidates.indices, told[1].candidates.indices)
-    assert torch.equal(told[0].told.low, told[1].told.low)
-    assert torch.equal(told[0].keys, told[1].keys)
+        trained.module.memory_entries[p, t] += added
+        found.append(trained.prepare(labels, None, data).recall(torch.tensor([p + 1]), torch.tensor([t])))
+    trained.module.memory_entries.copy_(before)
+    assert found[0].own.present.any() and found[0].neighbours.present.any()
+    for first, second in zip(found[0].kinds, found[1].kinds, strict=True):
+        for name, tensor in first._asdict().items():
+            torch.testing.assert_close(tensor, getattr(second, name), rtol=0, atol=0, equal_nan=True, msg=name)
+    assert torch.equal(found[0].mean, found[1].mean)
 
 
 def test_nor_is_the_map_of_its_response_between_cell_types(screen, trained, monkeypatch):
     """With the penalty as it was: the map is learned from the other perturbations."""
-    monkeypatch.setattr("ptrag_sc.retrieval._response_memory.fit_ridge", partial(fit_ridge, penalties=(1.0,)))
+    monkeypatch.setattr("ptrag_sc.retrieval._view.fit_ridge", partial(fit_ridge, penalties=(1.0,)))
     memory = trained.module.memory
     p, t = (memory.n_cells > 0).all(1).nonzero()[0].item(), 1
-    changed = memory.low.clone()
+    changed = memory.entries.clone()
     changed[p, t] += 5.0
     before, after = (
-        view_memory(m, torch.arange(len(m.mean)), m.controls).mapped for m in (memory, memory._replace(low=changed))
+        view_memory(m, torch.arange(len(m.mean)), m.controls, 1.0).own
+        for m in (memory, memory._replace(entries=changed))
     )
     np.testing.assert_allclose(before[t, p], after[t, p], atol=1e-5)
     others = np.delete(np.arange(len(changed)), p)
@@ -331,9 +353,9 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     np.testing.assert_allclose(alone, among.loc[alone.index], atol=1e-5)
     one, two = np.ones(1, dtype=int), np.ones((1, 3), dtype=int)
     sets = SimpleNamespace(target=two, target_mask=two.astype(bool), query=one, cell_type=0 * one, ordinal=one)
-    noise, more = (gate_noise(sets, ("G0",), np.array(["K562"]), 5 + n, n_parts=n, seed=3) for n in (0, 2))
+    noise, more = (gate_noise(sets, ("G0",), np.array(["K562"]), [1, n, 4], seed=3) for n in (0, 2))
     assert torch.equal(noise, more[..., [0, 3, 4, 5, 6]])
-    three = gate_noise(sets, ("G0",), np.array(["K562"]), 8, n_parts=3, seed=3)  # beside a combination of three
+    three = gate_noise(sets, ("G0",), np.array(["K562"]), [1, 3, 4], seed=3)  # beside a combination of three
     assert torch.equal(more, three[..., [0, 1, 2, 4, 5, 6, 7]])
 
 
@@ -382,11 +404,12 @@ def test_every_share_is_validated_as_the_prediction_with_that_share(screen):
     mask[..., :2] = True
     tensors = {"control_mask": mask[0], "target_mask": mask[1], "control_cells": control, "target_cells": target}
     present = torch.ones(3, 5, dtype=torch.bool)
-    candidates = Candidates(present.long(), present, present[..., None].float())
+    neighbours = Evidence(present.long(), present, torch.zeros(3, 5, 2), torch.zeros(3, 5, 7))
+    nothing = Evidence(*(field[:, :0] for field in neighbours))
     gates = torch.ones(3, 6, 5)
     mean_shift = torch.randn(3, 30, generator=rng)
-    inferred = {"candidates": candidates, "refined": Refined(control, gates, gates)}
-    inferred["spoken"] = Spoken(mean_shift, None, gates)
+    recall = Recall(torch.zeros(3, 4), mean_shift, nothing, nothing, neighbours)
+    inferred = {"recall": recall, "refined": Refined(control, gates, gates)}
     found = module.loss(tensors, inferred, {"generated": generated, "recalled": recalled}).extra_metrics
     for i, share in enumerate(SHARES):
         mixed = share * recalled + (1 - share) * generated

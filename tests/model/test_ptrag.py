@@ -132,7 +132,7 @@ def test_annotated_predictions_do_not_depend_on_row_order(trained):
 
 def test_seeds_sample_gates_and_none_is_deterministic(screen):
     model = train_small(screen)
-    torch.nn.init.constant_(model.module.refiner.scorer.out.bias, 0.0)  # gates that noise decides
+    torch.nn.init.constant_(model.module.refiner.gates.scorer.out.bias, 0.0)  # gates that noise decides
     fixed = [predictions(model, screen) for _ in range(2)]
     assert np.array_equal(*fixed)
     sampled = [predictions(model, screen, seed=seed) for seed in (1, 1, 2)]

@@ -19,7 +19,6 @@ from ptrag_sc.data import CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
-from ptrag_sc.retrieval import distinct_rows
 from screens import KEYS, SMALL, TRAIN, make_screen
 
 
@@ -75,7 +74,9 @@ print(json.dumps(losses))
 
 def compiled_runs(compile_kwargs, retrievals):
     """Pairs (eager, compiled) of losses and predictions; in a process of its own, without checks of shapes."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))}
+    here = Path(__file__)
+    folders = here.parents[0], here.parents[1], Path(ptrag_sc.__file__).parents[1]  # the package that is tested here
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, json.dumps(compile_kwargs), ",".join(retrievals)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,7 +108,7 @@ def plan_and_batch(adata, **options):
     model = ptrag_sc.PTRAG(adata, **SMALL, **options)
     screen = model.read(adata)
     labels, train, _ = training_sets(screen.index, model.split_, set_size=12, batch_size=16, seed=0)
-    plan = PTRAGTrainingPlan(model.module, queries=model.queries(labels, None))
+    plan = PTRAGTrainingPlan(model.module, table=model.query_table(labels, None))
     batch = CellSetDataset(screen.reader, with_target=True)[next(iter(train))]
     return model, plan, batch
 
@@ -116,7 +117,7 @@ def plan_and_batch(adata, **options):
 def test_a_step_never_waits_for_the_device(retrieval):
     """Fake tensors have no values: whatever needs one on the host raises."""
     *_, plan, batch = plan_and_batch(make_screen(), retrieval=retrieval)
-    batch = plan.number_perturbations(batch)
+    batch = plan.table.numbered(batch)
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     for module in plan.modules():
         for name, p in module._parameters.items():
@@ -125,6 +126,10 @@ def test_a_step_never_waits_for_the_device(retrieval):
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = mode.from_tensor(b)
+    table = plan.table
+    neighbours = type(table.neighbours)(*map(mode.from_tensor, table.neighbours))
+    fields = {name: mode.from_tensor(getattr(table, name)) for name in ("vectors", "row", "components")}
+    plan.table = table._replace(**fields, neighbours=neighbours)
     with mode:
         _, _, output = plan.forward({name: mode.from_tensor(x) for name, x in batch.items()})
         output.loss.backward()
@@ -133,28 +138,26 @@ def test_a_step_never_waits_for_the_device(retrieval):
             output.loss.item()  # the guard guards
 
 
-def test_every_perturbation_of_a_step_is_encoded_once():
+def test_every_candidate_of_a_step_is_encoded_once():
     model, plan, batch = plan_and_batch(make_screen())
     seen = []
     model.module.encode_embedding.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    prepared = plan.number_perturbations(batch)
+    prepared = plan.table.numbered(batch)
     plan.forward(prepared)
-    distinct = np.unique(batch["query"])
-    found = plan.query_indices[torch.as_tensor(distinct)]
-    assert seen == [len(distinct), len(np.unique(found))]
-    assert len(distinct) < len(batch["query"])  # the mini-batch holds some perturbation in two cell types
-    np.testing.assert_array_equal(distinct[prepared["query"]], batch["query"])
+    found = plan.table.neighbours.take(batch["query"]).rows
+    assert sorted(seen) == sorted([len(batch["query"]), len(np.unique(found))])  # queries, and distinct candidates
+    assert len(np.unique(found)) < found.numel()  # the sets of the mini-batch share candidates
 
 
-def test_every_perturbation_of_a_call_is_encoded_once():
+def test_every_candidate_of_a_call_is_encoded_once():
     adata = make_screen()
     model, *_ = plan_and_batch(adata)
     seen = []
     model.module.encode_embedding.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     model._prediction_batch_size = 2
     model.predict(adata, perturbations=["G0", "G1"])
-    queries = model.queries(("G0", "G1"), None)
-    assert seen == [3, len(distinct_rows(queries.candidates.indices)[0])]  # the control and two queries
+    assert seen[0] == len(model.candidates_)
+    assert all(n_queries <= 2 for n_queries in seen[1:])  # those of a mini-batch
 
 
 def test_unusable_data_devices_are_refused(tmp_path):
@@ -181,7 +184,7 @@ def test_no_step_on_a_gpu_waits(retrieval):
     matrix, rows = DeviceMatrix(model.read(model.adata).reader, device), np.arange(20)
     plan = plan.to(device)
     optimizer = torch.optim.AdamW(plan.parameters())
-    prepared = {name: x.pin_memory() for name, x in plan.number_perturbations(batch).items()}
+    prepared = {name: x.pin_memory() for name, x in plan.table.numbered(batch).items()}
     matrix.rows(rows)  # the first call sets up the device
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ptrag_sc.nn import LOSSES, energy_distance, published_energy_distance
+from ptrag_sc.nn import LOSSES, energy_distance, mean_distance
 from ptrag_sc.nn import _losses as losses
 
 
@@ -28,14 +28,6 @@ def test_equals_slow_version_on_the_real_cells_only():
     x, y, x_mask, y_mask = sets(0)
     expected = [slow_energy_distance(x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()) for b in range(2)]
     np.testing.assert_allclose(energy_distance(x, y, x_mask, y_mask), expected, rtol=1e-10)
-
-
-def test_published_form_is_half_of_the_biased_statistic():
-    x, y, x_mask, y_mask = sets(0)
-    for b, value in enumerate(published_energy_distance(x, y, x_mask, y_mask)):
-        one, other = x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()
-        slow = cdist(one, other).mean() - cdist(one, one).mean() / 2 - cdist(other, other).mean() / 2
-        np.testing.assert_allclose(value, slow, rtol=1e-10)
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch):
@@ -88,12 +80,11 @@ def test_coincident_cells_give_a_finite_gradient():
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("distance", [energy_distance, published_energy_distance])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_value_that_is_not_finite_is_no_good_distance(distance, value):
+def test_a_value_that_is_not_finite_is_no_good_distance(value):
     x, y, mask = torch.randn(2, 5, 3), torch.randn(2, 6, 3), torch.ones(2, 6, dtype=torch.bool)
     x[0, 2, 1] = value
-    found = distance(x, y, mask[:, :5], mask)
+    found = energy_distance(x, y, mask[:, :5], mask)
     assert not found[0].isfinite()
     assert found[1].isfinite()
 
@@ -111,3 +102,20 @@ def test_every_loss_is_lower_for_the_right_population(name):
     _x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
     near, far = (LOSSES[name](y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
     assert near < far
+
+
+def test_the_distance_of_a_mean_is_in_units_of_the_unbiased_spread_of_the_real_cells():
+    x, y, _, mask = sets(7, m=(3, 2))
+    mean = x[:, 0]
+    y[~mask] = 99.0  # padding
+    for b, value in enumerate(mean_distance(mean, y, mask)):
+        cells = y[b][mask[b]].numpy()
+        apart = np.square(mean[b].numpy() - cells.mean(0)).sum()
+        np.testing.assert_allclose(value, apart / np.sqrt(2 * cells.var(0, ddof=1).sum()), rtol=1e-5)
+
+
+def test_the_distance_of_a_mean_from_one_cell_or_equal_cells_is_finite():
+    y, mask = torch.ones(2, 3, 4), torch.tensor([[True, False, False], [True, True, True]])
+    values = mean_distance(torch.full((2, 4), 1.5), y, mask)
+    assert values.isfinite().all()
+    assert (values > 0).all()

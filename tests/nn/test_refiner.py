@@ -11,7 +11,7 @@ from ptrag_sc.nn import Refiner, logistic_noise, normalised_weights, straight_th
 
 def test_every_gate_is_open_before_training():
     refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.1, candidate_dropout=0.0)
-    logits = refiner.scorer(torch.randn(2, 5, 8), torch.randn(2, 8), torch.randn(2, 3, 8))
+    logits = refiner.gates.scorer(torch.randn(2, 5, 8), torch.randn(2, 8), torch.randn(2, 3, 8))
     assert torch.equal(logits, torch.full((2, 5, 3, 1), 4.0))
 
 
@@ -56,7 +56,7 @@ def test_weights_equal_the_slow_version_and_survive_large_scores():
 def test_no_candidate_gives_zero_context_and_finite_gradients(case):
     torch.manual_seed(0)
     refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0).eval()
-    nn.init.constant_(refiner.scorer.out.bias, -4.0)
+    nn.init.constant_(refiner.gates.scorer.out.bias, -4.0)
     present = torch.full((2, 3), case == "nothing open")
     keys = torch.randn(2, 3, 8, requires_grad=True)
     refined = refiner(torch.randn(2, 4, 8), torch.randn(2, 8), keys, present, torch.rand(2, 3, 1))
@@ -65,7 +65,7 @@ def test_no_candidate_gives_zero_context_and_finite_gradients(case):
     refined.context.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in refiner.parameters() if p.grad is not None)
     # Where candidates are there but closed, the gradient can open them again.
-    moved = float(refiner.scorer.out.bias.grad.abs().sum()) > 0
+    moved = float(refiner.gates.scorer.out.bias.grad.abs().sum()) > 0
     assert moved == (case == "nothing open")
 
 
@@ -92,7 +92,7 @@ def test_attention_keeps_all_candidates_with_softmax_weights():
 def test_a_cell_does_not_depend_on_its_batch_mates():
     torch.manual_seed(0)
     refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0).eval()
-    for parameter in refiner.scorer.parameters():
+    for parameter in refiner.gates.scorer.parameters():
         nn.init.normal_(parameter)
     cells, query, keys = torch.randn(4, 5, 8), torch.randn(4, 8), torch.randn(4, 6, 8)
     present, similarity = torch.ones(4, 6, dtype=torch.bool), torch.rand(4, 6, 1)
@@ -107,7 +107,7 @@ def test_a_cell_does_not_depend_on_its_batch_mates():
 def test_deterministic_in_evaluation_and_random_in_training():
     torch.manual_seed(0)
     refiner = Refiner(8, gated=True, temperature=0.5, dropout=0.0, candidate_dropout=0.0)
-    nn.init.zeros_(refiner.scorer.out.bias)
+    nn.init.zeros_(refiner.gates.scorer.out.bias)
     cells, query, keys = torch.randn(2, 16, 8), torch.randn(2, 8), torch.randn(2, 6, 8)
     inputs = cells, query, keys, torch.ones(2, 6, dtype=torch.bool), torch.rand(2, 6, 1)
     assert not torch.equal(refiner(*inputs).gates, refiner(*inputs).gates)

@@ -7,32 +7,32 @@ import pandas as pd
 import pytest
 import torch
 
-from ptrag_sc.retrieval import cell_type_specificity, expected_jaccard, random_candidates, shuffled_names
+from ptrag_sc.retrieval import cell_type_specificity, expected_jaccard, random_neighbours, shuffled_names
 
 
 def unit(n, d, seed=0):
     return torch.nn.functional.normalize(torch.as_tensor(np.random.default_rng(seed).normal(size=(n, d))), dim=1)
 
 
-def test_random_candidates_are_distinct_never_the_query_and_uniform():
+def test_random_neighbours_are_distinct_never_the_query_and_uniform():
     table = unit(9, 4)
     own = torch.tensor([3] * 4000)
-    drawn = random_candidates(table[own], table, own, 4, np.arange(4000))
-    assert all(len(set(row)) == 4 and 3 not in row for row in drawn.indices.tolist())
-    share = np.bincount(drawn.indices.numpy().ravel(), minlength=9)[[0, 1, 2, 4, 5, 6, 7, 8]] / 4000
+    drawn = random_neighbours(table[own], table, own, 4, np.arange(4000))
+    assert all(len(set(row)) == 4 and 3 not in row for row in drawn.rows.tolist())
+    share = np.bincount(drawn.rows.numpy().ravel(), minlength=9)[[0, 1, 2, 4, 5, 6, 7, 8]] / 4000
     np.testing.assert_allclose(share, 0.5, atol=0.03)
-    cosine = (table[drawn.indices] @ table[3]).numpy()
+    cosine = (table[drawn.rows] @ table[3]).numpy()
     np.testing.assert_allclose(drawn.similarity[..., 0], cosine)
     assert (np.diff(cosine, axis=1) <= 0).all()
 
 
 def test_a_draw_depends_on_the_query_only():
     table, own = unit(9, 4), torch.tensor([3, -1, 0])
-    together = random_candidates(table[[3, 1, 0]], table, own, 8, np.array([5, 6, 7]))
-    alone = random_candidates(table[[0]], table, own[2:], 8, np.array([7]))
-    assert torch.equal(together.indices[2], alone.indices[0])
+    together = random_neighbours(table[[3, 1, 0]], table, own, 8, np.array([5, 6, 7]))
+    alone = random_neighbours(table[[0]], table, own[2:], 8, np.array([7]))
+    assert torch.equal(together.rows[2], alone.rows[0])
     assert together.present.all()
-    more = random_candidates(table[[0]], table, own[2:], 9, np.array([7]))
+    more = random_neighbours(table[[0]], table, own[2:], 9, np.array([7]))
     assert more.present.sum() == 8  # nine slots, eight others
     assert more.similarity[0, 8, 0] == 0
 

@@ -5,19 +5,19 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ptrag_sc.data import Shifts, Spread
+from ptrag_sc.data import ROLES, Shifts, Spread
 from ptrag_sc.retrieval import (
-    Candidates,
+    Neighbours,
     between_perturbations,
     build_memory,
-    memory_candidates,
+    make_query_table,
+    memory_neighbours,
     shrink,
-    tell,
     view_memory,
 )
-from ptrag_sc.retrieval._response_memory import _mapped
 from ptrag_sc.retrieval._ridge import PENALTIES
-from ptrag_sc.retrieval._two_spaces import alternate
+from ptrag_sc.retrieval._spaces import alternate
+from ptrag_sc.retrieval._view import _mapped
 
 P, T, G, R, D = 7, 3, 11, 4, 5
 
@@ -69,23 +69,25 @@ def test_entries_are_shrunk_deviations_from_the_mean_of_their_cell_type():
             error = (numbers["spread"].variance[k] @ direction**2) * numbers["spread"].scale[rows]
             between = max(np.mean(deviation**2 - error), 0)
             assert float(memory.between[k, r]) == pytest.approx(between, abs=1e-6)
-            np.testing.assert_allclose(memory.low[p[rows], k, r], deviation * between / (between + error), atol=1e-6)
+            np.testing.assert_allclose(
+                memory.entries[p[rows], k, r], deviation * between / (between + error), atol=1e-6
+            )
     assert (memory.n_cells[p, t].numpy() == shifts.n_cells).all()
     assert (memory.n_cells > 0).sum() == len(p)
-    assert not memory.low[memory.n_cells == 0].any()
+    assert not memory.entries[memory.n_cells == 0].any()
 
 
 def test_a_cell_type_sees_its_own_entries_and_elsewhere_all_others():
     _, _, _, memory = make()
-    view = view_memory(memory, torch.arange(T), memory.controls)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
     for k in range(T):
         for q in range(P):
             assert bool(view.observed[k, q]) == bool(memory.n_cells[q, k] > 0)
-            others = [memory.low[q, j] for j in range(T) if j != k and memory.n_cells[q, j] > 0]
+            others = [memory.entries[q, j] for j in range(T) if j != k and memory.n_cells[q, j] > 0]
             expected = torch.stack(others).mean(0) if others else torch.zeros(R)
             torch.testing.assert_close(view.elsewhere[k, q], expected)
             assert bool(view.known[k, q]) == bool(expected.norm() > 1e-6)
-    torch.testing.assert_close(view.low.permute(1, 0, 2), memory.low)
+    torch.testing.assert_close(view.entries.permute(1, 0, 2), memory.entries)
 
 
 def test_what_responses_elsewhere_mean_here_is_learned_from_all_other_perturbations():
@@ -118,75 +120,115 @@ def test_with_next_to_nothing_in_both_a_response_means_what_it_is_elsewhere(n_bo
 def test_an_unknown_cell_type_sees_all_and_most_the_one_it_resembles():
     _, _, _, memory = make(missing=0.0)
     near = memory.controls[1] + 1e-4
-    view = view_memory(memory, torch.tensor([-1]), near[None])
-    torch.testing.assert_close(view.low[0], memory.low[:, 1], atol=1e-3, rtol=0)
+    view = view_memory(memory, torch.tensor([-1]), near[None], 0.0)
+    torch.testing.assert_close(view.entries[0], memory.entries[:, 1], atol=1e-3, rtol=0)
     torch.testing.assert_close(view.mean[0], memory.mean[1], atol=1e-3, rtol=0)
     assert bool(view.observed.all())
 
 
-def test_what_is_told_is_own_response_elsewhere_and_what_candidates_did_here():
+def unit_table(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(P, D, generator=generator), dim=1)
+
+
+def no_components(n_queries):
+    return torch.zeros(n_queries, 0, dtype=torch.long)
+
+
+def test_own_response_is_that_elsewhere_and_neighbours_give_what_they_did_here():
     _, _, _, memory = make()
-    view = view_memory(memory, torch.arange(T), memory.controls)
-    indices, present = torch.tensor([[2, 0, 5], [1, 3, 0]]), torch.tensor([[True, True, True], [False, True, False]])
-    told = tell(view, indices, present, torch.tensor([0, 2]), torch.tensor([True, False]), mapped=0.25, n_parts=0)
-    own = 0.75 * view.elsewhere[0, 2] + 0.25 * view.mapped[0, 2]
-    torch.testing.assert_close(told.low[0], torch.stack([own, memory.low[0, 0], memory.low[5, 0]]))
-    torch.testing.assert_close(told.low[1], torch.stack([torch.zeros(R), memory.low[3, 2], torch.zeros(R)]))
-    assert not told.mean[1].any() and not told.mean_low[1].any()
-    weights = torch.rand(2, 6, 3)
-    slow = torch.stack(
-        [
-            told.mean[b] + sum(weights[b, s, k] * told.low[b, k] @ memory.directions for k in range(3))
-            for b in range(2)
-            for s in range(6)
-        ]
-    ).view(2, 6, G)
-    for n_parts in (0, 2):
-        spoken, mask = told._replace(n_parts=n_parts).of(weights), torch.rand(2, 6) < 0.7
-        mask[:, 0] = True
-        start = spoken.start(memory.directions)
-        torch.testing.assert_close(start + spoken.others @ memory.directions, slow)
-        parts = weights[..., 1 : 1 + n_parts] @ told.low[:, 1 : 1 + n_parts] @ memory.directions
-        torch.testing.assert_close(start.expand_as(slow), told.mean[:, None] + parts)
-        mean = torch.stack([x[m].mean(0) for x, m in zip(slow, mask, strict=True)])
-        torch.testing.assert_close(spoken.average(mask, memory.directions), mean)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.25)
+    mapped = view_memory(memory, torch.arange(T), memory.controls, 1.0).own
+    table = make_query_table(unit_table(), unit_table(), torch.arange(P), 4, view=view, components=no_components(P))
+    for query in range(1, P + 1):
+        for t in range(T):
+            recall = table.recall(torch.tensor([query, 0]), torch.tensor([t, t]))
+            own = 0.75 * view.elsewhere[t, query - 1] + 0.25 * mapped[t, query - 1]
+            is_known = bool(view.known[t, query - 1])
+            assert bool(recall.own.present[0, 0]) == is_known
+            torch.testing.assert_close(recall.own.response[0, 0], own * is_known)
+            found = recall.neighbours
+            for k in found.present[0].nonzero().ravel().tolist():
+                torch.testing.assert_close(found.response[0, k], memory.entries[found.rows[0, k], t])
+            assert not found.response[0][~found.present[0]].any()
+            torch.testing.assert_close(recall.mean[0], memory.mean[t])
+            for kind in recall.kinds:  # the control recalls nothing
+                assert not kind.present[1].any()
+                assert not kind.response[1].any()
+            assert not recall.mean[1].any() and not recall.vectors[1].any()
+
+
+def test_weighted_responses_are_those_of_components_and_the_rest():
+    _, _, _, memory = make(missing=0.0)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    pairs = torch.tensor([[-1, -1]] * 5 + [[1, 2], [3, 4]])
+    table = make_query_table(unit_table(), unit_table(), torch.arange(P), 3, view=view, components=pairs)
+    recall = table.recall(torch.tensor([1, 6]), torch.tensor([0, 2]))
+    assert recall.sizes == [1, 2, 3]
+    assert [ROLES[i] for i in recall.role] == ["own", "component", "component", *["neighbour"] * 3]
+    weights = torch.rand(2, 6, 6)
+    of_components, rest = recall.weighted(weights)
+    joined = recall.joined
+    for b in range(2):
+        for s in range(6):
+            each = [w * response for w, response in zip(weights[b, s], joined.response[b], strict=True)]
+            torch.testing.assert_close(of_components[b, s], each[1] + each[2])
+            torch.testing.assert_close(rest[b, s], each[0] + each[3] + each[4] + each[5])
+
+
+def test_a_mini_batch_is_numbered_by_the_distinct_rows_of_its_sets():
+    _, _, _, memory = make()
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    pairs = torch.tensor([[-1, -1]] * 6 + [[1, 2]])
+    for options in ({}, {"view": view, "components": pairs}):
+        table = make_query_table(unit_table(), unit_table(), torch.arange(P), 3, **options)
+        batch = {"query": torch.tensor([0, 7, 2, 7]), "cell_type": torch.tensor([1, 0, 2, 2])}
+        numbered = table.numbered(batch)
+        recall = table.recall(batch["query"], batch["cell_type"])
+        assert numbered["rows"].tolist() == sorted(set(recall.joined.rows.ravel().tolist()))
+        assert torch.equal(numbered["rows"][numbered["slots"]], recall.joined.rows)
 
 
 def test_the_shifts_of_components_add_up():
     """With weight 1: mean shift + what both say = shift of A + shift of B, where either was observed."""
     *_, memory = make(missing=0.4)
-    view = view_memory(memory, torch.arange(T), memory.controls)
-    table = torch.nn.functional.normalize(torch.randn(P, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    vectors = unit_table()
     pairs = torch.tensor([[1, 2], [3, 6], [2, -1], [-1, -1]])
-    found = memory_candidates(table[:4], table, torch.full((4,), -1), 3, view, parts=pairs)
+    table = make_query_table(vectors[:4], vectors, torch.full((4,), -1), 3, view=view, components=pairs)
     kinds = set()
     for q in range(4):
         for v in range(T):
-            row = found.take(torch.tensor([q * T + v]))
+            recall = table.recall(torch.tensor([q + 1]), torch.tensor([v]))
             real = [k for k in pairs[q].tolist() if k >= 0]
-            assert row.present[0, 1:3].tolist() == [k >= 0 for k in pairs[q].tolist()]
-            assert row.similarity[0, :3].isnan().all()
-            assert not set(real) & set(row.indices[0, 3:][row.present[0, 3:]].tolist())
-            told = tell(view, row.indices, row.present, torch.tensor([v]), torch.tensor([True]), mapped=0.0, n_parts=2)
+            assert recall.components.present[0].tolist() == [k >= 0 for k in pairs[q].tolist()]
+            assert recall.components.similarity.isnan().all()
+            assert recall.own.similarity.isnan().all()
+            assert not set(real) & set(recall.neighbours.rows[0][recall.neighbours.present[0]].tolist())
             expected = torch.zeros(R)
             for k in real:
                 here = memory.n_cells[k, v] > 0
                 kinds.add(bool(here))
-                expected = expected + view.mean_low[v] + (memory.low[k, v] if here else view.elsewhere[v, k])
+                expected = expected + view.mean_low[v] + (memory.entries[k, v] if here else view.elsewhere[v, k])
             if real:
-                torch.testing.assert_close(view.mean_low[v] + told.low[0, 1:3].sum(0), expected)
+                torch.testing.assert_close(view.mean_low[v] + recall.components.response[0].sum(0), expected)
             else:
-                assert not told.low[0, :3].any()
+                assert not recall.components.response.any()
     assert kinds == {True, False}
 
 
 def test_components_that_no_cell_type_observed_are_not_added():
     _, _, _, memory = make()
-    memory.n_cells[4], memory.low[4] = 0, 0.0
-    view = view_memory(memory, torch.arange(T), memory.controls)
-    parts = torch.tensor([[1, 4]])
-    found = memory_candidates(torch.eye(P)[:1], torch.eye(P), torch.tensor([-1]), 3, view, parts=parts)
-    assert not found.present[:, 1:3].any() and (found.indices[:, 1:3] == 0).all()
+    memory.n_cells[4] = 0
+    memory.entries[4] = 0.0
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    table = make_query_table(
+        torch.eye(P)[:1], torch.eye(P), torch.tensor([-1]), 3, view=view, components=torch.tensor([[1, 4]])
+    )
+    for t in range(T):
+        components = table.recall(torch.tensor([1]), torch.tensor([t])).components
+        assert not components.present.any()
+        assert not components.rows.any() and not components.response.any()
 
 
 def test_rankings_are_taken_in_turns_until_enough_are_distinct():
@@ -201,35 +243,32 @@ def test_rankings_are_taken_in_turns_until_enough_are_distinct():
                 if there[k] and names[k] not in wanted and len(wanted) < n:
                     wanted.append(int(names[k]))
         both = [
-            Candidates(torch.from_numpy(names)[None], torch.from_numpy(there)[None], torch.zeros(1, n, 1))
+            Neighbours(torch.from_numpy(names)[None], torch.from_numpy(there)[None], torch.zeros(1, n, 1))
             for names, there in zip(lists, filled, strict=True)
         ]
-        indices, present = alternate(*both, n)
-        assert indices[0][present[0]].tolist() == wanted
+        rows, present = alternate(*both, n)
+        assert rows[0][present[0]].tolist() == wanted
         assert present[0].tolist() == [True] * len(wanted) + [False] * (n - len(wanted))
 
 
 @pytest.mark.parametrize("random", [False, True])
-def test_slots_hold_the_query_elsewhere_and_others_that_were_observed_here(random):
+def test_neighbours_are_others_that_were_observed_here(random):
     _, _, _, memory = make(3)
-    view = view_memory(memory, torch.arange(T), memory.controls)
-    table = torch.nn.functional.normalize(torch.randn(P, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    table = unit_table()
     own = torch.tensor([*range(P), -1])
     vectors = torch.cat([table, table[:1] * 0.5 + table[1:2]])
     keys = np.arange(P + 1) if random else None
-    found = memory_candidates(vectors, table, own, 4, view, parts=own.new_zeros(P + 1, 0), random_keys=keys)
+    found = memory_neighbours(vectors, table, own, 4, view, components=no_components(P + 1), random_keys=keys)
     for q in range(P + 1):
         for v in range(T):
-            indices, present, similarity = (x[q * T + v] for x in found)
+            rows, present, similarity = (x[q * T + v] for x in found)
             has_own = q < P and bool(view.known[v, q])
-            assert bool(present[0]) == has_own
-            assert not has_own or int(indices[0]) == q
-            assert similarity[0].isnan().all()
             allowed = {k for k in range(P) if memory.n_cells[k, v] > 0 and k != q}
-            chosen = indices[1:][present[1:]].tolist()
+            chosen = rows[present].tolist()
             assert len(set(chosen)) == len(chosen) == min(4, len(allowed))
             assert set(chosen) <= allowed
-            for k, (text, response) in zip(chosen, similarity[1:][present[1:]], strict=True):
+            for k, (text, response) in zip(chosen, similarity[present], strict=True):
                 assert float(text) == pytest.approx(float(table[k] @ vectors[q]), abs=1e-6)
                 if not has_own or not view.known[v, k]:
                     assert response.isnan()
@@ -240,12 +279,12 @@ def test_slots_hold_the_query_elsewhere_and_others_that_were_observed_here(rando
                 assert chosen[0] == max(allowed, key=lambda k: float(table[k] @ vectors[q]))
 
 
-def test_an_empty_slot_says_nothing_of_what_is_known_of_the_query():
-    """As MemoryRefiner asks whether any slot knows the query's response: an empty one must not seem to."""
+def test_an_empty_place_is_not_taken_for_a_known_response():
+    """MemoryRefiner asks whether any place knows the query's response: an empty one must not seem to."""
     _, _, _, memory = make(missing=0.0)
-    view, table = view_memory(memory, torch.arange(T), memory.controls), torch.randn(P, 4)
-    parts = torch.full((2, 0), -1)
-    found = memory_candidates(table[:2], table, torch.full((2,), -1), P + 3, view, parts=parts)
+    view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
+    table = torch.randn(P, 4)
+    found = memory_neighbours(table[:2], table, torch.full((2,), -1), P + 3, view, components=no_components(2))
     assert (~found.present).any(1).all()
     assert found.similarity[..., 1].isnan().all()
-    assert not found.similarity[:, 1:, 0][~found.present[:, 1:]].any()
+    assert not found.similarity[..., 0][~found.present].any()

@@ -11,10 +11,10 @@ class Additive(Baseline):
     r"""Control cells plus an effect of the cell type and an effect of the perturbation.
 
     :math:`s_{p,t} = \mu + a_t + b_p`, fitted by least squares to the shifts of the training conditions (the two-way
-    layout without interaction, Yates 1934); the :math:`a_t` of cell types that share perturbations sum to zero, and
-    that of a cell type without training data is zero. A perturbation that is in no training condition takes the mean
-    training shift of the cell type. A combination that is in none is the sum of its genes' predicted shifts, if each
-    gene is in one (the additive model of Ahlmann-Eltze et al. 2025).
+    layout without interaction, Yates 1934). The :math:`a_t` of cell types that share perturbations sum to zero, and
+    the :math:`a_t` of a cell type without training data is zero. If a perturbation occurs in no training condition,
+    the mean training shift of the cell type is predicted instead. If a combination occurs in none but each of its
+    genes does, the sum of the genes' predicted shifts is predicted (the additive model of Ahlmann-Eltze et al. 2025).
 
     Parameters
     ----------
@@ -35,25 +35,29 @@ class Additive(Baseline):
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.of_type_, self.overall_ = mean_by_cell_type(conditions, shifts)
-        types, type_means = mean_by(conditions["cell_type"], shifts)
-        names, name_means = mean_by(conditions["perturbation"], shifts)
-        measured = pd.crosstab(conditions["perturbation"].astype(str), conditions["cell_type"].astype(str))
-        measured = measured.loc[names, types].to_numpy(dtype=float)
+        types, type_means = mean_by(conditions["cell_type"], shifts)  # (T,), (T, G)
+        names, name_means = mean_by(conditions["perturbation"], shifts)  # (P,), (P, G)
+        counts = pd.crosstab(conditions["perturbation"].astype(str), conditions["cell_type"].astype(str))
+        measured = counts.loc[names, types].to_numpy(dtype=float)  # (P, T), 1 if the condition is in training
         # The perturbations are eliminated from the normal equations: what is left has one row per cell type, whatever
         # the number of perturbations. Its minimum-norm solution is the one whose effects sum to zero.
-        share = measured / measured.sum(1, keepdims=True)
-        system = np.diag(measured.sum(0)) - measured.T @ share
-        effects = np.linalg.pinv(system, hermitian=True) @ (
-            measured.sum(0)[:, None] * type_means - measured.T @ name_means
-        )
+        share = measured / measured.sum(1, keepdims=True)  # (P, T)
+        system = np.diag(measured.sum(0)) - measured.T @ share  # (T, T)
+        constants = measured.sum(0)[:, None] * type_means - measured.T @ name_means  # (T, G)
+        effects = np.linalg.pinv(system, hermitian=True) @ constants  # (T, G)
         self.type_effects_ = dict(zip(types, effects, strict=True))
         self.perturbation_effects_ = dict(zip(names, name_means - share @ effects, strict=True))
 
-    def _shift(self, label, vector, cell_type):
-        of_type = self.type_effects_.get(cell_type, 0.0)
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
+        no_effect = np.zeros_like(self.overall_)
+        of_type = self.type_effects_.get(cell_type, no_effect)  # (G,)
 
         def single(name: str) -> np.ndarray | None:
-            return self.perturbation_effects_[name] + of_type if name in self.perturbation_effects_ else None
+            if name not in self.perturbation_effects_:
+                return None
+            return self.perturbation_effects_[name] + of_type
 
         shift = own_or_sum(label, self.keys_.sep, single)
-        return Answer(self.of_type_.get(cell_type, self.overall_) if shift is None else shift)
+        if shift is None:
+            shift = self.of_type_.get(cell_type, self.overall_)
+        return Answer(shift)

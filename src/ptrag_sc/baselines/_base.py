@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import (
+    ROLES,
     CellSets,
     ConditionIndex,
     Predictor,
@@ -147,13 +148,27 @@ class Baseline(Predictor):
             else unchanged
             for q, t in zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)
         ]
-        n_slots = max(len(answer.candidates) for answer in answers)
-        padded = np.zeros((3, len(answers), n_slots))
-        present = np.zeros((len(answers), n_slots), dtype=bool)
-        for b, (_, *fields) in enumerate(answers):
-            padded[:, b, : len(fields[0])], present[b, : len(fields[0])] = fields, True
-        cells = batch["control_cells"].numpy() + np.stack([answer.shift for answer in answers])[:, None]
-        shape = (*sets.target.shape, n_slots)
-        weights = np.broadcast_to(padded[2][:, None], shape)
-        gates = np.broadcast_to(present[:, None].astype(float), shape)
-        return PredictedSets(cells.astype(np.float32), padded[0].astype(int), present, padded[1], weights, gates)
+        n_neighbours = max(len(answer.candidates) for answer in answers)
+        shape = len(answers), n_neighbours  # (B, K)
+        rows = np.zeros(shape, dtype=np.int64)
+        present = np.zeros(shape, dtype=bool)
+        similarity = np.zeros(shape)
+        weights = np.zeros(shape)
+        for b, answer in enumerate(answers):
+            n_found = len(answer.candidates)
+            rows[b, :n_found] = answer.candidates
+            present[b, :n_found] = True
+            similarity[b, :n_found] = answer.similarity
+            weights[b, :n_found] = answer.weights
+        shifts = np.stack([answer.shift for answer in answers])  # (B, G)
+        of_cells = (*sets.target.shape, n_neighbours)  # (B, S, K): every cell of a set has the same neighbours
+        return PredictedSets(
+            cells=(batch["control_cells"].numpy() + shifts[:, None]).astype(np.float32),
+            rows=rows,
+            present=present,
+            role=np.full(n_neighbours, ROLES.index("neighbour")),
+            similarity=similarity[..., None],
+            weights=np.broadcast_to(weights[:, None], of_cells),
+            gates=np.broadcast_to(present[:, None].astype(float), of_cells),
+            strength=np.zeros(len(answers)),
+        )

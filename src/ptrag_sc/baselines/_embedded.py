@@ -1,4 +1,6 @@
-"""What do baselines share that know perturbations by their gene embedding, or by their responses?"""
+"""What do baselines share that describe perturbations by their gene embedding, or by their responses?"""
+
+from typing import Literal, get_args
 
 import numpy as np
 from anndata import AnnData
@@ -7,7 +9,8 @@ from ptrag_sc._validation import absent
 from ptrag_sc.baselines._base import Baseline
 from ptrag_sc.retrieval import GeneEmbedding, resolve_vectors
 
-SPACES = ("gene_embedding", "response")
+Space = Literal["gene_embedding", "response"]
+SPACES: tuple[Space, ...] = get_args(Space)
 
 
 class EmbeddedBaseline(Baseline):
@@ -18,7 +21,7 @@ class EmbeddedBaseline(Baseline):
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
     space
-        What perturbations are known by.
+        What a perturbation is described by.
 
     Raises
     ------
@@ -28,7 +31,7 @@ class EmbeddedBaseline(Baseline):
         If the space is unknown.
     """
 
-    def __init__(self, adata: AnnData, *, space: str):
+    def __init__(self, adata: AnnData, *, space: Space):
         super().__init__(adata)
         if space not in SPACES:
             raise ValueError(absent("space=", space, "the known values", SPACES, "Pass one of them."))
@@ -36,11 +39,15 @@ class EmbeddedBaseline(Baseline):
         uns = self.keys_.container(adata, "embedding_key").uns
         if key not in uns:
             raise KeyError(absent("Gene embedding", key, "adata.uns", uns, "Run ptrag_sc.pp.gene_embedding first."))
-        self.space, self.embedding_ = space, GeneEmbedding.from_uns(uns[key], key)
+        self.space = space
+        self.embedding_ = GeneEmbedding.from_uns(uns[key], key)
         self.excluded_ = self.embedding_.excluded
 
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
-        """Return the embedding (Q, D) of each perturbation: own table, then ``adata``, then ``gene_embedding``."""
+        """Return the embedding (Q, D) of each perturbation, from three tables in turn.
+
+        These are the baseline's own table, that of ``adata`` and ``gene_embedding``.
+        """
         key = self.keys_.embedding_key
         table = self.keys_.container(adata, "embedding_key").uns.get(key)
         return resolve_vectors(labels, self.embedding_, table=table, key=key, sep=self.keys_.sep, extra=gene_embedding)

@@ -1,7 +1,7 @@
-"""What if the shift were a linear function of what is known of the perturbation?"""
+"""What if the shift were a linear function of what is known about the perturbation?"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from ptrag_sc._validation import unusable
 from ptrag_sc.baselines._base import Answer
-from ptrag_sc.baselines._embedded import EmbeddedBaseline
+from ptrag_sc.baselines._embedded import EmbeddedBaseline, Space
 from ptrag_sc.baselines._means import deviations, mean_by_cell_type
 from ptrag_sc.baselines._responses import N_DIRECTIONS, ResponseSpace
 from ptrag_sc.data import leading_directions
@@ -22,9 +22,9 @@ class Bilinear:
     Parameters
     ----------
     mean
-        Shift (G,) where the features are zero.
+        Shift (G,) of features that are all zero.
     coefficients
-        Features to loadings (D, R).
+        Map (D, R) from features to loadings on the directions.
     directions
         Unit directions of the shifts (R, G).
     """
@@ -38,12 +38,14 @@ class Bilinear:
         cls, features: np.ndarray, deviation: np.ndarray, mean: np.ndarray, *, n_components: int, penalty: float
     ) -> "Bilinear":
         """Fit features (C, D) to deviations (C, G) from a mean shift (G,)."""
-        directions, singular = leading_directions(deviation, n_components)
+        directions, singular = leading_directions(deviation, n_components)  # (R, G), (R,)
         scale = np.sqrt(np.mean(np.sum(features**2, axis=1)))  # the penalty means the same for features of any norm
-        scaled = features / scale
-        gram = scaled.T @ scaled / len(scaled) + penalty * np.eye(scaled.shape[1])
-        right = np.linalg.solve(gram, scaled.T @ (deviation @ directions.T) / len(scaled))
-        left = singular**2 / (singular**2 + penalty)  # the Gram matrix of the loadings is diagonal
+        scaled = features / scale  # (C, D)
+        # The mean over conditions, not the sum, makes the penalty independent of the size of the screen.
+        gram = scaled.T @ scaled / len(scaled) + penalty * np.eye(scaled.shape[1])  # (D, D)
+        loadings = deviation @ directions.T  # (C, R)
+        right = np.linalg.solve(gram, scaled.T @ loadings / len(scaled))  # (D, R)
+        left = singular**2 / (singular**2 + penalty)  # (R,), because the Gram matrix of the loadings is diagonal
         return cls(mean, right * left / scale, directions)
 
     def predict(self, feature: np.ndarray) -> np.ndarray:
@@ -51,29 +53,38 @@ class Bilinear:
         return self.mean + feature @ self.coefficients @ self.directions
 
 
+class Training(NamedTuple):
+    """What is fitted: the shifts of C training conditions, split into mean and deviation."""
+
+    conditions: pd.DataFrame  # C rows
+    deviation: np.ndarray  # (C, G), shifts minus the mean shift of their cell type
+    of_type: dict[str, np.ndarray]  # (G,), mean shift of each cell type
+    overall: np.ndarray  # (G,), mean of all shifts
+
+
 class LinearShift(EmbeddedBaseline):
     r"""Control cells plus a linear function of the embedding or of the responses of the perturbation.
 
     :math:`Y \approx G W P^\top + b` (Ahlmann-Eltze et al. 2025) with
     :math:`W = (G^\top G + \lambda I)^{-1} G^\top (Y - b)\, \tilde P (\tilde P^\top \tilde P / C + \lambda I)^{-1} / C`:
-    Y holds the shifts of the C training conditions of the cell type, b their mean, G the loadings of the genes on the
-    principal components of Y - b, :math:`\tilde P` one row for each condition, scaled to a mean squared norm of 1. So
-    :math:`\lambda` is per condition and does not depend on the size of the screen or the unit of the rows; the
+    Y contains the shifts of the C training conditions of the cell type, b their mean, G the loadings of the genes on
+    the principal components of Y - b, :math:`\tilde P` one row for each condition, scaled to a mean squared norm of 1.
+    So :math:`\lambda` is per condition and does not depend on the size of the screen or the unit of the rows; the
     published program adds it to :math:`P^\top P`.
 
     The rows are the gene embedding (``"gene_embedding"``) or what the perturbation did in training conditions of the
     *other* cell types (``"response"``, defined in :class:`NearestPerturbations`): a ridge from its own responses there
-    to its shift here. A query without response is answered from its embedding. A cell type without training data takes
-    one fit to the training conditions of all cell types, each as a deviation from the mean shift of its cell type.
+    to its shift here. If a query has no response, its embedding is used. If a cell type has no training data, one fit
+    to the training conditions of all cell types is used, each as a deviation from the mean shift of its cell type.
 
     Parameters
     ----------
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
     space
-        What perturbations are known by.
+        What a perturbation is described by.
     n_components
-        Principal components of the shifts, at most.
+        Largest number of principal components of the shifts.
     penalty
         :math:`\lambda`, on both sides.
 
@@ -100,7 +111,7 @@ class LinearShift(EmbeddedBaseline):
         self,
         adata: AnnData,
         *,
-        space: Literal["gene_embedding", "response"] = "gene_embedding",
+        space: Space = "gene_embedding",
         n_components: int = N_DIRECTIONS,
         penalty: float = 0.1,
     ):
@@ -113,42 +124,53 @@ class LinearShift(EmbeddedBaseline):
             raise ValueError(
                 unusable(f"penalty={penalty}", "the constructor", "is not positive", "Pass for example 0.1.")
             )
-        self.options_ = {"n_components": n_components, "penalty": penalty}
+        self.n_components = n_components
+        self.penalty = penalty
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        self.responses_ = ResponseSpace.of(conditions, shifts) if self.space == "response" else None
-        vectors = self.embedding_.vectors_for(conditions["perturbation"], self.keys_.sep).astype(float)
-        data = deviations(conditions, shifts), *mean_by_cell_type(conditions, shifts)
-        everything = np.arange(len(conditions))
-        self.by_embedding_ = self._fits(conditions, everything, vectors, *data)
-        self.by_response_ = {}
-        if self.responses_ is not None:
+        training = Training(conditions, deviations(conditions, shifts), *mean_by_cell_type(conditions, shifts))
+        vectors = self.embedding_.vectors_for(conditions["perturbation"], self.keys_.sep).astype(float)  # (C, D)
+        self.by_embedding_ = self._fits(training, np.arange(len(conditions)), vectors)
+        self.by_response_: dict[str | None, Bilinear] = {}
+        self.responses_: ResponseSpace | None = None
+        if self.space == "response":
+            self.responses_ = ResponseSpace.of(conditions, shifts)
             pairs = zip(conditions["perturbation"], conditions["cell_type"], strict=True)
             found = [self.responses_[t].of(p, self.keys_.sep) for p, t in pairs]
-            known = np.flatnonzero([response is not None for response in found])
-            if len(known):
-                self.by_response_ = self._fits(conditions, known, np.stack([found[i] for i in known]), *data)
+            known = np.flatnonzero([response is not None for response in found])  # (m,)
+            if len(known):  # in a screen of one cell type no perturbation has a response elsewhere
+                responses = np.stack([response for response in found if response is not None])  # (m, R)
+                self.by_response_ = self._fits(training, known, responses)
 
-    def _fits(
-        self,
-        conditions: pd.DataFrame,
-        rows: np.ndarray,
-        features: np.ndarray,
-        deviation: np.ndarray,
-        of_type: dict[str, np.ndarray],
-        overall: np.ndarray,
-    ) -> dict[str | None, Bilinear]:
-        """Return a fit for each cell type, and one (None) for all others, from some conditions and their features."""
-        groups = conditions.iloc[rows].groupby("cell_type").indices
-        fits = {
-            t: Bilinear.fit(features[i], deviation[rows[i]], of_type[t], **self.options_) for t, i in groups.items()
-        }
-        return fits | {None: Bilinear.fit(features, deviation[rows], overall, **self.options_)}
+    def _fits(self, training: Training, rows: np.ndarray, features: np.ndarray) -> dict[str | None, Bilinear]:
+        """Return a fit for each cell type, and under None one for all others.
 
-    def _shift(self, label, vector, cell_type):
-        is_known = cell_type in self.by_embedding_
-        response = None if self.responses_ is None else self.responses_[cell_type].of(label, self.keys_.sep)
-        fit = self.by_response_.get(cell_type if is_known else None)
-        if response is not None and fit is not None:
-            return Answer(fit.predict(response))
-        return Answer(self.by_embedding_[cell_type if is_known else None].predict(vector.astype(float)))
+        Parameters
+        ----------
+        training
+            What is fitted.
+        rows
+            Conditions (m,) that have features.
+        features
+            Their features (m, D).
+        """
+        fits: dict[str | None, Bilinear] = {}
+        for t, group in training.conditions.iloc[rows].groupby("cell_type").indices.items():
+            fits[t] = self._fit(features[group], training.deviation[rows[group]], training.of_type[t])
+        fits[None] = self._fit(features, training.deviation[rows], training.overall)
+        return fits
+
+    def _fit(self, features: np.ndarray, deviation: np.ndarray, mean: np.ndarray) -> Bilinear:
+        return Bilinear.fit(features, deviation, mean, n_components=self.n_components, penalty=self.penalty)
+
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
+        assert vector is not None  # resolve() returns an embedding for every query
+        group = None  # the fit to all cell types
+        if cell_type in self.by_embedding_:
+            group = cell_type
+        fit = self.by_response_.get(group)
+        if fit is not None and self.responses_ is not None:
+            response = self.responses_[cell_type].of(label, self.keys_.sep)
+            if response is not None:
+                return Answer(fit.predict(response))
+        return Answer(self.by_embedding_[group].predict(vector.astype(float)))

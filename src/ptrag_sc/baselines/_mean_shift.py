@@ -8,9 +8,9 @@ from ptrag_sc.baselines._means import mean_by_cell_type
 
 
 class MeanShift(Baseline):
-    """Control cells plus the mean training shift of the cell type; no perturbation is told from another.
+    """Control cells plus the mean training shift of the cell type, which is the same for all perturbations.
 
-    A cell type without training data takes the mean shift of all training conditions.
+    For a cell type without training data, it is the mean shift of all training conditions.
 
     Parameters
     ----------
@@ -32,5 +32,5 @@ class MeanShift(Baseline):
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.of_type_, self.overall_ = mean_by_cell_type(conditions, shifts)
 
-    def _shift(self, label, vector, cell_type):
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         return Answer(self.of_type_.get(cell_type, self.overall_))

@@ -12,7 +12,7 @@ from ptrag_sc.baselines._base import Answer
 from ptrag_sc.baselines._embedded import EmbeddedBaseline
 from ptrag_sc.baselines._means import mean_by
 from ptrag_sc.baselines._responses import ResponseSpace
-from ptrag_sc.retrieval import nearest_candidates
+from ptrag_sc.retrieval import nearest_neighbours
 
 
 class Measured(NamedTuple):
@@ -105,14 +105,15 @@ class NearestPerturbations(EmbeddedBaseline):
         measured = self.measured_.get(cell_type, self.anywhere_)
         rows, shifts, query, table = self._candidates(label, vector, cell_type, measured)
         own = np.flatnonzero(self.candidates_[rows] == label)
-        nearest = nearest_candidates(
+        nearest = nearest_neighbours(
             torch.as_tensor(query[None], dtype=torch.float32),
             torch.as_tensor(table, dtype=torch.float32),
             torch.as_tensor(own[:1] if len(own) else [-1]),
             min(self.n_neighbors, len(rows)),
         )
         kept = nearest.present[0].numpy()
-        indices, similarity = nearest.indices[0].numpy()[kept], nearest.similarity[0, :, 0].double().numpy()[kept]
+        indices = nearest.rows[0].numpy()[kept]
+        similarity = nearest.similarity[0, :, 0].double().numpy()[kept]
         weights = np.exp((similarity - similarity.max(initial=-1)) / self.temperature)
         weights /= max(weights.sum(), 1.0)
         return Answer(weights @ shifts[indices], rows[indices], similarity, weights)

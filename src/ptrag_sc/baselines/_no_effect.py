@@ -7,7 +7,7 @@ from ptrag_sc.baselines._base import Answer, Baseline
 
 
 class NoEffect(Baseline):
-    """Control cells as they are: the floor of every distance.
+    """Unchanged control cells: the floor that every model should beat.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class NoEffect(Baseline):
     """
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        pass
+        pass  # a shift of zero needs no training data
 
-    def _shift(self, label, vector, cell_type):
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         return Answer(np.zeros(len(self.genes_)))

@@ -11,8 +11,9 @@ class PerturbationMean(Baseline):
     r"""Control cells plus the mean shift of the same perturbation in other cell types.
 
     :math:`\hat s_{p,t} = \frac{1}{|O|}\sum_{t' \in O} s_{p,t'}`, over the cell types :math:`O` other than :math:`t`
-    in which :math:`p` is a training condition. A combination that no other cell type has is the sum of its genes'
-    shifts there. Where these lack too, the mean training shift of the cell type is added, as in :class:`MeanShift`.
+    in which :math:`p` is a training condition. If a combination was measured in no other cell type, its genes' shifts
+    there are summed. If a gene is missing too, the mean training shift of the cell type is added, as in
+    :class:`MeanShift`.
 
     Parameters
     ----------
@@ -33,13 +34,19 @@ class PerturbationMean(Baseline):
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.of_type_, self.overall_ = mean_by_cell_type(conditions, shifts)
-        self.names_, self.types_ = (conditions[c].to_numpy(dtype=str) for c in ("perturbation", "cell_type"))
-        self.shifts_ = shifts
+        self.names_ = conditions["perturbation"].to_numpy(dtype=str)  # (C,)
+        self.types_ = conditions["cell_type"].to_numpy(dtype=str)  # (C,)
+        self.shifts_ = shifts  # (C, G)
 
-    def _shift(self, label, vector, cell_type):
+    def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         def elsewhere(name: str) -> np.ndarray | None:
-            rows = (self.names_ == name) & (self.types_ != cell_type)
-            return self.shifts_[rows].mean(0) if rows.any() else None
+            # Its shift in this cell type is left out, so that a training condition is predicted like a held-out one.
+            rows = (self.names_ == name) & (self.types_ != cell_type)  # (C,)
+            if not rows.any():
+                return None
+            return self.shifts_[rows].mean(0)
 
         shift = own_or_sum(label, self.keys_.sep, elsewhere)
-        return Answer(self.of_type_.get(cell_type, self.overall_) if shift is None else shift)
+        if shift is None:
+            shift = self.of_type_.get(cell_type, self.overall_)
+        return Answer(shift)

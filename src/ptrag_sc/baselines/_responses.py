@@ -1,4 +1,4 @@
-"""What did a perturbation do elsewhere, in a few numbers?"""
+"""What did a perturbation do in other cell types, in a few numbers?"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ import pandas as pd
 from ptrag_sc.baselines._means import deviations, mean_by, own_or_sum
 from ptrag_sc.data import leading_directions
 
-N_DIRECTIONS = 30  # of the shifts; as many as PTRAG's output has: the rest is noise in screens of this kind
+N_DIRECTIONS = 30  # of the shifts, as in PTRAG's output; further directions are noise in screens of this kind
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Mean deviation of each perturbation in cell types other than one, in the leading directions.
+    """Mean deviation of each perturbation in all cell types but one, in the leading directions.
 
-    A deviation is a shift less the mean shift of its cell type.
+    A deviation is a shift minus the mean shift of its cell type.
 
     Parameters
     ----------
     rows
-        Perturbation to row of ``vectors``.
+        For each perturbation, its row in ``vectors``.
     vectors
         Responses (P, R), in units of the shifts.
     """
@@ -33,34 +33,48 @@ class Responses:
     @classmethod
     def elsewhere(cls, conditions: pd.DataFrame, projected: np.ndarray, cell_type: str | None) -> "Responses":
         """Average projected deviations (C, R) of training conditions over cell types other than ``cell_type``."""
-        other = (conditions["cell_type"] != cell_type).to_numpy()
-        names, vectors = mean_by(conditions["perturbation"][other], projected[other])
-        kept = np.linalg.norm(vectors, axis=1) > MIN_RESPONSE
+        other = (conditions["cell_type"] != cell_type).to_numpy()  # (C,)
+        names, vectors = mean_by(conditions["perturbation"][other], projected[other])  # (P,), (P, R)
+        kept = np.linalg.norm(vectors, axis=1) > MIN_RESPONSE  # (P,)
         return cls({name: i for i, name in enumerate(names[kept])}, vectors[kept])
 
     def of(self, label: str, sep: str) -> np.ndarray | None:
-        """Return a response (R,), of a combination that was not measured the sum of its genes'; None if unknown."""
-        found = own_or_sum(label, sep, lambda name: self.vectors[self.rows[name]] if name in self.rows else None)
-        return None if found is None or np.linalg.norm(found) < MIN_RESPONSE else found
+        """Return the response (R,) of a perturbation, or None if it has none.
+
+        If a combination was not measured, it is the sum of its genes' responses.
+        """
+        found = own_or_sum(label, sep, self._single)
+        if found is None or np.linalg.norm(found) < MIN_RESPONSE:  # responses of genes can cancel in the sum
+            return None
+        return found
+
+    def _single(self, name: str) -> np.ndarray | None:
+        if name not in self.rows:
+            return None
+        return self.vectors[self.rows[name]]  # (R,)
 
     def known(self, names: Iterable[str], sep: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which of some perturbations have a response (m,), and these responses (m, R)."""
-        found = {i: self.of(str(name), sep) for i, name in enumerate(names)}
-        found = {i: response for i, response in found.items() if response is not None}
-        rows = np.array(list(found), dtype=np.int64)
-        return rows, np.array(list(found.values())).reshape(len(rows), self.vectors.shape[1])
+        found: dict[int, np.ndarray] = {}
+        for i, name in enumerate(names):
+            response = self.of(str(name), sep)
+            if response is not None:
+                found[i] = response
+        rows = np.array(list(found), dtype=np.int64)  # (m,)
+        shape = (len(rows), self.vectors.shape[1])  # given, because an empty list has no second axis
+        return rows, np.array(list(found.values())).reshape(shape)
 
 
 @dataclass(frozen=True)
 class ResponseSpace:
-    """Responses as seen from every cell type; from one without training data, averaged over all.
+    """Responses in the cell types other than a given one; for one without training data, in all cell types.
 
     Parameters
     ----------
     axes
         Leading directions (R, G) of the deviations of all training conditions.
     seen_from
-        Responses elsewhere, by cell type.
+        For each cell type, the responses in the other ones.
     overall
         Responses in all cell types.
     """
@@ -72,12 +86,15 @@ class ResponseSpace:
     @classmethod
     def of(cls, conditions: pd.DataFrame, shifts: np.ndarray) -> "ResponseSpace":
         """Build the space from training conditions and their shifts (C, G)."""
-        deviation = deviations(conditions, shifts)
-        axes, _ = leading_directions(deviation, N_DIRECTIONS)
-        seen = {
-            t: Responses.elsewhere(conditions, deviation @ axes.T, t) for t in (*conditions["cell_type"].unique(), None)
-        }
-        return cls(axes, {t: seen[t] for t in seen if t is not None}, seen[None])
+        deviation = deviations(conditions, shifts)  # (C, G)
+        axes, _ = leading_directions(deviation, N_DIRECTIONS)  # (R, G)
+        projected = deviation @ axes.T  # (C, R)
+        types = conditions["cell_type"].unique()
+        seen_from = {t: Responses.elsewhere(conditions, projected, t) for t in types}
+        overall = Responses.elsewhere(conditions, projected, None)  # no condition has cell type None: none is left out
+        return cls(axes, seen_from, overall)
 
     def __getitem__(self, cell_type: str | None) -> Responses:
+        if cell_type is None:
+            return self.overall
         return self.seen_from.get(cell_type, self.overall)

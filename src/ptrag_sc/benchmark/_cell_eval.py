@@ -12,8 +12,8 @@ from anndata import AnnData
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
 from ptrag_sc.data import CellReader, components
-from ptrag_sc.data._dataset import as_row_matrix
 from ptrag_sc.data._files import make_folder, write_beside
+from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.metrics import Reference
 
 SCALES = ("log1p", "decode", "sample")

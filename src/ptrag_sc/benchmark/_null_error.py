@@ -5,7 +5,7 @@ import pandas as pd
 from anndata import AnnData
 
 from ptrag_sc.data import Predictor
-from ptrag_sc.data._assembly import request_cells
+from ptrag_sc.data._requests import request_cells
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.metrics import Reference, energy_distance
 

@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, canonical_labels, read_labels
-from ptrag_sc.data._dataset import as_row_matrix
+from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.metrics import Reference
 
 

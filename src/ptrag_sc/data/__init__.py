@@ -1,5 +1,6 @@
 """How does an AnnData become cell sets and tensors, and how do predictions become AnnData again?"""
 
+from ._assembly import ROLES
 from ._conditions import (
     ConditionIndex,
     as_names,
@@ -11,10 +12,11 @@ from ._conditions import (
     read_labels,
     read_perturbations,
 )
-from ._dataset import CellReader, CellSetDataset
+from ._dataset import CellSetDataset
 from ._fields import Screen, ScreenKeys, read_screen, read_split
 from ._matching import MATCHINGS, matching_weights
 from ._predictor import Predictor
+from ._reader import CellReader
 from ._set_sampler import CellSets, RandomSets, SequentialSets
 from ._shifts import (
     ControlMeans,
@@ -29,6 +31,7 @@ from ._shifts import (
 
 __all__ = [
     "MATCHINGS",
+    "ROLES",
     "CellReader",
     "CellSetDataset",
     "CellSets",

@@ -7,12 +7,17 @@ A *condition* is (perturbation, cell type). Everything above this file works wit
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from ptrag_sc._constants import SPLITS
 from ptrag_sc._validation import absent, listed, unusable
+
+Holdout = Literal["pair", "perturbation", "cell_type"]
+Labels = Sequence[str] | np.ndarray  # one label per cell (n,)
+Fractions = tuple[float, float]  # test, validation
 
 
 def components(label: str, sep: str) -> tuple[str, ...]:
@@ -28,13 +33,14 @@ def components(label: str, sep: str) -> tuple[str, ...]:
     >>> components("B+A", "+")
     ('A', 'B')
     """
-    label = str(label)  # numpy's strings show their type in messages
+    # A numpy string would show its type in messages: np.str_('A+B').
+    label = str(label)
     parts = sorted(part.strip() for part in label.split(sep))
+    what, place = f"Label {label!r}", "the perturbations"
     if not all(parts):
-        raise ValueError(unusable(f"Label {label!r}", "the perturbations", "has an empty component", f"sep={sep!r}?"))
+        raise ValueError(unusable(what, place, "has an empty component", f"sep={sep!r}?"))
     if len(set(parts)) < len(parts):
-        problem = "names a gene twice"
-        raise ValueError(unusable(f"Label {label!r}", "the perturbations", problem, "Name each gene once."))
+        raise ValueError(unusable(what, place, "names a gene twice", "Name each gene once."))
     return tuple(parts)
 
 
@@ -67,10 +73,9 @@ def read_labels(obs: pd.DataFrame, key: str) -> np.ndarray:
     if key not in obs:
         raise KeyError(absent("Column", key, "adata.obs", obs.columns, "Name an existing column."))
     column = obs[key]
-    n_missing = int(column.isna().sum())
-    if n_missing:
-        first = obs.index[column.isna().to_numpy()][0]
-        problem = f"are missing (NaN) for {n_missing} cells, the first being {str(first)!r}"
+    unlabelled = obs.index[column.isna().to_numpy()]
+    if len(unlabelled):
+        problem = f"are missing (NaN) for {len(unlabelled)} cells, the first being {str(unlabelled[0])!r}"
         raise ValueError(unusable("Labels", f"adata.obs[{key!r}]", problem, "Label or remove these cells."))
     return column.astype(str).to_numpy(dtype=object)
 
@@ -81,24 +86,23 @@ def read_perturbations(obs: pd.DataFrame, key: str, *, control: str, sep: str) -
     Raises
     ------
     ValueError
-        If the control label does not occur, or a label cannot be a combination (``A+A``).
+        If the control label does not occur or is joined to a gene, or a label names a gene twice (``A+A``).
     """
-    labels = read_labels(obs, key)
-    found, codes = np.unique(labels.astype(str), return_inverse=True)
+    place = f"adata.obs[{key!r}]"
+    found, codes = np.unique(read_labels(obs, key).astype(str), return_inverse=True)
     if control not in found:
-        place = f"adata.obs[{key!r}]"
         raise ValueError(absent("Control label", control, place, found, "Pass control=<the label of control cells>."))
     joined = [name for name in found if name != control and control in name.split(sep)]
     if joined:
-        place, problem = f"adata.obs[{key!r}]", f"join a gene and the control ({listed(joined)})"
+        problem = f"join a gene and the control ({listed(joined)})"
         raise ValueError(unusable("Labels", place, problem, "Label cells of one perturbed gene with the gene alone."))
     return canonical_labels(found, control=control, sep=sep)[codes]
 
 
 def canonical_labels(labels: Iterable[str], *, control: str, sep: str) -> np.ndarray:
     """Return canonical labels (n,); the control label is never taken apart."""
-    of = {name: name if name == control else canonical(name, sep) for name in set(labels)}
-    return np.array([of[name] for name in labels], dtype=object)
+    canonical_of = {name: canonical(name, sep) for name in set(labels) - {control}}
+    return np.array([canonical_of.get(name, name) for name in labels], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,8 @@ class ConditionIndex:
 
     Parameters
     ----------
-    perturbations
-        Canonical names (U,), sorted; the control is among them.
-    cell_types
-        Names (T,), sorted.
+    perturbations, cell_types
+        Canonical names (U,), the control among them, and names (T,); both sorted.
     control
         Position of the control in ``perturbations``.
     perturbation, cell_type
@@ -127,16 +129,14 @@ class ConditionIndex:
     batch: np.ndarray
 
     @classmethod
-    def from_labels(
-        cls, perturbation: Sequence[str], cell_type: Sequence[str], batch: Sequence[str] | None, *, control: str
-    ) -> "ConditionIndex":
+    def from_labels(cls, perturbation: Labels, cell_type: Labels, batch: Labels | None, *, control: str) -> Self:
         """Build the index from one label per cell; ``batch=None`` puts each cell type into one batch."""
-        perturbations, p = np.unique(np.asarray(perturbation, dtype=str), return_inverse=True)
-        cell_types, t = np.unique(np.asarray(cell_type, dtype=str), return_inverse=True)
-        b = np.zeros(len(p), dtype=np.int64)
+        perturbations, p = np.unique(np.asarray(perturbation, dtype=str), return_inverse=True)  # (U,), (n,)
+        cell_types, t = np.unique(np.asarray(cell_type, dtype=str), return_inverse=True)  # (T,), (n,)
+        b = np.zeros(len(p), dtype=np.int64)  # (n,) code of the batch name
         if batch is not None:
             b = np.unique(np.asarray(batch, dtype=str), return_inverse=True)[1]
-        pairs = np.unique(t * (b.max(initial=0) + 1) + b, return_inverse=True)[1]
+        pairs = np.unique(t * (b.max(initial=0) + 1) + b, return_inverse=True)[1]  # (n,), without gaps
         return cls(perturbations, cell_types, int(np.searchsorted(perturbations, control)), p, t, pairs)
 
     @property
@@ -152,19 +152,19 @@ class ConditionIndex:
     @cached_property
     def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Condition keys present (C',), rows grouped by them (n,), and where each group starts (C'+1,)."""
-        key = self.perturbation.astype(np.int64) * len(self.cell_types) + self.cell_type
-        rows = np.argsort(key, kind="stable")
+        key = self.perturbation.astype(np.int64) * len(self.cell_types) + self.cell_type  # (n,)
+        rows = np.argsort(key, kind="stable")  # stable, so the rows of a group stay ascending
         present, start = np.unique(key[rows], return_index=True)
         return present, rows, np.append(start, self.n_obs)
 
     def rows(self, perturbation: int, cell_type: int) -> np.ndarray:
         """Return the rows of one condition, ascending; empty if it has no cells or a code is -1 (unknown)."""
         present, rows, start = self._groups
-        if perturbation < 0 or cell_type < 0:
-            return rows[:0]
         key = perturbation * len(self.cell_types) + cell_type
         i = int(np.searchsorted(present, key))
-        return rows[start[i] : start[i + 1]] if i < len(present) and present[i] == key else rows[:0]
+        if min(perturbation, cell_type) < 0 or i == len(present) or present[i] != key:
+            return rows[:0]
+        return rows[start[i] : start[i + 1]]
 
     def controls(self, cell_type: int) -> np.ndarray:
         """Return the rows of the control cells of one cell type, ascending."""
@@ -174,19 +174,19 @@ class ConditionIndex:
     def conditions(self) -> pd.DataFrame:
         """Conditions other than control: codes ``perturbation``, ``cell_type`` and ``n_cells``, sorted."""
         present, _, start = self._groups
-        p, t = np.divmod(present, len(self.cell_types))
+        p, t = np.divmod(present, len(self.cell_types))  # undoes the key: (C',), (C',)
         table = pd.DataFrame({"perturbation": p, "cell_type": t, "n_cells": np.diff(start)})
         return table[p != self.control].reset_index(drop=True)
 
     def coded(self, conditions: pd.DataFrame) -> pd.DataFrame:
-        """Return a condition table with codes in place of names; -1 for what does not occur here."""
+        """Return a condition table with codes instead of names; -1 for a name that does not occur here."""
         return conditions.assign(
             perturbation=pd.Index(self.perturbations).get_indexer(conditions["perturbation"].astype(str)),
             cell_type=pd.Index(self.cell_types).get_indexer(conditions["cell_type"].astype(str)),
         )
 
     def named(self, conditions: pd.DataFrame) -> pd.DataFrame:
-        """Return a condition table with names in place of codes."""
+        """Return a condition table with names instead of codes."""
         return conditions.assign(
             perturbation=self.perturbations[conditions["perturbation"].to_numpy()],
             cell_type=self.cell_types[conditions["cell_type"].to_numpy()],
@@ -203,20 +203,16 @@ def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> 
     ValueError
         If a label is not train, val or test, or one condition carries two of them.
     """
-    strange = sorted(set(split) - set(SPLITS))
-    if strange:
+    if strange := sorted(set(split) - set(SPLITS)):
         raise ValueError(absent("Split value", strange[0], str(SPLITS), SPLITS, f"Correct {place}."))
     table = index.conditions
     labels = []
     for p, t in zip(table["perturbation"], table["cell_type"], strict=True):
-        found = np.unique(split[index.rows(p, t)])
+        found = np.unique(split[index.rows(p, t)])  # labels of the condition's cells
         if len(found) > 1:
-            name = f"{index.perturbations[p]} in {index.cell_types[t]}"
-            raise ValueError(
-                unusable(
-                    f"Condition {name!r}", place, f"is split between {listed(found)}", "Splits hold out conditions."
-                )
-            )
+            what = f"Condition '{index.perturbations[p]} in {index.cell_types[t]}'"
+            problem = f"is split between {listed(found)}"
+            raise ValueError(unusable(what, place, problem, "Splits hold out conditions."))
         labels.append(str(found[0]))
     return table.assign(split=labels)
 
@@ -224,7 +220,7 @@ def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> 
 def draw_split(
     conditions: pd.DataFrame,
     *,
-    holdout: str,
+    holdout: Holdout,
     test_fraction: float,
     val_fraction: float,
     seed: int,
@@ -252,46 +248,53 @@ def draw_split(
     Labels (C,) in the order of ``conditions``.
     """
     rng = np.random.default_rng(seed)
-    draw = {"pair": _draw_pairs, "perturbation": _draw_genes, "cell_type": _draw_cell_type}[holdout]
-    return draw(conditions, rng, (test_fraction, val_fraction), test_cell_type, sep)
+    if holdout == "pair":
+        return _draw_pairs(conditions, (test_fraction, val_fraction), test_cell_type, rng)
+    if holdout == "perturbation":
+        return _draw_genes(conditions, (test_fraction, val_fraction), sep, rng)
+    return _draw_cell_type(conditions, val_fraction, test_cell_type, rng)
 
 
 def _allot(n_open: int, n: int, fractions: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """Label ``n_open`` units in random order; shares are of ``n`` units, positive ones give at least one unit."""
-    counts = [max(1, round(f * n)) if f > 0 and n_open > 1 else 0 for f in fractions]
-    n_test = min(counts[0], n_open)
-    n_val = min(counts[1], n_open - n_test)
-    return rng.permutation(
-        np.repeat(np.array(["test", "val", "train"], dtype=object), [n_test, n_val, n_open - n_test - n_val])
-    )
+    test, val = [max(int(fraction > 0), round(fraction * n)) for fraction in fractions]
+    if n_open == 1:  # a single unit stays in training
+        test, val = 0, 0
+    n_test = min(test, n_open)
+    n_val = min(val, n_open - n_test)
+    labels = ["test"] * n_test + ["val"] * n_val + ["train"] * (n_open - n_test - n_val)
+    return rng.permutation(np.array(labels, dtype=object))
 
 
-def _draw_pairs(conditions, rng, fractions, test_cell_type, sep):
-    labels = np.full(len(conditions), "train", dtype=object)
+def _draw_pairs(
+    conditions: pd.DataFrame, fractions: Fractions, test_cell_type: str | None, rng: np.random.Generator
+) -> np.ndarray:
     candidate = np.ones(len(conditions), dtype=bool)
     if test_cell_type is not None:
         candidate = (conditions["cell_type"] == test_cell_type).to_numpy()
-    # One pair of every perturbation stays in training, outside the tested cell type where it can.
+    # One pair of every perturbation stays in training, if possible outside the tested cell type: False sorts first.
     order = np.lexsort((rng.random(len(conditions)), candidate))
     anchors = conditions.iloc[order].drop_duplicates("perturbation").index
     open_ = candidate & ~conditions.index.isin(anchors)
+    labels = np.full(len(conditions), "train", dtype=object)
     labels[open_] = _allot(int(open_.sum()), int(candidate.sum()), fractions, rng)
     return labels
 
 
-def _draw_genes(conditions, rng, fractions, test_cell_type, sep):
+def _draw_genes(conditions: pd.DataFrame, fractions: Fractions, sep: str, rng: np.random.Generator) -> np.ndarray:
     parts = [components(p, sep) for p in conditions["perturbation"]]
     genes = sorted({g for part in parts for g in part})
     of_gene = dict(zip(genes, _allot(len(genes), len(genes), fractions, rng), strict=True))
-    # A combination is as unseen as its most unseen gene.
-    rank = {"train": 0, "val": 1, "test": 2}
-    return np.array([max((of_gene[g] for g in part), key=rank.__getitem__) for part in parts], dtype=object)
+    # A combination is as unseen as its most unseen gene (SPLITS is in this order), or a held-out gene would leak.
+    return np.array([max((of_gene[g] for g in part), key=SPLITS.index) for part in parts], dtype=object)
 
 
-def _draw_cell_type(conditions, rng, fractions, test_cell_type, sep):
-    types = np.unique(conditions["cell_type"])
-    chosen = test_cell_type if test_cell_type is not None else str(rng.choice(types))
-    rest = (conditions["cell_type"] != chosen).to_numpy()
+def _draw_cell_type(
+    conditions: pd.DataFrame, val_fraction: float, test_cell_type: str | None, rng: np.random.Generator
+) -> np.ndarray:
+    if test_cell_type is None:
+        test_cell_type = str(rng.choice(np.unique(conditions["cell_type"])))
+    rest = (conditions["cell_type"] != test_cell_type).to_numpy()
     labels = np.full(len(conditions), "test", dtype=object)
-    labels[rest] = _allot(int(rest.sum()), int(rest.sum()), (0.0, fractions[1]), rng)
+    labels[rest] = _allot(int(rest.sum()), int(rest.sum()), (0.0, val_fraction), rng)
     return labels

@@ -1,17 +1,21 @@
 """What does Lightning ask for batches?"""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
+import lightning.pytorch as pl
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.data._dataset import BATCH, CellReader, CellSetDataset
+from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix, fits
+from ptrag_sc.data._reader import CellReader, RowSource
 from ptrag_sc.data._set_sampler import RandomSets
 
 DATA_DEVICES = ("auto", "host", "accelerator")
+
+Loader: TypeAlias = DataLoader[BATCH]
 
 
 class CellSetDataModule(LightningDataModule):
@@ -24,10 +28,10 @@ class CellSetDataModule(LightningDataModule):
     train, val
         Samplers; ``val`` may be None.
     data_device
-        Where the matrix lives during training: on the ``"host"``, on the ``"accelerator"``, or (``"auto"``) on the
+        Where the matrix is kept during training: on the ``"host"``, on the ``"accelerator"``, or (``"auto"``) on the
         latter if that is a CUDA device with room for it.
     prepare
-        What is done with a mini-batch on the host, before it travels.
+        Called with each mini-batch on the host, before it is copied to the device.
 
     Raises
     ------
@@ -50,38 +54,55 @@ class CellSetDataModule(LightningDataModule):
         if data_device == "accelerator" and not reader.in_memory:
             remedy = "Read it with adata.to_memory(), or leave data_device='auto'."
             raise ValueError(unusable("data_device='accelerator'", "train", "cannot hold a matrix on disk", remedy))
-        self.reader, self.data_device, self.prepare = reader, data_device, prepare
-        self.train_sets, self.val_sets = train, val
-        self.dataset: CellSetDataset | None = None
+        self.reader = reader
+        self.data_device = data_device
+        self.prepare = prepare
+        self.train_sets = train
+        self.val_sets = val
+        self.dataset = CellSetDataset(reader, with_target=True)
+
+    @property
+    def _attached(self) -> pl.Trainer:
+        """The trainer, which exists in every hook that Lightning calls."""
+        if self.trainer is None:
+            raise RuntimeError("No trainer is attached; pass this module to Trainer.fit.")
+        return self.trainer
 
     def setup(self, stage: str) -> None:
         """Place the matrix; Lightning calls this when the device of this process is known."""
-        device = self.trainer.strategy.root_device
-        chosen = self.data_device == "accelerator" or (self.data_device == "auto" and fits(self.reader, device))
-        source = DeviceMatrix(self.reader, device) if chosen else self.reader
-        self.dataset = CellSetDataset(source, with_target=True)
+        device = self._attached.strategy.root_device
+        source: RowSource = self.reader
+        if self.data_device == "accelerator" or (self.data_device == "auto" and fits(self.reader, device)):
+            source = DeviceMatrix(self.reader, device)
+        self.dataset.source = source
 
     def teardown(self, stage: str) -> None:
-        """Let the matrix go: a model keeps its trainer, and the trainer this module."""
-        if self.dataset is not None:
-            self.dataset.source = self.reader
+        """Drop the matrix on the device, because a model keeps its trainer, and the trainer keeps this module."""
+        self.dataset.source = self.reader
 
     def on_before_batch_transfer(self, batch: BATCH, dataloader_idx: int) -> BATCH:
         """Return the prepared mini-batch."""
         return self.prepare(batch)
 
-    def _loader(self, sets: RandomSets) -> DataLoader:
-        sets = sets.for_rank(self.trainer.global_rank, self.trainer.world_size)
-        # Without workers: a mini-batch is one vectorised gather. What still travels to a GPU does so from pinned
-        # memory, while the device computes.
+    def _loader(self, sets: RandomSets) -> Loader:
+        trainer = self._attached
+        # From pinned memory the copy to a GPU runs while the device computes.
         from_host = self.dataset.source is self.reader
-        pinned = from_host and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(self.dataset, sampler=sets, batch_size=None, pin_memory=pinned)
+        pinned = from_host and trainer.strategy.root_device.type == "cuda"
+        # Without workers, because a mini-batch is one vectorised gather: sending it between processes costs more.
+        return DataLoader(
+            self.dataset,
+            sampler=sets.for_rank(trainer.global_rank, trainer.world_size),
+            batch_size=None,  # the sampler yields whole mini-batches
+            pin_memory=pinned,
+        )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         """Return the loader of training sets."""
         return self._loader(self.train_sets)
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Return the loader of validation sets; empty without validation conditions."""
-        return [] if self.val_sets is None else self._loader(self.val_sets)
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return the loader of validation sets; an empty list without validation conditions."""
+        if self.val_sets is None:
+            return []
+        return self._loader(self.val_sets)

@@ -1,18 +1,21 @@
-"""How do rows become dense where the model is, so that no expression travels during training?"""
+"""How do rows become dense where the model is, so that no expression is copied there during training?"""
+
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 
-SHARE_OF_FREE_MEMORY = 0.5  # of the device, that the matrix may take
+SHARE_OF_FREE_MEMORY = 0.5  # of the device: the most that the matrix may take, so that training keeps the rest
 
 
 class DeviceMatrix:
-    """The registered matrix on a device; gives what :meth:`CellReader.rows` gives, as a tensor there.
+    """The registered matrix on a device; returns the rows of :meth:`CellReader.rows` as a tensor there.
 
-    A CSR matrix stays sparse. Lengths of rows are known on the host, so gathering waits for nothing.
+    A CSR matrix stays sparse. The host keeps its row pointers, so it knows the size of every result and never waits
+    for the device.
 
     Parameters
     ----------
@@ -23,34 +26,43 @@ class DeviceMatrix:
     """
 
     def __init__(self, reader: CellReader, device: torch.device):
-        self.device, self.n_genes = device, reader.n_genes
-        matrix = reader.matrix if reader.columns is None else reader.matrix[:, reader.columns]
-        self._indptr = None
+        self.device = device
+        self.n_genes = reader.n_genes
+        matrix: Any = reader.matrix
+        if reader.columns is not None:
+            matrix = matrix[:, reader.columns]
+        self._indptr: np.ndarray | None = None  # (n_obs + 1,) row pointers, on the host
         if sp.issparse(matrix):
             matrix = sp.csr_matrix(matrix)
             if not matrix.has_canonical_format:
+                # Two entries of one place count as their sum, but `rows` assigns entries and would keep only one.
                 matrix = matrix.copy()
                 matrix.sum_duplicates()
             self._indptr = matrix.indptr.astype(np.int64)
-            self._columns = torch.as_tensor(matrix.indices, device=device)
+            self._columns = torch.as_tensor(matrix.indices, device=device)  # (n_entries,)
             matrix = matrix.data
+        # (n_entries,) of a sparse matrix, (n_obs, G) of a dense one
         self._values = torch.as_tensor(np.asarray(matrix, dtype=np.float32), device=device)
 
     def rows(self, indices: np.ndarray) -> torch.Tensor:
         """Return rows in the order asked for, duplicates included, as float32 (n, G) on the device."""
         if self._indptr is None:
             return self._values.index_select(0, self._sent(indices))
-        start, length = self._indptr[indices], self._indptr[indices + 1] - self._indptr[indices]
+        start = self._indptr[indices]  # (n,)
+        length = self._indptr[indices + 1] - start  # (n,)
         total = int(length.sum())
-        # Entry e of the answer stands at e + shift of its row in the matrix, and at column + G * row in the answer.
-        shift, count, row = self._sent(np.stack([start - length.cumsum() + length, length, np.arange(len(indices))]))
-        row = torch.repeat_interleave(row, count, output_size=total)
-        place = torch.arange(total, device=self.device) + shift[row]
+        # Entry e of the result is entry e + shift[row] of the matrix, and belongs at row * G + column of the result.
+        shifts = start - (length.cumsum() - length)  # (n,)
+        # One copy for all three, because each copy costs a launch.
+        shift, count, number = self._sent(np.stack([shifts, length, np.arange(len(indices))]))  # (n,) each
+        row = torch.repeat_interleave(number, count, output_size=total)  # (total,)
+        place = torch.arange(total, device=self.device) + shift[row]  # (total,)
         dense = torch.zeros(len(indices) * self.n_genes, device=self.device)
         dense[row * self.n_genes + self._columns[place]] = self._values[place]
         return dense.view(len(indices), self.n_genes)
 
     def _sent(self, array: np.ndarray) -> torch.Tensor:
+        """Return whole numbers as a tensor on the device; to a GPU without waiting for the copy."""
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
@@ -61,7 +73,7 @@ def fits(reader: CellReader, device: torch.device) -> bool:
     """Return whether a device is a CUDA device with room for the matrix; a matrix on disk stays there."""
     if device.type != "cuda" or not reader.in_memory:
         return False
-    matrix = reader.matrix
+    matrix: Any = reader.matrix
     if sp.issparse(matrix):
         n_bytes = matrix.nnz * (torch.float32.itemsize + matrix.indices.itemsize)
     else:

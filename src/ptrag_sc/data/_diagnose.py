@@ -32,18 +32,22 @@ def cramers_v(first: np.ndarray, second: np.ndarray) -> float:
 
     Without the correction many small groups look associated.
     """
-    table = crosstab(first, second).count
-    n, (r, k) = table.sum(), table.shape
+    table = crosstab(first, second).count  # (r, k)
+    n = table.sum()
+    r, k = table.shape
     if min(r, k) < 2 or n < 2:
         return 0.0
-    phi = association(table, method="cramer") ** 2 * (min(r, k) - 1)
+    phi = association(table, method="cramer") ** 2 * (min(r, k) - 1)  # chi squared over n
+    # Independent labels have phi = (r - 1) (k - 1) / (n - 1) on average; the levels shrink by the same argument.
     corrected = max(0.0, phi - (r - 1) * (k - 1) / (n - 1))
-    r, k = r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)
-    return float(np.sqrt(corrected / (min(r, k) - 1))) if min(r, k) > 1 else 0.0
+    levels = min(r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1))
+    if levels <= 1:  # as many labels as cells: no association can be seen
+        return 0.0
+    return float(np.sqrt(corrected / (levels - 1)))
 
 
 def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
-    """Return what the labels alone tell: controls, batches, and cells per condition.
+    """Return findings from the labels alone: controls, batches, and cells per condition.
 
     Parameters
     ----------
@@ -52,22 +56,18 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
     set_size
         Cells in a set, S.
     """
-    perturbed = ~index.is_control
-    with_controls = np.isin(index.batch, index.batch[index.is_control])
-    bare = float((~with_controls[perturbed]).mean()) if perturbed.any() else 0.0
-    controls = np.bincount(index.cell_type[index.is_control], minlength=len(index.cell_types))
-    needed = max(set_size, FEW_CELLS)
-    few = index.cell_types[controls < needed]
-    sizes = index.conditions["n_cells"].to_numpy()
-    small = float((sizes < FEW_CELLS).mean()) if len(sizes) else 0.0
+    perturbed = ~index.is_control  # (n,)
+    with_controls = np.isin(index.batch, index.batch[index.is_control])  # (n,) whether the cell's batch has controls
+    bare = 0.0
+    if perturbed.any():
+        bare = float((~with_controls[perturbed]).mean())
+    # Within each cell type, because perturbations may well differ between cell types measured apart.
     confounded = 0.0
     for t in range(len(index.cell_types)):
         rows = perturbed & (index.cell_type == t)
         confounded = max(confounded, cramers_v(index.batch[rows], index.perturbation[rows]))
-    lowest = int(controls.min())
-    message = f"{listed(few)} have fewer than {needed} control cells" if len(few) else "enough in every cell type"
     return [
-        Finding("control cells", "warning" if lowest < FEW_CELLS else "note" if len(few) else "ok", lowest, message),
+        _control_cells(index, max(set_size, FEW_CELLS)),
         finding(
             "batches without controls",
             bare,
@@ -82,18 +82,32 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
             note=0.2,
             warning=0.5,
         ),
-        finding(
-            "cells per condition",
-            small,
-            f"{small:.0%} of the conditions have fewer than {FEW_CELLS} cells (median {np.median(sizes):.0f})"
-            if len(sizes)
-            else "no perturbed cells",
-            note=0.1,
-            warning=0.5,
-        ),
+        _cells_per_condition(index.conditions["n_cells"].to_numpy()),
     ]
 
 
+def _control_cells(index: ConditionIndex, needed: int) -> Finding:
+    n = np.bincount(index.cell_type[index.is_control], minlength=len(index.cell_types))  # (T,)
+    few = index.cell_types[n < needed]
+    lowest = int(n.min())
+    if not len(few):
+        return Finding("control cells", "ok", lowest, "enough in every cell type")
+    # Below `needed` a set cannot be filled, which is no harm; below FEW_CELLS their mean is noise in every shift.
+    level = "note"
+    if lowest < FEW_CELLS:
+        level = "warning"
+    return Finding("control cells", level, lowest, f"{listed(few)} have fewer than {needed} control cells")
+
+
+def _cells_per_condition(sizes: np.ndarray) -> Finding:
+    small = 0.0
+    message = "no perturbed cells"
+    if len(sizes):
+        small = float((sizes < FEW_CELLS).mean())
+        message = f"{small:.0%} of the conditions have fewer than {FEW_CELLS} cells (median {np.median(sizes):.0f})"
+    return finding("cells per condition", small, message, note=0.1, warning=0.5)
+
+
 def design_warnings(index: ConditionIndex) -> str:
-    """Return what is badly off in a design, in one line; nothing where nothing is."""
+    """Return the warnings about a design in one line; empty if there are none."""
     return "; ".join(f.message for f in design_findings(index, set_size=1) if f.level == "warning")

@@ -6,6 +6,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,24 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, LayerField, 
 from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
-from ptrag_sc.data._dataset import CellReader, as_row_matrix
 from ptrag_sc.data._diagnose import design_warnings
+from ptrag_sc.data._reader import CellReader, as_row_matrix
+
+AnnOrMuData: TypeAlias = AnnData | MuData
 
 logger = logging.getLogger(__name__)
 
 
+class RegisteredModel(Protocol):
+    """A model class of scvi-tools, which keeps the registry of each object that was set up for it."""
+
+    def register_manager(self, manager: AnnDataManager) -> None:
+        """Keep the registry of one object."""
+
+
 @dataclass(frozen=True)
 class ScreenKeys:
-    """Where things stand in the object: the arguments of ``setup_anndata`` and ``setup_mudata``."""
+    """Where everything is in the object: the arguments of ``setup_anndata`` and ``setup_mudata``."""
 
     perturbation_key: str
     control: str
@@ -38,12 +48,12 @@ class ScreenKeys:
     sep: str = "+"
     modalities: dict[str, str] = field(default_factory=dict)
 
-    def to_uns(self) -> dict:
+    def to_uns(self) -> dict[str, object]:
         """Return what can be written to h5ad and zarr (no None)."""
         return {k: v for k, v in asdict(self).items() if v not in (None, {})}
 
     @classmethod
-    def of(cls, adata: AnnData | MuData) -> "ScreenKeys":
+    def of(cls, adata: AnnOrMuData) -> "ScreenKeys":
         """Return the keys that the object was set up with.
 
         Raises
@@ -58,7 +68,7 @@ class ScreenKeys:
             raise ValueError(unusable("This object", "memory", "was not set up for ptrag_sc", remedy))
         return cls(**adata.uns[SETUP_KEY])
 
-    def container(self, adata: AnnData | MuData, argument: str) -> AnnData | MuData:
+    def container(self, adata: AnnOrMuData, argument: str) -> AnnOrMuData:
         """Return the object that holds the field of one setup argument: a modality of a MuData, or the object."""
         if isinstance(adata, AnnData) or argument not in self.modalities:
             return adata
@@ -67,15 +77,13 @@ class ScreenKeys:
             raise KeyError(absent("Modality", name, "mdata.mod", adata.mod, f"Correct modalities[{argument!r}]."))
         return adata.mod[name]
 
-    def expression_holder(self, adata: AnnData | MuData) -> AnnData:
+    def expression_holder(self, adata: AnnOrMuData) -> AnnData:
         """Return the AnnData whose matrix is the expression."""
         holder = self.container(adata, "layer")
         if not isinstance(holder, AnnData):
-            raise ValueError(
-                unusable(
-                    "Expression", "the MuData", "is not located", "Pass modalities={'layer': <modality of the RNA>}."
-                )
-            )
+            remedy = "Pass modalities={'layer': <modality of the RNA>}."
+            raise ValueError(unusable("Expression", "the MuData", "is not located", remedy))
+        # Rows are row numbers from here on, so one order must hold for labels and expression.
         if holder.n_obs != adata.n_obs or not (holder.obs_names == adata.obs_names).all():
             problem = "does not hold the same cells in the same order as the MuData"
             raise ValueError(unusable("The expression modality", "mdata.mod", problem, "Subset both to shared cells."))
@@ -84,16 +92,19 @@ class ScreenKeys:
     @property
     def expression_place(self) -> str:
         """Name of the registered matrix, for messages."""
-        return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
+        if self.layer is None:
+            return "adata.X"
+        return f"adata.layers[{self.layer!r}]"
 
 
 class OpenLabelField(CategoricalObsField):
     """A categorical obs column in which new labels may appear after training.
 
-    Perturbations, cell types and batches of new data need not have been seen: names are looked up, never codes.
+    New data may have perturbations, cell types and batches that the model never saw: the package looks names up and
+    never uses the codes of the registry.
     """
 
-    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
+    def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         """Transfer the field and accept labels that the source did not have."""
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
 
@@ -143,7 +154,7 @@ class Screen:
     names: np.ndarray
 
 
-def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray | None = None) -> Screen:
+def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | None = None) -> Screen:
     """Read and validate a screen.
 
     Parameters
@@ -151,7 +162,7 @@ def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray 
     adata
         The object; it is not changed.
     keys
-        Where things stand in it.
+        Where everything is in it.
     genes
         Genes (G,) of a trained model: columns are put into this order. None takes the object's own.
 
@@ -164,13 +175,15 @@ def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray 
     ValueError
         If the control label does not occur, labels or expression are unusable, or names are not unique.
     """
-    if not isinstance(adata, AnnData | MuData):
+    if not isinstance(adata, AnnOrMuData):
         remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
         raise TypeError(unusable(repr(adata)[:60], "the place of the data", "is no AnnData or MuData", remedy))
     holder = keys.expression_holder(adata)
     reader, genes = _read_expression(holder, keys, genes)
     obs = {name: keys.container(adata, name).obs for name in ("perturbation_key", "cell_type_key", "batch_key")}
-    batch = None if keys.batch_key is None else read_labels(obs["batch_key"], keys.batch_key)
+    batch = None
+    if keys.batch_key is not None:
+        batch = read_labels(obs["batch_key"], keys.batch_key)
     index = ConditionIndex.from_labels(
         read_perturbations(obs["perturbation_key"], keys.perturbation_key, control=keys.control, sep=keys.sep),
         read_labels(obs["cell_type_key"], keys.cell_type_key),
@@ -185,13 +198,16 @@ def read_screen(adata: AnnData | MuData, keys: ScreenKeys, *, genes: np.ndarray 
 
 
 def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None) -> tuple[CellReader, np.ndarray]:
+    """Return the checked matrix and its genes (G,), in the order of ``genes`` if given."""
     if not holder.var_names.is_unique:
         twice = holder.var_names[holder.var_names.duplicated()].unique()
         problem = f"are not unique ({listed(twice)})"
         raise ValueError(unusable("Gene names", "adata.var_names", problem, "Call adata.var_names_make_unique()."))
     if keys.layer is not None and keys.layer not in holder.layers:
         raise KeyError(absent("Layer", keys.layer, "adata.layers", holder.layers, "Pass layer=<an existing layer>."))
-    matrix = holder.X if keys.layer is None else holder.layers[keys.layer]
+    matrix = holder.X
+    if keys.layer is not None:
+        matrix = holder.layers[keys.layer]
     if matrix is None:
         remedy = "Put log1p of normalised counts into X, or pass layer=..."
         raise ValueError(unusable("Expression", keys.expression_place, "is missing", remedy))
@@ -200,7 +216,7 @@ def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None
     check_expression(reader, place=keys.expression_place, declared=keys.layer is not None)
     if genes is None or np.array_equal(own, genes):
         return reader, own
-    column = pd.Index(own).get_indexer(genes)
+    column = pd.Index(own).get_indexer(genes)  # (G,) where each of the model's genes is here; -1: nowhere
     if (column < 0).any():
         lacking = np.asarray(genes)[column < 0]
         problem = f"lacks {len(lacking)} of the model's {len(genes)} genes ({listed(lacking)})"
@@ -212,21 +228,21 @@ def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None
 def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
     """Refuse values that a model cannot learn from.
 
-    NaN and infinities are refused everywhere; negative values and raw counts only in ``X``: a named layer is taken
-    as the user's declaration of its scale.
+    NaN and infinities are refused everywhere. Negative values and raw counts are refused only in ``X``, because who
+    names a layer declares its scale.
 
     Raises
     ------
     ValueError
         With the number and kind of the offending values.
     """
-    whole, largest = True, 0.0
+    whole = True
+    largest = 0.0
     for values in reader.values():
         n_bad = int(values.size - np.isfinite(values).sum())
         if n_bad:
-            raise ValueError(
-                unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Remove or impute them.")
-            )
+            problem = f"holds {n_bad} NaN or infinite values"
+            raise ValueError(unusable("Expression", place, problem, "Remove or impute them."))
         if not declared and values.size and values.min() < 0:
             problem = f"holds negative values (smallest {values.min():.3g})"
             remedy = "Use log1p of normalised counts, or register scaled data as a layer with layer=..."
@@ -240,14 +256,16 @@ def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
         raise ValueError(unusable("Expression", place, f"holds raw counts (whole numbers up to {largest:g})", remedy))
 
 
-def read_split(adata: AnnData | MuData, keys: ScreenKeys) -> np.ndarray | None:
-    """Return the split label of every cell (n,), or None where no ``split_key`` was registered."""
+def read_split(adata: AnnOrMuData, keys: ScreenKeys) -> np.ndarray | None:
+    """Return the split label of every cell (n,), or None if no ``split_key`` was registered."""
     if keys.split_key is None:
         return None
     return read_labels(keys.container(adata, "split_key").obs, keys.split_key).astype(str)
 
 
-def setup(model_class: type, adata: AnnData | MuData, keys: ScreenKeys, setup_method_args: dict) -> None:
+def setup(
+    model_class: RegisteredModel, adata: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict[str, Any]
+) -> None:
     """Validate an object once, write down its keys, and register it with scvi-tools.
 
     Raises
@@ -255,6 +273,7 @@ def setup(model_class: type, adata: AnnData | MuData, keys: ScreenKeys, setup_me
     KeyError, ValueError
         As :func:`read_screen` and :func:`read_split` do, and for a view or an unknown split value.
     """
+    # Writing into a view would copy it, and the caller's variable would still be the view.
     if adata.is_view:
         raise ValueError(unusable("This object", "memory", "is a view of another", "Pass adata.copy()."))
     screen = read_screen(adata, keys)
@@ -262,7 +281,7 @@ def setup(model_class: type, adata: AnnData | MuData, keys: ScreenKeys, setup_me
     if split is not None:
         condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
     if bad := design_warnings(screen.index):
-        logger.warning("%s. ptrag_sc.tl.diagnose(adata) tells more.", bad)
+        logger.warning("%s. ptrag_sc.tl.diagnose(adata) has the details.", bad)
     adata.uns[SETUP_KEY] = keys.to_uns()
     fields = scvi_fields(keys, mudata=isinstance(adata, MuData))
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)

@@ -4,10 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeAlias
 
 from ptrag_sc._validation import unusable
 
-ZARR_GROUP = ("zarr.json", ".zgroup")  # what stands in the folder of a zarr store
+StrPath: TypeAlias = str | os.PathLike[str]
+
+ZARR_GROUP = ("zarr.json", ".zgroup")  # files of which the folder of a zarr store holds one
 
 
 def make_folder(path: Path) -> None:
@@ -23,8 +26,8 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def check_target(path: str | Path, *, suffixes: Collection[str], overwrite: bool) -> Path:
-    """Return the path of a file that is to be written, after a look at whether it can be.
+def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -> Path:
+    """Return the path of a file to write, after checking that it can be written.
 
     Raises
     ------
@@ -33,15 +36,17 @@ def check_target(path: str | Path, *, suffixes: Collection[str], overwrite: bool
     ValueError
         If its suffix names no known format.
     FileNotFoundError
-        If the folder it should stand in is not there.
+        If its folder does not exist.
     FileExistsError
-        If it is there and ``overwrite`` is False, or something else is in its place.
+        If it exists and ``overwrite`` is False, or a folder that is no zarr store is in its place.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(unusable(f"out={path!r}", "the request", "is no path", "Pass the name of a file."))
     path = Path(path)
     if path.suffix not in suffixes:
-        problem = f"ends in {path.suffix!r}" if path.suffix else "has no suffix"
+        problem = "has no suffix"
+        if path.suffix:
+            problem = f"ends in {path.suffix!r}"
         remedy = f"Pass a name that ends in {' or '.join(suffixes)}."
         raise ValueError(unusable(f"out={str(path)!r}", "the request", problem, remedy))
     if not path.parent.is_dir():
@@ -54,11 +59,12 @@ def check_target(path: str | Path, *, suffixes: Collection[str], overwrite: bool
     return path
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file or folder of the same name in a folder beside the target, then rename it.
 
-    If writing fails, what stands at the target stays as it is.
+    If writing fails, the target keeps its old content.
     """
+    # In the same folder, because a rename is one step only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as beside:
         part = Path(beside) / path.name
         write(part)

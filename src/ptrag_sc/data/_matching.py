@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 from ptrag_sc.data._shifts import group_moments, types_of_batches
 
 MATCHINGS = ("batch", "auto")
@@ -15,12 +15,10 @@ def matching_weights(reader: CellReader, index: ConditionIndex, how: Literal["ba
     r"""Return the share of its controls that each batch takes from itself (n_batches,); the others come from all.
 
     With variance :math:`\tau^2` between the batches of a cell type and :math:`\sigma^2` between the control cells of a
-    batch (summed over genes), the mean of the n controls of a batch misses its expectation by :math:`\sigma^2 / n`, the
-    mean over all batches by about :math:`\tau^2`. The mixture with the share
+    batch (summed over genes), the mean of the n controls of a batch has the squared error :math:`\sigma^2 / n`, and the
+    mean over all batches about :math:`\tau^2`. The mixture has the smallest error if the batch's own share is
 
     .. math:: \tau^2 / (\tau^2 + \sigma^2 / n)
-
-    of the batch misses it least.
 
     Parameters
     ----------
@@ -29,14 +27,18 @@ def matching_weights(reader: CellReader, index: ConditionIndex, how: Literal["ba
     how
         ``"batch"``: 1; ``"auto"``: the share above. Always 0 for a batch without controls.
     """
-    rows, of_type = np.flatnonzero(index.is_control), types_of_batches(index)
+    rows = np.flatnonzero(index.is_control)
+    of_type = types_of_batches(index)  # (n_batches,)
     if how == "batch":
         return (np.bincount(index.batch[rows], minlength=len(of_type)) > 0).astype(float)
-    moments, weights = group_moments(reader, rows, index.batch[rows], len(of_type), of_type), np.zeros(len(of_type))
+    # Squares are pooled by cell type, whose batches share one variance between cells.
+    moments = group_moments(reader, rows, index.batch[rows], len(of_type), of_type)
+    weights = np.zeros(len(of_type))  # (n_batches,)
     for t in np.unique(index.cell_type[rows]):
         batches = np.flatnonzero((of_type == t) & (moments.n > 0))
         tau, sigma = variance_components(moments.mean[batches], moments.n[batches], moments.square[t])
-        weights[batches] = tau / (tau + sigma / moments.n[batches]) if tau > 0 else 0.0
+        if tau > 0:  # else the batches do not differ, and all controls of the cell type serve each
+            weights[batches] = tau / (tau + sigma / moments.n[batches])
     return weights
 
 
@@ -50,8 +52,13 @@ def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -
     squares
         Sum of squares over all rows (F,).
     """
-    total, groups = n.sum(), len(n)
+    total = n.sum()
+    groups = len(n)
+    # Mean squares of a one-way analysis of variance: E within = sigma^2, E between = sigma^2 + size * tau^2.
     within = (squares - n @ np.square(means)).sum() / max(total - groups, 1)
     between = (n @ np.square(means - n @ means / total)).sum() / max(groups - 1, 1)
-    size = (total - (n**2).sum() / total) / max(groups - 1, 1)
-    return max((between - within) / size, 0.0) if groups > 1 else 0.0, max(within, 0.0)
+    size = (total - (n**2).sum() / total) / max(groups - 1, 1)  # of a group: n if all have n rows
+    tau = 0.0
+    if groups > 1:
+        tau = max((between - within) / size, 0.0)
+    return tau, max(within, 0.0)

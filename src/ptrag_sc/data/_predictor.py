@@ -1,39 +1,21 @@
 """What can be asked of anything that predicts perturbed cells: PTRAG and every baseline?"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
-from scvi.utils import track
 
-from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import check_whole, unusable
-from ptrag_sc.data._assembly import (
-    Population,
-    PredictedSets,
-    Prediction,
-    Request,
-    as_name_list,
-    assemble,
-    find_cell_types,
-    population_anndata,
-    request_population,
-    source_obs,
-)
+from ptrag_sc.data._assembly import PredictedSets, source_obs
 from ptrag_sc.data._conditions import canonical_labels, components
-from ptrag_sc.data._dataset import BATCH, CellSetDataset
+from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
-from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
-from ptrag_sc.data._set_sampler import CellSets, SequentialSets
-from ptrag_sc.data._stream import check_columns, storable, write_stream
-
-CHUNK = 4096  # output rows in memory at a time when predictions go to a file
+from ptrag_sc.data._run import Run, VirtualCells
+from ptrag_sc.data._set_sampler import CellSets
 
 
 class Predictor(ABC):
@@ -86,7 +68,7 @@ class Predictor(ABC):
 
     def run(
         self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
-    ) -> "Run":
+    ) -> Run:
         """Prepare what all requests of one call share."""
         state = self.prepare(labels, self.resolve(labels, adata, gene_embedding), screen)
         return Run(self, screen, labels, state=state, seed=seed)
@@ -154,7 +136,7 @@ class Predictor(ABC):
         gene_embedding: object,
         seed: int | None,
         nonnegative: bool,
-    ) -> "VirtualCells":
+    ) -> VirtualCells:
         """Plan the populations that perturbations would give; no cell is generated yet.
 
         Parameters
@@ -199,94 +181,3 @@ class Predictor(ABC):
             "candidates": self.candidates_.astype(object),
             "retrieval": retrieved.table(),
         }
-
-
-class Run:
-    """One call of a predictor: what was prepared once, and the sums of what was retrieved so far.
-
-    Parameters
-    ----------
-    predictor, screen, labels
-        What answers, the cells that it starts from, and the perturbations.
-    state
-        What :meth:`Predictor.prepare` returned.
-    seed
-        None is deterministic.
-    """
-
-    def __init__(
-        self, predictor: Predictor, screen: Screen, labels: tuple[str, ...], *, state: object, seed: int | None
-    ):
-        self.predictor, self.screen, self.labels, self.state, self.seed = predictor, screen, labels, state, seed
-        self.retrieved = RetrievalTally(labels, predictor.candidates_, screen.index.cell_types)
-
-    def answer(self, request: Request) -> Prediction:
-        """Generate every set of a request and put the rows in order."""
-        shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
-        return assemble(self._generate(request), shape=shape)
-
-    def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
-        dataset, predict_batch = CellSetDataset(self.screen.reader, with_target=False), self.predictor.predict_batch
-        for sets in SequentialSets(request.planned, batch_size=self.predictor._prediction_batch_size):
-            predicted = predict_batch(dataset[sets], sets, self.labels, self.screen, state=self.state, seed=self.seed)
-            self.retrieved.add(sets, predicted)
-            yield sets, predicted
-
-
-@dataclass(frozen=True)
-class VirtualCells:
-    """Populations that are planned, and generated once: in memory, or piece by piece into a file.
-
-    Parameters
-    ----------
-    run
-        What generates them.
-    population
-        Their sets.
-    obs
-        Columns of every cell of the screen.
-    var
-        Genes (G) of the predictor.
-    params
-        Arguments of the call.
-    """
-
-    run: Run
-    population: Population
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    params: dict
-
-    def in_memory(self) -> AnnData:
-        """Return all cells."""
-        whole = self._piece(self.population.whole())
-        whole.uns.update(self._uns())
-        return whole
-
-    def write(self, path: Path, *, progress: bool) -> None:
-        """Write all cells to a file ``.h5ad`` or ``.zarr``, with about ``CHUNK`` of them in memory, or one mini-batch.
-
-        Raises
-        ------
-        TypeError
-            If a column of ``obs`` or ``var`` cannot be written.
-        """
-        stored = replace(self, obs=storable(self.obs), var=storable(self.var))
-        check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
-        # Pieces are whole mini-batches: every set is generated beside the same sets as in memory.
-        batch_size = self.run.predictor._prediction_batch_size
-        largest = max(len(rows) for _, _, rows in self.population.sets)
-        n_sets = max(1, CHUNK // (largest * batch_size)) * batch_size
-        n_pieces, requests = self.population.n_pieces(n_sets), self.population.pieces(n_sets)
-        pieces = map(stored._piece, track(requests, "Predicting", not progress, total=n_pieces))
-        write_beside(path, lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns))
-
-    def _piece(self, request: Request) -> AnnData:
-        prediction, keys = self.run.answer(request), self.run.predictor.keys_
-        if self.params["nonnegative"]:
-            np.maximum(prediction.cells, 0, out=prediction.cells)
-        names = {"labels": self.run.labels, "column": keys.perturbation_key, "key": DEFAULT_KEY}
-        return population_anndata(prediction, request, self.obs, self.var, **names)
-
-    def _uns(self) -> dict:
-        return {DEFAULT_KEY: self.run.predictor.describe(self.run.retrieved, self.params)}

@@ -1,12 +1,27 @@
 """What was retrieved, summed over the sets of each condition?"""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
-from ptrag_sc.data._assembly import PredictedSets
+from ptrag_sc.data._assembly import ROLES, PredictedSets
 from ptrag_sc.data._set_sampler import CellSets
 
-RETRIEVAL_COLUMNS = ["perturbation", "cell_type", "candidate", "rank", "similarity", "weight", "selected"]
+RETRIEVAL_COLUMNS = ["perturbation", "cell_type", "candidate", "role", "rank", "similarity", "weight", "selected"]
+SIMILARITIES = ["similarity", "similarity_response"]  # columns of the spaces, in their order
+
+
+class _Sums(NamedTuple):
+    """What was retrieved for one condition, over its cells so far; J' places are filled."""
+
+    candidate: np.ndarray  # (J',) row of the candidates
+    role: np.ndarray  # (J',)
+    similarity: np.ndarray  # (J', R)
+    weight: np.ndarray  # (J',) summed over cells
+    gate: np.ndarray  # (J',) summed over cells
+    strength: float  # summed over cells
+    n_cells: int
 
 
 class RetrievalTally:
@@ -17,34 +32,50 @@ class RetrievalTally:
     labels
         Perturbations; query q > 0 is ``labels[q - 1]``, query 0 the control.
     candidates
-        Names of what can be retrieved (C,).
+        Names of what can be retrieved (P,).
     cell_types
         Names of the cell types.
     """
 
     def __init__(self, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray):
         self.labels, self.candidates, self.cell_types = labels, candidates, cell_types
-        self._sums, self._strength = {}, {}
+        self._sums: dict[tuple[int, int], _Sums] = {}
 
     def add(self, sets: CellSets, predicted: PredictedSets) -> None:
         """Add one mini-batch of sets."""
-        strength = np.broadcast_to(predicted.strength, len(sets.query))
         for b, condition in enumerate(zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)):
-            real, shown = sets.target_mask[b], predicted.present[b]
-            columns, similarity = predicted.indices[b][shown], predicted.similarity[b][shown]
-            weights, gates = (x[b][real][:, shown].sum(0) for x in (predicted.weights, predicted.gates))
-            sums = np.array([np.full(len(columns), real.sum()), weights, gates], dtype=float)
-            previous = self._sums.get(condition, (columns, similarity, 0.0))[2]
-            self._sums[condition] = (columns, similarity, previous + sums)
-            self._strength[condition] = self._strength.get(condition, 0.0) + real.sum() * np.array([strength[b], 1.0])
+            is_cell, is_filled = sets.target_mask[b], predicted.present[b]
+            n_cells = int(is_cell.sum())
+            weight = predicted.weights[b][is_cell][:, is_filled].sum(0, dtype=float)
+            gate = predicted.gates[b][is_cell][:, is_filled].sum(0, dtype=float)
+            strength = n_cells * float(predicted.strength[b])
+            previous = self._sums.get(condition)
+            if previous is not None:
+                weight = previous.weight + weight
+                gate = previous.gate + gate
+                strength += previous.strength
+                n_cells += previous.n_cells
+            self._sums[condition] = _Sums(
+                candidate=predicted.rows[b][is_filled],
+                role=predicted.role[is_filled],
+                similarity=predicted.similarity[b][is_filled],
+                weight=weight,
+                gate=gate,
+                strength=strength,
+                n_cells=n_cells,
+            )
+
+    def _conditions(self) -> list[tuple[str, str, _Sums]]:
+        """Return the sums of every condition but the controls, in order."""
+        return [
+            (self.labels[q - 1], self.cell_types[t], sums)
+            for (q, t), sums in sorted(self._sums.items(), key=lambda item: item[0])
+            if q > 0
+        ]
 
     def strength(self) -> pd.DataFrame:
         """Return ``perturbation``, ``cell_type``, ``strength`` (mean over cells) of every condition."""
-        rows = [
-            (self.labels[q - 1], self.cell_types[t], strength / n)
-            for (q, t), (strength, n) in sorted(self._strength.items(), key=lambda item: item[0])
-            if q > 0
-        ]
+        rows = [(name, cell_type, sums.strength / sums.n_cells) for name, cell_type, sums in self._conditions()]
         return pd.DataFrame(rows, columns=["perturbation", "cell_type", "strength"])
 
     def table(self) -> pd.DataFrame:
@@ -52,29 +83,22 @@ class RetrievalTally:
 
         A predictor that retrieves in a second space adds ``similarity_response``.
         """
-        tables = [
-            pd.DataFrame(
-                {
-                    "perturbation": self.labels[q - 1],
-                    "cell_type": self.cell_types[t],
-                    "candidate": self.candidates[columns],
-                    "rank": np.arange(len(columns)),
-                    **_named(similarity),
-                    "weight": weight / n,
-                    "selected": gate / n,
-                }
-            )
-            for (q, t), (columns, similarity, (n, weight, gate)) in sorted(self._sums.items(), key=lambda item: item[0])
-            if q > 0 and len(columns)
-        ]
+        tables = []
+        for name, cell_type, sums in self._conditions():
+            if not len(sums.candidate):
+                continue
+            columns = {
+                "perturbation": name,
+                "cell_type": cell_type,
+                "candidate": self.candidates[sums.candidate],
+                "role": np.array(ROLES, dtype=object)[sums.role],
+                "rank": np.arange(len(sums.candidate)),
+                **dict(zip(SIMILARITIES, sums.similarity.T, strict=False)),
+                "weight": sums.weight / sums.n_cells,
+                "selected": sums.gate / sums.n_cells,
+            }
+            tables.append(pd.DataFrame(columns))
         if tables:
             return pd.concat(tables, ignore_index=True)
-        kinds = {c: object if c in RETRIEVAL_COLUMNS[:3] else float for c in RETRIEVAL_COLUMNS}
+        kinds = {c: object if c in RETRIEVAL_COLUMNS[:4] else float for c in RETRIEVAL_COLUMNS}
         return pd.DataFrame({c: pd.Series(dtype=kind) for c, kind in kinds.items()})
-
-
-def _named(similarity: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the columns of similarities (K,) in one space or (K, 2) in two."""
-    if similarity.ndim == 1:
-        return {"similarity": similarity}
-    return {"similarity": similarity[:, 0], "similarity_response": similarity[:, 1]}

@@ -29,10 +29,11 @@ class CellSets(NamedTuple):
 
 def pad(rows: list[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Stack row numbers of unequal length into (B, size) and the mask of real places."""
-    length = np.array([len(r) for r in rows])
-    mask = np.arange(size) < length[:, None]
+    length = np.array([len(r) for r in rows])  # (B,)
+    mask = np.arange(size) < length[:, None]  # (B, size)
     padded = np.zeros((len(rows), size), dtype=np.int64)
-    padded[mask] = np.concatenate(rows) if rows else []
+    if rows:
+        padded[mask] = np.concatenate(rows)
     return padded, mask
 
 
@@ -40,7 +41,7 @@ def match_composition(pools: list[np.ndarray], share: np.ndarray, size: int, rng
     """Draw up to ``size`` distinct controls whose batches follow ``share``.
 
     Quotas come from systematic sampling (one uniform offset), so each batch's expected count is exactly
-    ``size * share``. What a batch cannot supply is drawn from the other controls of the cell type.
+    ``size * share``. If a batch has too few controls, the others of the cell type supply the rest.
 
     Parameters
     ----------
@@ -49,8 +50,9 @@ def match_composition(pools: list[np.ndarray], share: np.ndarray, size: int, rng
     share
         Share of each batch among the target cells; sums to 1.
     """
-    edges = np.floor(rng.random() + size * np.concatenate([[0.0], np.cumsum(share)])).astype(int)
-    quota = np.diff(edges)
+    # The same offset for all edges: quotas are whole, sum to size, and have the right expectation.
+    edges = np.floor(rng.random() + size * np.concatenate([[0.0], np.cumsum(share)])).astype(int)  # (n_batches + 1,)
+    quota = np.diff(edges)  # (n_batches,)
     drawn = [_choose(pool, q, rng) for pool, q in zip(pools, quota, strict=True)]
     short = size - sum(map(len, drawn))
     if short > 0:
@@ -60,15 +62,19 @@ def match_composition(pools: list[np.ndarray], share: np.ndarray, size: int, rng
 
 
 def _choose(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=False) if n > 0 else rows[:0]
+    """Return up to n distinct rows."""
+    if n <= 0:
+        return rows[:0]
+    # Attention and losses ignore the order of cells, so none is drawn.
+    return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=False)
 
 
 class RandomSets(Sampler[CellSets]):
     """Fresh cell sets of every condition, once per epoch, in random order.
 
     A set holds ``min(set_size, n)`` distinct cells of the condition and up to ``set_size`` distinct control cells
-    of the same cell type and the same batch composition (what a batch lacks comes from the cell type's others). The
-    draw depends on (seed, epoch, condition) only, so ranks of a distributed run agree on it and take disjoint shares.
+    of the same cell type and the same batch composition (see :func:`match_composition`). The draw depends on (seed,
+    epoch, condition) only, so the ranks of a distributed run agree on it and take disjoint shares.
 
     Parameters
     ----------
@@ -86,7 +92,7 @@ class RandomSets(Sampler[CellSets]):
         Whether every epoch draws anew (training) or repeats the first draw in order (validation).
     matching
         Share of its controls that a batch takes from itself (n_batches,), see :func:`matching_weights`; the others are
-        drawn from all batches of the cell type. None: all of them.
+        drawn from all batches of the cell type. None: all are its own.
     """
 
     def __init__(
@@ -101,12 +107,18 @@ class RandomSets(Sampler[CellSets]):
         fresh: bool = True,
         matching: np.ndarray | None = None,
     ):
-        self.index, self.query = index, np.asarray(query, dtype=np.int64)
-        self.set_size, self.batch_size, self.seed, self.fresh = set_size, batch_size, seed, fresh
-        self.rank, self.world_size = 0, 1
+        self.index = index
+        self.query = np.asarray(query, dtype=np.int64)  # (C,)
+        self.set_size = set_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.fresh = fresh
+        self.rank = 0
+        self.world_size = 1
         self.epoch = 0
-        self.cell_type = conditions["cell_type"].to_numpy(dtype=np.int64)
-        perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)
+        self.cell_type = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
+        perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)  # (C,)
+        # What every epoch needs again: rows of each condition, control pools of each cell type, shares of the pools.
         self._rows = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
         self._pools = {t: _batch_pools(index, t) for t in np.unique(self.cell_type)}
         self._share = [
@@ -120,9 +132,10 @@ class RandomSets(Sampler[CellSets]):
 
     def for_rank(self, rank: int, world_size: int) -> "RandomSets":
         """Return the sampler of one process of a distributed run."""
-        share = copy(self)
-        share.rank, share.world_size = rank, world_size
-        return share
+        part = copy(self)  # shares the tables, which are never changed
+        part.rank = rank
+        part.world_size = world_size
+        return part
 
     def __len__(self) -> int:
         """Return the number of mini-batches of one rank."""
@@ -130,6 +143,7 @@ class RandomSets(Sampler[CellSets]):
         return math.ceil(per_rank / self.batch_size)
 
     def _draw(self, condition: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the target rows (s,) and control rows (s',) of one set."""
         rng = np.random.default_rng([self.seed, epoch, condition])
         target = _choose(self._rows[condition], self.set_size, rng)
         _, pools = self._pools[self.cell_type[condition]]
@@ -137,12 +151,15 @@ class RandomSets(Sampler[CellSets]):
 
     def __iter__(self) -> Iterator[CellSets]:
         """Yield the mini-batches of one epoch."""
-        epoch = self.epoch if self.fresh else 0
-        order = np.arange(len(self._rows))
+        epoch = 0
+        order = np.arange(len(self._rows))  # (C,)
         if self.fresh:
+            epoch = self.epoch
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        # Every rank takes equally many sets: the first ones are visited twice where the count does not divide.
-        order = np.resize(order, -(-len(order) // self.world_size) * self.world_size)[self.rank :: self.world_size]
+        # Every rank needs equally many sets, or one would wait for ever: if the count does not divide, np.resize starts
+        # again from the front.
+        per_rank = math.ceil(len(order) / self.world_size)
+        order = np.resize(order, per_rank * self.world_size)[self.rank :: self.world_size]
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             drawn = [self._draw(c, epoch) for c in chosen]
@@ -164,17 +181,19 @@ def _batch_pools(index: ConditionIndex, cell_type: int) -> tuple[np.ndarray, lis
 def _batch_share(
     batch: np.ndarray, batches: np.ndarray, pools: list[np.ndarray], matching: np.ndarray | None
 ) -> np.ndarray:
-    """Return the share of each batch among the controls of a set whose cells are of the batches given (n,)."""
-    share = np.bincount(np.searchsorted(batches, batch), minlength=len(batches)) / len(batch)
+    """Return the share of each batch among the controls of a set, given the batch of each of its cells (n,)."""
+    share = np.bincount(np.searchsorted(batches, batch), minlength=len(batches)) / len(batch)  # (n_batches,)
     if matching is None:
         return share
-    n = np.array([len(pool) for pool in pools])
+    n = np.array([len(pool) for pool in pools])  # (n_batches,) control cells
     own = matching[batches]
+    # What a batch does not take from itself is spread over all controls of the cell type alike.
     return share * own + (share @ (1 - own)) * n / n.sum()
 
 
 def name_hash(names: np.ndarray, seed: int) -> np.ndarray:
-    """Return one seeded 64-bit number per cell name (n,): the order of cells that no row order can change."""
+    """Return one seeded 64-bit number per cell name (n,), so that the order of cells does not depend on their rows."""
+    # pandas wants a key of exactly 16 characters.
     return pd.util.hash_array(np.asarray(names, dtype=object), hash_key=f"{seed:016d}"[-16:], categorize=False)
 
 
@@ -200,7 +219,8 @@ class SequentialSets:
     """
 
     def __init__(self, planned: list[PlannedSet], *, batch_size: int):
-        self.planned, self.batch_size = planned, batch_size
+        self.planned = planned
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         """Return the number of mini-batches."""
@@ -209,11 +229,15 @@ class SequentialSets:
     def __iter__(self) -> Iterator[CellSets]:
         """Yield mini-batches."""
         for start in range(0, len(self.planned), self.batch_size):
-            query, cell_type, ordinal, output, source = zip(*self.planned[start : start + self.batch_size], strict=True)
-            size = max(map(len, output))
-            target, mask = pad(list(output), size)
-            control, _ = pad(list(source), size)
-            yield CellSets(np.array(query), np.array(cell_type), np.array(ordinal), target, mask, control, mask)
+            sets = self.planned[start : start + self.batch_size]
+            size = max(len(one.output) for one in sets)
+            target, mask = pad([one.output for one in sets], size)
+            # One control cell per output row, so both have the same mask.
+            control, _ = pad([one.source for one in sets], size)
+            query = np.array([one.query for one in sets])
+            cell_type = np.array([one.cell_type for one in sets])
+            ordinal = np.array([one.ordinal for one in sets])
+            yield CellSets(query, cell_type, ordinal, target, mask, control, mask)
 
 
 def deal_sets(
@@ -221,9 +245,8 @@ def deal_sets(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pair the cells of one condition with controls and deal them into sets.
 
-    Cells are dealt, batch by batch in hash order, over the fewest sets of balanced size in which every control stands
-    at most once. Cells of a batch that has no controls take controls of any batch of the cell type, in sets of their
-    own.
+    Cells are dealt, batch by batch in hash order, over the fewest sets of balanced size in which every control occurs
+    at most once. Cells of a batch without controls take controls of any batch of the cell type, in sets of their own.
 
     Parameters
     ----------
@@ -238,31 +261,38 @@ def deal_sets(
     -------
     One pair per set: positions of the cells in it, and positions of their controls, all distinct within the set.
     """
-    known = np.isin(batch, control_batch)
-    # Batches without controls are one group that may draw from every control of the cell type.
-    groups = [
-        (np.flatnonzero(known), batch, control_batch),
-        (np.flatnonzero(~known), np.zeros_like(batch), np.zeros_like(control_batch)),
-    ]
+    known = np.isin(batch, control_batch)  # (n,)
     sets = []
-    for cells, b, cb in groups:
-        if len(cells):
-            sets += _deal_group(cells, b, order, cb, control_order, set_size)
+    if known.any():
+        sets += _deal_group(np.flatnonzero(known), batch, order, control_batch, control_order, set_size)
+    if not known.all():
+        # Batches without controls become one batch, number 0, that owns every control of the cell type.
+        one, every = np.zeros_like(batch), np.zeros_like(control_batch)
+        sets += _deal_group(np.flatnonzero(~known), one, order, every, control_order, set_size)
     return sets
 
 
-def _deal_group(cells, batch, order, control_batch, control_order, set_size):
-    cells = cells[np.lexsort((order[cells], batch[cells]))]
+def _deal_group(
+    cells: np.ndarray,
+    batch: np.ndarray,
+    order: np.ndarray,
+    control_batch: np.ndarray,
+    control_order: np.ndarray,
+    set_size: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Deal some of the cells (positions), all of batches that have controls."""
+    cells = cells[np.lexsort((order[cells], batch[cells]))]  # by batch, then by hash
     batches, start, count = np.unique(batch[cells], return_index=True, return_counts=True)
-    pools = {b: _in_order(np.flatnonzero(control_batch == b), control_order) for b in batches}
-    # No set may need a control twice: at least n_b / (controls of b) sets for every batch b.
-    n_sets = max(-(-len(cells) // set_size), *(-(-n // len(pools[b])) for b, n in zip(batches, count, strict=True)))
-    set_of = np.arange(len(cells)) % n_sets
-    source = np.empty(len(cells), dtype=np.int64)
-    for b, first, n in zip(batches, start, count, strict=True):
+    pools = [_in_order(np.flatnonzero(control_batch == b), control_order) for b in batches]
+    # No set may need a control twice, so there are at least n_b / (controls of b) sets for every batch b.
+    enough = [math.ceil(n / len(pool)) for n, pool in zip(count, pools, strict=True)]
+    n_sets = max(math.ceil(len(cells) / set_size), *enough)
+    set_of = np.arange(len(cells)) % n_sets  # (n,)
+    source = np.empty(len(cells), dtype=np.int64)  # (n,)
+    for pool, first, n in zip(pools, start, count, strict=True):
         # Sets take consecutive runs of the batch's controls: distinct within a set, evenly used over the sets.
         by_set = first + np.argsort(set_of[first : first + n], kind="stable")
-        source[by_set] = pools[b][np.arange(n) % len(pools[b])]
+        source[by_set] = pool[np.arange(n) % len(pool)]
     return [(cells[set_of == s], source[set_of == s]) for s in range(n_sets)]
 
 

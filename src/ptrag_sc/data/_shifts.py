@@ -8,7 +8,7 @@ from scipy.linalg import eigh
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._dataset import CellReader
+from ptrag_sc.data._reader import CellReader
 
 
 class ControlMeans(NamedTuple):
@@ -16,7 +16,7 @@ class ControlMeans(NamedTuple):
 
     batch: np.ndarray  # (n_batches, G); a batch without controls has its cell type's mean
     cell_type: np.ndarray  # (T, G); NaN where a cell type has no controls
-    share: np.ndarray  # (n_batches,) of a batch's own controls in its mean; the rest is its cell type's
+    share: np.ndarray  # (n_batches,) weight of the batch's own controls; the remainder comes from all of the cell type
 
 
 class Shifts(NamedTuple):
@@ -41,7 +41,9 @@ class GroupMoments(NamedTuple):
     square: np.ndarray  # (n_pools, G) float64, sum of squared entries of all rows in a pool of groups
 
 
-def group_moments(reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray):
+def group_moments(
+    reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray
+) -> GroupMoments:
     """Return mean rows of groups, and sums of squares in pools of groups, in one pass over ``rows``.
 
     Parameters
@@ -55,16 +57,20 @@ def group_moments(reader: CellReader, rows: np.ndarray, group: np.ndarray, n_gro
     pool
         Pool of each group (n_groups,); an empty array computes no squares.
     """
+    # Sorted by group, the rows of a group follow each other, so each chunk sums runs of rows (reduceat).
     order = np.argsort(group, kind="stable")
-    rows, group = rows[order], group[order]
-    sums, done = np.zeros((n_groups, reader.n_genes)), 0
+    rows = rows[order]
+    group = group[order]
+    sums = np.zeros((n_groups, reader.n_genes))
     squares = np.zeros((int(pool.max(initial=-1)) + 1, reader.n_genes))
-    for part, cells in reader.chunks(rows):
-        g = group[done : done + len(part)]
-        first = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])
+    done = 0
+    for part, cells in reader.chunks(rows):  # cells: (n_chunk, G) float32
+        g = group[done : done + len(part)]  # (n_chunk,)
+        first = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])  # where each run begins
         sums[g[first]] += np.add.reduceat(cells, first, axis=0, dtype=np.float64)
         if len(pool):
             of_group = np.add.reduceat(np.square(cells), first, axis=0, dtype=np.float64)
+            # Several groups of one pool may end in this chunk: `squares[...] +=` would add only one of them.
             np.add.at(squares, pool[g[first]], of_group)
         done += len(part)
     count = np.bincount(group, minlength=n_groups)
@@ -78,13 +84,14 @@ def group_means(
 
     A group without rows has mean 0.
     """
-    return group_moments(reader, rows, group, n_groups, np.zeros(0, dtype=np.int64))[:2]
+    moments = group_moments(reader, rows, group, n_groups, pool=np.zeros(0, dtype=np.int64))
+    return moments.mean, moments.n
 
 
 def types_of_batches(index: ConditionIndex) -> np.ndarray:
     """Return the cell type of every batch (n_batches,)."""
     batches, first = np.unique(index.batch, return_index=True)
-    types = np.zeros(int(index.batch.max()) + 1, dtype=np.int64)
+    types = np.zeros(int(index.batch.max()) + 1, dtype=np.int64)  # (n_batches,)
     types[batches] = index.cell_type[first]
     return types
 
@@ -97,14 +104,18 @@ def control_means(reader: CellReader, index: ConditionIndex, matching: np.ndarra
     reader, index
         The screen.
     matching
-        Share of its own controls in the mean of a batch (n_batches,), see :func:`matching_weights`; None: all of it
-        where there are any.
+        Share of its own controls in the mean of a batch (n_batches,), see :func:`matching_weights`. None: 1 if the
+        batch has any controls, else 0.
     """
-    rows, of_type = np.flatnonzero(index.is_control), types_of_batches(index)
-    by_type, n = group_means(reader, rows, index.cell_type[rows], len(index.cell_types))
-    by_type[n == 0] = np.nan
-    by_batch, n = group_means(reader, rows, index.batch[rows], len(of_type))
-    share = (n > 0).astype(float) if matching is None else matching
+    rows = np.flatnonzero(index.is_control)
+    of_type = types_of_batches(index)  # (n_batches,)
+    by_type, n_of_type = group_means(reader, rows, index.cell_type[rows], len(index.cell_types))  # (T, G), (T,)
+    by_type[n_of_type == 0] = np.nan
+    by_batch, n_of_batch = group_means(reader, rows, index.batch[rows], len(of_type))  # (n_batches, G), (n_batches,)
+    share = matching
+    if share is None:
+        share = (n_of_batch > 0).astype(float)
+    # Most batches keep their own mean; only the other rows are computed.
     mixed = share < 1
     by_batch[mixed] *= share[mixed, None]
     by_batch[mixed] += (1 - share[mixed, None]) * by_type[of_type[mixed]]
@@ -113,8 +124,8 @@ def control_means(reader: CellReader, index: ConditionIndex, matching: np.ndarra
 
 def matched_control(controls: ControlMeans, batch: np.ndarray) -> np.ndarray:
     """Return the mean control (G,) at the batch composition of some cells, given the batch of each (n,)."""
-    count = np.bincount(batch, minlength=len(controls.batch))
-    present = np.flatnonzero(count)
+    count = np.bincount(batch, minlength=len(controls.batch))  # (n_batches,)
+    present = np.flatnonzero(count)  # an absent batch may have a mean of NaN
     return (count[present] / len(batch)) @ controls.batch[present]
 
 
@@ -128,6 +139,8 @@ def mean_shifts(
     ValueError
         If one of their cell types has no control cells.
     """
+    if controls is None:
+        controls = control_means(reader, index)
     return _shifts(reader, index, conditions, controls, with_squares=False)[0]
 
 
@@ -135,47 +148,53 @@ def mean_shifts_and_spread(
     reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
 ) -> tuple[Shifts, Spread]:
     """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells."""
-    controls = control_means(reader, index) if controls is None else controls
+    if controls is None:
+        controls = control_means(reader, index)
     shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True)
-    t = conditions["cell_type"].to_numpy(dtype=np.int64)
-    within = moments.square.copy()
+    t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
+    # Pooled variance: sum over conditions of (sum of squares - n * mean^2), over the sum of their n - 1.
+    within = np.zeros((len(index.cell_types), reader.n_genes))  # (T, G); cell types without a condition stay 0
+    within[: len(moments.square)] = moments.square
     np.subtract.at(within, t, moments.n[:, None] * np.square(moments.mean))
-    freedom = np.bincount(t, weights=moments.n - 1, minlength=len(within))
+    freedom = np.bincount(t, weights=moments.n - 1, minlength=len(within))  # (T,)
     variance = np.maximum(within, 0) / np.maximum(freedom, 1)[:, None]
-    return shifts, Spread(
-        variance, 1 / np.maximum(shifts.n_cells, 1) + _control_scale(index, conditions, controls.share)
-    )
+    scale = 1 / np.maximum(shifts.n_cells, 1) + _control_scale(index, conditions, controls.share)  # (C,)
+    return shifts, Spread(variance, scale)
 
 
-def _shifts(reader, index, conditions, controls, *, with_squares: bool) -> tuple[Shifts, GroupMoments]:
-    controls = control_means(reader, index) if controls is None else controls
-    t = conditions["cell_type"].to_numpy(dtype=np.int64)
+def _shifts(
+    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans, *, with_squares: bool
+) -> tuple[Shifts, GroupMoments]:
+    """Return the mean shifts and, in ``square`` if asked for, the sums of squares of the cell types' conditions."""
+    t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
     used = np.unique(t)
     bare = index.cell_types[used[np.isnan(controls.cell_type[used]).any(1)]]
     if len(bare):
         remedy = "Add their control cells, or remove these cell types."
         raise ValueError(unusable(f"Cell types {listed(bare)}", "the data", "have no control cells", remedy))
     rows = [index.rows(p, k) for p, k in zip(conditions["perturbation"], t, strict=True)]
-    n = np.array([len(r) for r in rows], dtype=np.int64)
-    joined = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)
-    pool = t if with_squares else np.zeros(0, dtype=np.int64)
-    moments = group_moments(reader, joined, np.repeat(np.arange(len(rows)), n), len(rows), pool)
-    matched = np.stack([matched_control(controls, index.batch[r]) for r in rows]) if len(rows) else 0.0
-    if with_squares:  # a row for every cell type, also those without condition
-        square = np.zeros((len(index.cell_types), reader.n_genes))
-        square[: len(moments.square)] = moments.square
-        moments = moments._replace(square=square)
+    n = np.array([len(r) for r in rows], dtype=np.int64)  # (C,)
+    none = np.zeros(0, dtype=np.int64)
+    joined = np.concatenate([none, *rows])  # an empty list alone could not be concatenated
+    group = np.repeat(np.arange(len(rows)), n)  # condition of each joined row
+    pool = t if with_squares else none
+    moments = group_moments(reader, joined, group, len(rows), pool)
+    matched = np.zeros_like(moments.mean)  # (C, G)
+    for c, r in enumerate(rows):
+        matched[c] = matched_control(controls, index.batch[r])
     return Shifts(moments.mean - matched, n), moments
 
 
 def _control_scale(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> np.ndarray:
     """Return the controls' part of each squared standard error (C,), in units of the variance of one cell."""
-    of_type = types_of_batches(index)
-    n = np.bincount(index.batch[index.is_control], minlength=len(own))
+    of_type = types_of_batches(index)  # (n_batches,)
+    n = np.bincount(index.batch[index.is_control], minlength=len(own))  # (n_batches,) control cells
     scale = []
     for p, t in zip(conditions["perturbation"], conditions["cell_type"], strict=True):
-        share = np.bincount(index.batch[index.rows(p, t)], minlength=len(own)) / max(1, len(index.rows(p, t)))
+        batch = index.batch[index.rows(p, t)]
+        share = np.bincount(batch, minlength=len(own)) / max(1, len(batch))  # (n_batches,)
         used = (of_type == t) & (n > 0)
+        # Share of one control cell in the matched control: by its own batch, and by what all batches mix in.
         of_cell = share[used] * own[used] / n[used] + (share @ (1 - own)) / n[used].sum()
         scale.append(np.sum(n[used] * np.square(of_cell)))
     return np.array(scale)
@@ -189,12 +208,19 @@ def leading_directions(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarr
     side = min(values.shape)
     if not side:
         return np.zeros((0, values.shape[1])), np.zeros(0)
+    # The smaller of the two Gram matrices has the same positive eigenvalues, the squares of the singular values.
     wide = values.shape[1] > values.shape[0]
-    gram = values @ values.T if wide else values.T @ values
-    square, vectors = eigh(gram, subset_by_index=(max(0, side - n), side - 1))
-    square, vectors = square[::-1], vectors[:, ::-1]
-    kept = square > 1e-10 * max(square[0], np.finfo(float).tiny)
-    singular, vectors = np.sqrt(square[kept]), vectors[:, kept]
-    axes = vectors.T @ values / singular[:, None] if wide else vectors.T
+    if wide:
+        gram = values @ values.T  # (C, C)
+    else:
+        gram = values.T @ values  # (G, G)
+    square, vectors = eigh(gram, subset_by_index=(max(0, side - n), side - 1))  # ascending
+    square = square[::-1]
+    vectors = vectors[:, ::-1]
+    kept = square > 1e-10 * max(square[0], np.finfo(float).tiny)  # the others are rounding
+    singular = np.sqrt(square[kept])  # (R,)
+    axes = vectors[:, kept].T  # (R, side)
+    if wide:  # these are left singular vectors: V = U' values / s
+        axes = axes @ values / singular[:, None]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
     return axes * np.sign(largest), singular

@@ -1,10 +1,11 @@
 """How is a population written that is larger than memory?"""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -20,15 +21,16 @@ STREAMED = (".h5ad", ".zarr")
 X_CHUNK = 2**18  # numbers: 1 MiB
 COLUMN_CHUNK = 2**14
 
-GROUP = h5py.Group | zarr.Group
-ARRAY = h5py.Dataset | zarr.Array
+# A group or array of h5py or zarr. The two agree on names, rows and attributes, but share no type that says so.
+Group = Any
+Array = Any
 
 
-def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Callable[[], dict]) -> None:
+def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Callable[[], Mapping[str, object]]) -> None:
     """Write one AnnData that arrives in pieces; one piece is in memory at a time.
 
-    anndata writes the first piece, and so decides the layout; the arrays are then made long enough, and the rows of
-    every piece assigned.
+    anndata writes the first piece, which decides the layout. Then the arrays are made long enough for all rows, and
+    the rows of every further piece are assigned.
 
     Parameters
     ----------
@@ -61,7 +63,10 @@ def storable(frame: pd.DataFrame) -> pd.DataFrame:
     no_nullable = anndata.settings.allow_write_nullable_strings is False
     changed = {}
     for name, column in frame.items():
-        lost = column.isna().any() if column.dtype == object else no_nullable
+        # Columns of objects are writable without gaps, the string types of pandas only if anndata is told to.
+        lost = no_nullable
+        if column.dtype == object:
+            lost = column.isna().any()
         if lost and pd.api.types.infer_dtype(column, skipna=True) == "string":
             changed[name] = column.astype(object).astype("category")
     return frame.assign(**changed)
@@ -89,12 +94,14 @@ def check_columns(path: Path, **frames: pd.DataFrame) -> None:
 def _write_genes(path: Path, var: pd.DataFrame) -> None:
     """Make a complete file without cells."""
     empty = AnnData(var=var)
-    write = empty.write_h5ad if path.suffix == ".h5ad" else empty.write_zarr
-    write(path, convert_strings_to_categoricals=False)
+    if path.suffix == ".h5ad":
+        empty.write_h5ad(path, convert_strings_to_categoricals=False)
+    else:
+        empty.write_zarr(path, convert_strings_to_categoricals=False)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[GROUP]:
+def _opened(path: Path) -> Iterator[Group]:
     if path.suffix == ".h5ad":
         with h5py.File(path, "r+") as root:
             yield root
@@ -102,28 +109,33 @@ def _opened(path: Path) -> Iterator[GROUP]:
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     yield root
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")  # anndata writes it too
+        # anndata writes it too, although version 3 of the format does not define it yet.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(root.store)
 
 
-def _write_first(root: GROUP, piece: AnnData, n_obs: int) -> dict[str, ARRAY]:
+def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
     """Write the first piece, make room for all rows, and return the arrays of ``obs``."""
     n_genes = piece.n_vars
-    growing = [{"maxshape": (None, n_genes)}, {"maxshape": (None,)}] if isinstance(root, h5py.Group) else [{}, {}]
     rows = max(1, X_CHUNK // max(1, n_genes))
-    write_elem(root, "X", piece.X, dataset_kwargs={"chunks": (rows, max(1, n_genes)), **growing[0]})
-    write_elem(root, "obs", piece.obs, dataset_kwargs={"chunks": (COLUMN_CHUNK,), **growing[1]})
+    of_matrix: dict[str, object] = {"chunks": (rows, max(1, n_genes))}
+    of_columns: dict[str, object] = {"chunks": (COLUMN_CHUNK,)}
+    if isinstance(root, h5py.Group):  # an HDF5 array cannot grow unless it is told so; a zarr array always can
+        of_matrix["maxshape"] = (None, n_genes)
+        of_columns["maxshape"] = (None,)
+    write_elem(root, "X", piece.X, dataset_kwargs=of_matrix)
+    write_elem(root, "obs", piece.obs, dataset_kwargs=of_columns)
     for name, matrix in piece.obsm.items():
-        # The last row pointer may outgrow 32 bits.
-        options = {"chunks": (X_CHUNK,), "indptr_dtype": "int32" if n_obs * matrix.shape[1] < 2**31 else "int64"}
-        write_elem(root["obsm"], name, matrix, dataset_kwargs=options)
+        # The last row pointer is the number of entries, which may exceed 32 bits although the first piece's does not.
+        indptr_dtype = "int32" if n_obs * matrix.shape[1] < 2**31 else "int64"
+        write_elem(root["obsm"], name, matrix, dataset_kwargs={"chunks": (X_CHUNK,), "indptr_dtype": indptr_dtype})
     columns = _arrays(root["obs"])
     for array in (root["X"], *columns.values()):
         array.resize((n_obs, *array.shape[1:]))
     return columns
 
 
-def _write_rows(root: GROUP, columns: dict[str, ARRAY], piece: AnnData, start: int) -> None:
+def _write_rows(root: Group, columns: dict[str, Array], piece: AnnData, start: int) -> None:
     rows = slice(start, start + piece.n_obs)
     root["X"][rows] = piece.X
     for name, values in _encoded(piece.obs, like_zarr=isinstance(root, zarr.Group)).items():
@@ -134,6 +146,7 @@ def _write_rows(root: GROUP, columns: dict[str, ARRAY], piece: AnnData, start: i
 
 def _encoded(obs: pd.DataFrame, *, like_zarr: bool) -> dict[str, np.ndarray]:
     """Return the arrays that anndata makes of a data frame."""
+    root: Group
     if like_zarr:
         root = zarr.open_group({}, mode="w", zarr_format=2)
         write_elem(root, "obs", obs)
@@ -143,11 +156,16 @@ def _encoded(obs: pd.DataFrame, *, like_zarr: bool) -> dict[str, np.ndarray]:
         return {name: array[...] for name, array in _arrays(root["obs"]).items()}
 
 
-def _arrays(group: GROUP, prefix: str = "") -> dict[str, ARRAY]:
+def _arrays(group: Group, prefix: str = "") -> dict[str, Array]:
     """Return the arrays of a written data frame that have one entry per row."""
-    names = ["codes"] if group.attrs["encoding-type"] == "categorical" else list(group)
-    found = {}
+    names = list(group)
+    if group.attrs["encoding-type"] == "categorical":
+        names = ["codes"]  # the categories are as many as there are labels, not rows
+    found: dict[str, Array] = {}
     for name in names:
         item = group[name]
-        found |= _arrays(item, f"{prefix}{name}/") if isinstance(item, GROUP) else {prefix + name: item}
+        if isinstance(item, h5py.Group | zarr.Group):
+            found |= _arrays(item, f"{prefix}{name}/")
+        else:
+            found[prefix + name] = item
     return found

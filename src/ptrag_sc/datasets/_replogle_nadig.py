@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import read_labels
-from ptrag_sc.data._dataset import as_row_matrix
+from ptrag_sc.data._reader import as_row_matrix
 
 URL = "https://huggingface.co/datasets/arcinstitute/Replogle-Nadig-Preprint/resolve/main/replogle.h5ad"
 COLUMNS = ("gene", "cell_line", "gem_group")

@@ -151,7 +151,7 @@ def _extended(
     shifts, spread, controls
         As in :func:`build_memory`; rows of cell types that have no new condition are not read.
     """
-    n, n_types = len(memory.low), len(memory.mean)
+    n, n_types = len(memory.entries), len(memory.mean)
     shape = max(n, int(perturbation.max()) + 1), max(n_types, int(cell_type.max()) + 1)
     old = ResponseMemory(*(tensor.cpu() for tensor in memory))
     directions = old.directions.numpy()
@@ -159,12 +159,12 @@ def _extended(
         perturbation, cell_type, shape, shifts=shifts, spread=spread, controls=controls, directions=directions
     )
     new.n_cells[:n, :n_types] += old.n_cells
-    new.low[:n, :n_types] += old.low * (old.n_cells > 0)[..., None]
+    new.entries[:n, :n_types] += old.entries * (old.n_cells > 0)[..., None]
     for name in ("between", "mean", "controls"):
         getattr(new, name)[:n_types] = getattr(old, name)
     known = cell_type < n_types
     p, t = perturbation[known], cell_type[known]
     deviation = (shifts.shift[known] - old.mean.numpy()[t]) @ directions.T
     error = squared_errors(spread, cell_type, directions)[known]
-    new.low[p, t] = torch.as_tensor(shrink(deviation, error, old.between.numpy()[t]), dtype=new.low.dtype)
+    new.entries[p, t] = torch.as_tensor(shrink(deviation, error, old.between.numpy()[t]), dtype=new.entries.dtype)
     return new

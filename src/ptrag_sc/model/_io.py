@@ -9,7 +9,7 @@ import torch
 from ptrag_sc._validation import unusable
 from ptrag_sc.data._files import write_beside
 
-FORMAT = 1
+FORMAT = 2
 
 
 class ModelFile(NamedTuple):
@@ -34,7 +34,7 @@ def read_model(path: Path) -> ModelFile:
     FileNotFoundError
         If there is none.
     ValueError
-        If the file is something else or of a later format.
+        If the file is something else or of another format.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -46,7 +46,8 @@ def read_model(path: Path) -> ModelFile:
     except Exception as error:
         remedy = "Pass a folder written by PTRAG.save of this package."
         raise ValueError(unusable("The file", str(path), "is not a ptrag_sc model", remedy)) from error
-    if meta["format"] > FORMAT:
-        problem = f"has format {meta['format']}, this version reads up to {FORMAT}"
-        raise ValueError(unusable("The file", str(path), problem, "Update ptrag_sc."))
+    if meta["format"] != FORMAT:
+        problem = f"has format {meta['format']}, this version reads format {FORMAT}"
+        remedy = "Update ptrag_sc." if meta["format"] > FORMAT else "Train and save the model again."
+        raise ValueError(unusable("The file", str(path), problem, remedy))
     return ModelFile(tensors, meta)

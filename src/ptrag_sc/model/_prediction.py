@@ -1,7 +1,7 @@
 """How does a trained module answer a request for predicted cells, or for what was retrieved?"""
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,23 +10,22 @@ from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import CellSetDataset, CellSets, Predictor, Screen, SequentialSets, components, control_means
-from ptrag_sc.data._assembly import PredictedSets, find_cell_types, request_population
+from ptrag_sc.data._assembly import PredictedSets
 from ptrag_sc.data._dataset import BATCH
-from ptrag_sc.data._predictor import Run
+from ptrag_sc.data._requests import find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
+from ptrag_sc.data._run import Run
 from ptrag_sc.data._set_sampler import name_hash
-from ptrag_sc.model._module import EncodedQueries, PTRAGModule, Retrieved
+from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._support import Calibration, support_table
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.nn import MemoryRefiner
 from ptrag_sc.retrieval import (
     MemoryView,
-    Queries,
-    calibrate,
-    condition_row,
-    distinct_rows,
-    make_queries,
+    QueryTable,
+    initial_weights,
+    make_query_table,
     resolve_vectors,
     shuffled_names,
     view_memory,
@@ -34,20 +33,6 @@ from ptrag_sc.retrieval import (
 
 NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
-
-
-class Prepared(NamedTuple):
-    """What all sets of a call share."""
-
-    encoded: EncodedQueries
-    table: Queries
-
-    def take(self, module: PTRAGModule, query: torch.Tensor, cell_type: torch.Tensor) -> Retrieved:
-        """Return what belongs to B sets."""
-        if self.table.view is None:
-            return self.encoded.take(query)
-        retrieved = self.encoded.take(query, condition_row(query, cell_type, self.table.n_views))
-        return module.recall(retrieved, self.table.view, cell_type, query > 0, self.table.n_parts)
 
 
 class ModulePredictor(Predictor):
@@ -89,15 +74,15 @@ class ModulePredictor(Predictor):
         self._check_if_trained(warn=True)
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
 
-    def queries(
+    def query_table(
         self,
         labels: tuple[str, ...],
         vectors: np.ndarray | None,
         *,
         view: MemoryView | None = None,
         random_seed: int | None = None,
-    ) -> Queries:
-        """Return the query table of a training run or of a call; every neighbour is found here, once.
+    ) -> QueryTable:
+        """Return the query table of a training or of a call; every neighbour is found here, once.
 
         Parameters
         ----------
@@ -108,64 +93,68 @@ class ModulePredictor(Predictor):
         view
             Of :meth:`view`.
         random_seed
-            Draws the candidates of each query at random instead.
+            Draws the neighbours of each query at random instead.
         """
         if vectors is None:
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
-        own = pd.Index(self.candidates_).get_indexer(list(labels))
         table = self.module.embeddings
-        n_slots = 0 if self.init_params_["retrieval"] == "none" else self.init_params_["n_candidates"]
-        arguments = (
+        own = pd.Index(self.candidates_).get_indexer(list(labels))  # (Q,)
+        n_neighbours = 0 if self.init_params_["retrieval"] == "none" else self.init_params_["n_candidates"]
+        keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
+        return make_query_table(
             torch.as_tensor(vectors, device=table.device),
             table,
             torch.as_tensor(own, device=table.device),
-            n_slots,
+            n_neighbours,
+            view=view,
+            components=torch.as_tensor(self._components(labels), device=table.device),
+            random_keys=keys,
         )
-        keys = None if random_seed is None else name_hash(np.array(labels, dtype=object), random_seed)
-        parts = torch.as_tensor(self._components(labels), device=table.device)
-        return make_queries(*arguments, view=view, parts=parts, random_keys=keys)
 
     def _components(self, labels: tuple[str, ...]) -> np.ndarray:
         """Return the rows (Q, M) of the components of combinations in the memory, -1 where there is none."""
         names = [components(label, self.keys_.sep) for label in labels]
-        names = [parts if len(parts) > 1 else () for parts in names]
+        names = [genes if len(genes) > 1 else () for genes in names]
         rows = np.full((len(labels), max(map(len, names), default=0)), -1)
-        for row, parts in zip(rows, names, strict=True):
-            found = pd.Index(self.candidates_).get_indexer(list(parts))
-            row[: len(parts)] = found if (found >= 0).all() else -1
+        for row, genes in zip(rows, names, strict=True):
+            found = pd.Index(self.candidates_).get_indexer(list(genes))
+            if (found >= 0).all():
+                row[: len(genes)] = found
         return rows
 
-    def view(self, screen: Screen) -> MemoryView | None:
-        """Return the memory, if there is one, as seen from the cell types of a screen."""
+    def view(self, screen: Screen, *, mapped_share: float | None = None) -> MemoryView | None:
+        """Return the memory, if there is one, as seen from the cell types of a screen.
+
+        ``mapped_share`` None is that of the model.
+        """
         if self.tables_.memory is None:
             return None
-        memory, names = self.module.memory, screen.index.cell_types
-        known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())
+        memory = self.module.memory
+        names = screen.index.cell_types
+        known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())  # (V,)
         controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
         if (known < 0).any():
             means = control_means(screen.reader, screen.index).cell_type
             controls = torch.as_tensor(np.nan_to_num(means), dtype=controls.dtype, device=controls.device)
-        return view_memory(memory, torch.as_tensor(known), controls)
+        share = self.module.mapped_share if mapped_share is None else mapped_share
+        return view_memory(memory, torch.as_tensor(known), controls, share)
 
-    def start_retrieval(self, screen: Screen) -> None:
-        """Let the memory's weights start where they answer the training conditions best."""
+    def set_initial_weights(self, screen: Screen) -> None:
+        """Set the memory's weights to what answers the training conditions best."""
         if not isinstance(self.module.refiner, MemoryRefiner):
             return
         train = self.split_[self.split_["split"] == "train"]
-        codes = [
-            torch.as_tensor(pd.Index(names).get_indexer(train[column].tolist()))
-            for names, column in ((self.candidates_, "perturbation"), (screen.index.cell_types, "cell_type"))
-        ]
-        view, starts = self.view(screen), []
-        for seen in (
-            view,
-            view._replace(elsewhere=0 * view.elsewhere, mapped=0 * view.mapped, known=view.known & False),
-        ):
-            table = self.queries(tuple(self.candidates_.tolist()), None, view=seen)
-            rows = condition_row(codes[0] + 1, codes[1], table.n_views)
-            starts.append(calibrate(table.view, table.candidates.take(rows), *codes, table.n_parts))
-        both, alone = starts
-        self.module.refiner.start(torch.cat([both.sharpness, alone.sharpness[:1]]), both.own, both.parts)
+        perturbation = torch.as_tensor(pd.Index(self.candidates_).get_indexer(train["perturbation"]))  # (C,)
+        cell_type = torch.as_tensor(pd.Index(screen.index.cell_types).get_indexer(train["cell_type"]))  # (C,)
+        view = self.view(screen, mapped_share=1.0)
+        labels = tuple(self.candidates_.tolist())
+        both = initial_weights(self.query_table(labels, None, view=view), perturbation, cell_type)
+        # The gene embedding counts otherwise where the query's response is unknown: the same with nothing known.
+        nothing = torch.zeros_like(view.elsewhere)
+        unknown = view._replace(elsewhere=nothing, own=nothing, known=torch.zeros_like(view.known))
+        alone = initial_weights(self.query_table(labels, None, view=unknown), perturbation, cell_type)
+        sharpness = torch.cat([both.sharpness, alone.sharpness[:1]])
+        self.module.refiner.set_weights(sharpness, both.own, both.components)
         self.module.mapped_share.fill_(both.mapped)
 
     def describe(self, retrieved: RetrievalTally, params: dict) -> dict:
@@ -177,15 +166,9 @@ class ModulePredictor(Predictor):
             found["support_calibration"] = self.support_.conditions
         return {**found, "support": support}
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> "Prepared":
-        """Return the encoded queries and candidates of a call."""
-        return self.encode(self.queries(labels, vectors, view=self.view(screen)))
-
-    def encode(self, table: Queries) -> "Prepared":
-        """Return a query table with every query and every distinct candidate encoded once."""
-        rows, slots = distinct_rows(table.candidates.indices)
-        with torch.no_grad():
-            return Prepared(self.module.encode(table.vectors, rows, slots, table.candidates), table)
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> QueryTable:
+        """Return the query table of a call, with every candidate encoded once."""
+        return self.module.with_keys(self.query_table(labels, vectors, view=self.view(screen)))
 
     def predict_batch(
         self,
@@ -194,7 +177,7 @@ class ModulePredictor(Predictor):
         labels: tuple[str, ...],
         screen: Screen,
         *,
-        state: "Prepared",
+        state: QueryTable,
         seed: int | None,
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets, and what they rest on."""
@@ -204,18 +187,25 @@ class ModulePredictor(Predictor):
             cells = self.module.generative(**inputs)["cells"]
         return _as_arrays(cells, inferred)
 
-    def _infer(self, batch, sets, labels, screen, state, seed) -> dict:
+    def _infer(
+        self,
+        batch: BATCH,
+        sets: CellSets,
+        labels: tuple[str, ...],
+        screen: Screen,
+        table: QueryTable,
+        seed: int | None,
+    ) -> dict:
+        device = self.module.device
+        recall = table.recall(batch["query"].to(device), batch["cell_type"].to(device))
         noise = None
         if seed is not None and self.init_params_["retrieval"] == "gumbel":
-            n_slots = state.table.candidates.indices.shape[1]
-            noise = gate_noise(sets, labels, screen.index.cell_types, n_slots, n_parts=state.table.n_parts, seed=seed)
+            noise = gate_noise(sets, labels, screen.index.cell_types, recall.sizes, seed=seed)
+        slots = recall.joined.rows if self.module.reads_keys else None
         self.module.eval()
         with torch.no_grad():
-            retrieved = state.take(
-                self.module, *(batch[name].to(self.module.device) for name in ("query", "cell_type"))
-            )
             inputs = self.module._get_inference_input(batch)
-            return self.module.inference(**inputs, retrieved=retrieved, noise=noise)
+            return self.module.inference(**inputs, recall=recall, keys=table.keys, slots=slots, noise=noise)
 
     def get_retrieval(
         self,
@@ -267,8 +257,8 @@ class ModulePredictor(Predictor):
         labels, types = self.canonical_labels(named), find_cell_types(screen, cell_types)
         vectors = self.resolve(labels, adata, gene_embedding)
         drawn = seed if null == "random" else None
-        table = self.queries(labels, vectors, view=self.view(screen), random_seed=drawn)
-        state = self.encode(table)
+        queries = self.query_table(labels, vectors, view=self.view(screen), random_seed=drawn)
+        state = self.module.with_keys(queries)
         dataset = CellSetDataset(screen.reader, with_target=False)
 
         def without_cells(request):
@@ -290,9 +280,16 @@ class ModulePredictor(Predictor):
 
 
 def _as_arrays(cells: torch.Tensor, inferred: dict) -> PredictedSets:
-    """Return the tensors of a mini-batch as arrays; without retrieval K is 0."""
-    candidates, refined = inferred["candidates"], inferred["refined"]
-    similarity = candidates.similarity if candidates.similarity.shape[-1] > 1 else candidates.similarity[..., 0]
-    retrieved = candidates.indices, candidates.present, similarity
-    tensors = cells, *retrieved, refined.weights, refined.gates, inferred["strength"]
-    return PredictedSets(*(t.detach().cpu().numpy() for t in tensors))
+    """Return the tensors of a mini-batch as arrays; without retrieval J is 0."""
+    refined, found = inferred["refined"], inferred["recall"].joined
+    tensors = {
+        "cells": cells,
+        "rows": found.rows,
+        "present": found.present,
+        "role": inferred["recall"].role,
+        "similarity": found.similarity,
+        "weights": refined.weights,
+        "gates": refined.gates,
+        "strength": inferred["strength"],
+    }
+    return PredictedSets(**{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})

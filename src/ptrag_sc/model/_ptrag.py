@@ -115,7 +115,7 @@ class PTRAG(SavedModel, GrowingMemory):
         if n_candidates is None:
             params["n_candidates"] = min(64 if memory else 32, max(1, len(tables.candidates) - 1))
         self._build(tables, keys, params)
-        self.start_retrieval(screen)
+        self.set_initial_weights(screen)
 
     def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
         """Set the state that both the constructor and :meth:`load` need."""
@@ -281,13 +281,12 @@ class PTRAG(SavedModel, GrowingMemory):
             early_stopping=early_stopping,
             given=trainer_kwargs,
         )
-        plan = PTRAGTrainingPlan(
-            self.module, queries=self.queries(labels, None, view=self.view(screen)), **(plan_kwargs or {})
-        )
+        table = self.query_table(labels, None, view=self.view(screen))
+        plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
         runner = TrainRunner(
             self,
             plan,
-            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=plan.number_perturbations),
+            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=table.numbered),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

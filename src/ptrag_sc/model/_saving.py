@@ -71,7 +71,7 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         excluded=tuple(meta["embedding"]["excluded"]),
     )
     prefix, memory = MODULE + MEMORY, None
-    if prefix + "low" in tensors:
+    if prefix + "entries" in tensors:
         memory = ResponseMemory(**{name: tensors[prefix + name] for name in ResponseMemory._fields})
     tables = TrainingTables(
         genes=np.array(meta["genes"], dtype=str),

@@ -71,21 +71,31 @@ def _warn_few_controls(index: ConditionIndex, cell_types: np.ndarray, set_size: 
 
 
 def gate_noise(
-    sets: CellSets, labels: tuple[str, ...], cell_types: np.ndarray, n_slots: int, *, n_parts: int = 0, seed: int
+    sets: CellSets, labels: tuple[str, ...], cell_types: np.ndarray, sizes: list[int], *, seed: int
 ) -> torch.Tensor:
-    """Return logistic noise (B, S, K) that depends on the seed and each set's own condition only.
+    """Return logistic noise (B, S, J) that depends on the seed and each set's own condition only.
 
-    Batch mates, row order and other conditions in the call change nothing: also not those that are combinations and
-    bring ``n_parts`` slots for their components, behind slot 0.
+    Batch mates, row order and other conditions in the call change nothing. Nor do combinations in the call, which bring
+    places for their components: these are drawn last.
+
+    Parameters
+    ----------
+    sets, labels, cell_types
+        The sets, and the names of their conditions.
+    sizes
+        Places of each kind of evidence, :attr:`ptrag_sc.retrieval.Recall.sizes`.
+    seed
+        Of the noise.
     """
+    n_own, n_components, n_neighbours = sizes
     names = np.array(
         [f"{q and labels[q - 1]}\t{cell_types[t]}" for q, t in zip(sets.query, sets.cell_type, strict=True)]
     )
-    shape = (sets.target.shape[1], n_slots)
-    noise = np.zeros((len(names), *shape), dtype=np.float32)
+    noise = np.zeros((len(names), sets.target.shape[1], sum(sizes)), dtype=np.float32)
     for b, key in enumerate(name_hash(names, seed)):
         n_cells = int(sets.target_mask[b].sum())
         rng = np.random.default_rng([int(key), int(sets.ordinal[b])])
-        always = rng.logistic(size=(n_cells, n_slots - n_parts))
-        noise[b, :n_cells] = np.insert(always, [1] * n_parts, rng.logistic(size=(n_parts, n_cells)).T, axis=1)
+        own, neighbours = np.split(rng.logistic(size=(n_cells, n_own + n_neighbours)), [n_own], axis=1)
+        components = rng.logistic(size=(n_components, n_cells)).T
+        noise[b, :n_cells] = np.concatenate([own, components, neighbours], axis=1)
     return torch.from_numpy(noise)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from ptrag_sc.data import Screen, control_means
-from ptrag_sc.data._assembly import request_population
+from ptrag_sc.data._requests import request_population
 from ptrag_sc.metrics import pearson_delta
 from ptrag_sc.nn import energy_distance
 from ptrag_sc.retrieval import fit_ridge
@@ -197,7 +197,7 @@ def support_table(retrieved: pd.DataFrame, strength: pd.DataFrame) -> pd.DataFra
     total = table.groupby(CONDITION, observed=True)["weight"].transform("sum")
     table["share"] = (table["weight"] / total.where(total > 0)).fillna(0.0)
     table["squared"], table["used"] = table["share"] ** 2, table["weight"] > 0
-    table["own"] = table["share"].where(table["similarity"].isna(), 0.0)
+    table["own"] = table["share"].where(table["role"] != "neighbour", 0.0)
     found = table.groupby(CONDITION, observed=True, sort=True).agg(
         n_experiments=("used", "sum"),
         effective_number=("squared", "sum"),

@@ -10,7 +10,7 @@ from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._module import SHARES, PTRAGModule
-from ptrag_sc.retrieval import Candidates, MemoryView, Queries, condition_row, distinct_rows
+from ptrag_sc.retrieval import QueryTable
 
 CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
 
@@ -22,8 +22,8 @@ class PTRAGTrainingPlan(TrainingPlan):
     ----------
     module
         The module.
-    queries
-        Query table of the training and validation conditions; neighbours are found once, here.
+    table
+        Queries of the training and validation conditions; their neighbours are found once, before training.
     lr, weight_decay, eps, optimizer, lr_scheduler_metric
         Of the optimiser.
     **plan_kwargs
@@ -34,7 +34,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         self,
         module: PTRAGModule,
         *,
-        queries: Queries,
+        table: QueryTable,
         optimizer: str = "AdamW",
         lr: float = 5e-4,
         weight_decay: float = 0.01,
@@ -51,50 +51,28 @@ class PTRAGTrainingPlan(TrainingPlan):
         if "fused_optimizer" in signature(TrainingPlan).parameters:
             options["fused_optimizer"] = False  # scvi-tools 1.5: a fused one refuses clipping in mixed precision
         super().__init__(module, **options, lr_scheduler_metric=lr_scheduler_metric, **plan_kwargs)
-        tables = {"query": {"vectors": queries.vectors, **queries.candidates._asdict()}}
-        if queries.view is not None:
-            tables["view"] = queries.view._asdict()
-        for prefix, table in tables.items():
-            for name, tensor in table.items():
-                self.register_buffer(f"{prefix}_{name}", tensor, persistent=False)
-        self.n_before, self.kept_before = (
-            0,
-            None,
-        )  # epochs of earlier trainings, and the one whose weights it starts with
-        self.first_epoch, self._saved_offset = 0, 0  # of this training, beyond 0 where it resumes from a checkpoint
+        self.table = table
+        self.n_before = 0  # epochs of earlier trainings
+        self.kept_before: int | None = None  # the epoch whose weights this training starts with
+        self.first_epoch = 0  # of this training, beyond 0 where it resumes from a checkpoint
+        self._saved_offset = 0
         self.running = False
-        self._start, self.surpasses = None, True  # roots of the set losses (N, 1) before training
-        self._n_views, self._n_parts = queries.n_views, queries.n_parts
-        self._host_indices = queries.candidates.indices.cpu()
+        self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N, 1)
+        self.surpasses = True
 
     @property
     def has_memory(self) -> bool:
         """Whether the queries look at a memory."""
-        return self._n_views is not None
-
-    def number_perturbations(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Number what is distinct in a mini-batch, on the host: the device never waits for it.
-
-        Numbered are queries, conditions (queries in a cell type, where that matters) and candidates.
-        """
-        queries, query = torch.unique(batch["query"], return_inverse=True)
-        condition = condition_row(batch["query"], batch["cell_type"], self._n_views)
-        conditions, condition = torch.unique(condition, return_inverse=True)
-        rows, slots = distinct_rows(self._host_indices[conditions])
-        numbered = {"queries": queries, "query": query, "conditions": conditions, "condition": condition}
-        return {**batch, **numbered, "rows": rows, "slots": slots}
+        return self.table.view is not None
 
     def forward(self, tensors: dict[str, torch.Tensor], **kwargs) -> tuple[dict, dict, LossOutput]:
-        """Run the module on one mini-batch of cell sets; every perturbation in it is encoded once."""
-        queries, query = tensors["queries"], tensors["query"]
-        table = Candidates(self.query_indices, self.query_present, self.query_similarity)
-        candidates = table.take(tensors["conditions"])
-        encoded = self.module.encode(self.query_vectors[queries], tensors["rows"], tensors["slots"], candidates)
-        retrieved = encoded.take(query, tensors["condition"])
-        if self.has_memory:
-            view = MemoryView(*(getattr(self, f"view_{name}") for name in MemoryView._fields))
-            retrieved = self.module.recall(retrieved, view, tensors["cell_type"], queries[query] > 0, self._n_parts)
-        return self.module(tensors, inference_kwargs={"retrieved": retrieved}, **kwargs)
+        """Run the module on one mini-batch of cell sets; every candidate in it is encoded once."""
+        self.table = self.table.to(self.device)
+        recall = self.table.recall(tensors["query"], tensors["cell_type"])
+        inputs = {"recall": recall}
+        if self.module.reads_keys:
+            inputs |= {"keys": self.module.encode_keys(tensors["rows"]), "slots": tensors["slots"]}
+        return self.module(tensors, inference_kwargs=inputs, **kwargs)
 
     def configure_optimizers(self) -> dict:
         """Return the optimiser; a learning rate that follows the validation loss is stepped when that is known."""
@@ -133,11 +111,12 @@ class PTRAGTrainingPlan(TrainingPlan):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
-        checkpoint.update(set_losses_at_start=self._start, epoch_offset=self.epoch_offset)
+        checkpoint.update(set_losses_at_start=self._initial_roots, epoch_offset=self.epoch_offset)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what checks are compared with, and how epochs are numbered."""
-        self._start, self._saved_offset = checkpoint.get("set_losses_at_start"), checkpoint.get("epoch_offset", 0)
+        self._initial_roots = checkpoint.get("set_losses_at_start")
+        self._saved_offset = checkpoint.get("epoch_offset", 0)
         self.first_epoch = checkpoint["epoch"] + 1
 
     def on_validation_epoch_start(self) -> None:
@@ -180,15 +159,15 @@ class PTRAGTrainingPlan(TrainingPlan):
             return mean[0]
         share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
         roots = losses.clamp(min=0).sqrt()
-        if self._start is None:
-            self._start = roots[:, share, None]
-        elif len(self._start) != len(roots):
-            problem = f"was validated on {len(self._start)} conditions, now there are {len(roots)}"
+        if self._initial_roots is None:
+            self._initial_roots = roots[:, share, None]
+        elif len(self._initial_roots) != len(roots):
+            problem = f"was validated on {len(self._initial_roots)} conditions, now there are {len(roots)}"
             raise ValueError(unusable("The checkpoint", "train", problem, "Resume with the same data, or train anew."))
         else:
             near = self._alike(roots, 2.0)
             share = int(self._alike(-agreement, 1.0, among=near).nonzero().max())
-        gain, error, n = self._mean_and_error(self._start - roots)
+        gain, error, n = self._mean_and_error(self._initial_roots - roots)
         self.surpasses = bool(gain[share] > float(t.isf(CHANCE, max(n - 1, 1))) * error[share])
         self.module.recalled_share.fill_(SHARES[share])
         return mean[share]

@@ -1,10 +1,19 @@
 """Which tensors-in, tensors-out parts is the model composed of? Pure torch; knows nothing of AnnData."""
 
-from ._factored import PairTerms, inverse_std, pair_terms, score_pairs, sum_pairs
-from ._losses import LOSSES, energy_distance, masked_mean, mean_distance, published_energy_distance
+from ._factored import PairTerms, inverse_std, pair_terms, score_pairs
+from ._losses import LOSSES, energy_distance, masked_mean, mean_distance, summed_distances
 from ._memory_refiner import MemoryRefiner
 from ._mlp import CellEncoder, EmbeddingEncoder
-from ._refiner import FactoredScorer, Refined, Refiner, logistic_noise, normalised_weights, straight_through_gates
+from ._refiner import (
+    FactoredScorer,
+    Gates,
+    Refined,
+    Refiner,
+    logistic_noise,
+    normalised_weights,
+    straight_through_gates,
+    withhold,
+)
 from ._set_transformer import ContextGatedBlock, SetAttention, SetTransformer
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "ContextGatedBlock",
     "EmbeddingEncoder",
     "FactoredScorer",
+    "Gates",
     "MemoryRefiner",
     "PairTerms",
     "Refined",
@@ -26,8 +36,8 @@ __all__ = [
     "mean_distance",
     "normalised_weights",
     "pair_terms",
-    "published_energy_distance",
     "score_pairs",
     "straight_through_gates",
-    "sum_pairs",
+    "summed_distances",
+    "withhold",
 ]

@@ -55,15 +55,6 @@ def inverse_std(
     return torch.rsqrt(within + between + eps)
 
 
-def sum_pairs(
-    terms: PairTerms, scale: Float[Tensor, "B S K"], weights: Float[Tensor, "B S K"]
-) -> Float[Tensor, "B S H"]:
-    """Return the sum over candidates of ``weights`` times the value of each pair."""
-    scaled = weights * scale
-    own = scaled.sum(-1, keepdim=True) * terms.cell
-    return own + scaled @ terms.key + weights.sum(-1, keepdim=True) * terms.bias
-
-
 def score_pairs(
     terms: PairTerms, scale: Float[Tensor, "B S K"], last: Float[Tensor, "B H O"]
 ) -> Float[Tensor, "B S K O"]:

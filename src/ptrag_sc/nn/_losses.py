@@ -26,24 +26,8 @@ def energy_distance(
     One value per set; can be slightly negative.
     """
     n, m = x_mask.sum(1), y_mask.sum(1)
-    cross, within_x, within_y = _summed_distances(x, y, x_mask, y_mask)
+    cross, within_x, within_y = summed_distances(x, y, x_mask, y_mask)
     return 2 * cross / (n * m) - within_x / (n * (n - 1)).clamp(min=1) - within_y / (m * (m - 1)).clamp(min=1)
-
-
-def published_energy_distance(
-    x: Float[Tensor, "B S G"],
-    y: Float[Tensor, "B T G"],
-    x_mask: Bool[Tensor, "B S"],
-    y_mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, " B"]:
-    r"""Loss of the published PT-RAG code, for parity: half of the biased (V-statistic) squared energy distance.
-
-    :math:`E|x-y| - E|x-x'|/2 - E|y-y'|/2`, pairs of a cell with itself included, so its expectation for two samples
-    of one population is above 0.
-    """
-    n, m = x_mask.sum(1), y_mask.sum(1)
-    cross, within_x, within_y = _summed_distances(x, y, x_mask, y_mask)
-    return cross / (n * m) - within_x / (2 * n * n) - within_y / (2 * m * m)
 
 
 def mean_distance(
@@ -73,7 +57,12 @@ def masked_mean(x: Float[Tensor, "B S G"], mask: Bool[Tensor, "B S"]) -> Float[T
         return (mask.to(x.dtype)[:, None] @ x).squeeze(1) / mask.sum(1, keepdim=True)
 
 
-def _summed_distances(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def summed_distances(
+    x: Float[Tensor, "B S G"],
+    y: Float[Tensor, "B T G"],
+    x_mask: Bool[Tensor, "B S"],
+    y_mask: Bool[Tensor, "B T"],
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Return the sums (B,) of the distances of all real pairs: x to y, within x, within y."""
     # Sums of squares need float32 whatever autocast says.
     with torch.autocast(x.device.type, enabled=False):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CellEncoder(nn.Module):
-    """Two linear maps with a GELU between: a cell's expression as a hidden state.
+    """Two linear maps with a GELU between: from a cell's expression to its hidden state.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class CellEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(n_genes, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_hidden))
 
     def forward(self, cells: Float[Tensor, "B S G"]) -> Float[Tensor, "B S H"]:
-        """Return the hidden state of every cell; each cell is encoded by itself."""
+        """Return the hidden state of every cell; no cell influences another."""
         return self.layers(cells)
 
 
@@ -42,7 +42,7 @@ class EmbeddingEncoder(nn.Module):
 
     def __init__(self, n_embedding: int, n_hidden: int):
         super().__init__()
-        self.scale = math.sqrt(n_embedding)
+        self.scale = math.sqrt(n_embedding)  # a constant, so that it is neither trained nor saved
         self.linear = nn.Linear(n_embedding, n_hidden, bias=False)
 
     def forward(self, vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows H"]:

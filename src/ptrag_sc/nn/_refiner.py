@@ -1,4 +1,4 @@
-"""Which of the retrieved candidates matter for this cell state, and what do they say?
+"""Which of the retrieved candidates matter for this cell state, and what is their average?
 
 Stage 2 of PT-RAG (arXiv:2603.07233): a scorer sees cell, query and candidate together, a hard straight-through gate
 (Jang et al. 2017; Maddison et al. 2017) keeps or drops the candidate, and the kept ones are averaged by similarity.
@@ -18,11 +18,11 @@ INITIAL_SHARPNESS = 10.0  # of the weights in the cosine similarity
 
 
 class Refined(NamedTuple):
-    """What stage 2 hands to the generator."""
+    """Context of every cell, and how it was selected, over the J places of what was retrieved."""
 
     context: Float[Tensor, "B S H"]
-    weights: Float[Tensor, "B S K"]  # sum to 1 over the open candidates, 0 where none is open
-    gates: Float[Tensor, "B S K"]  # 1 open, 0 closed or absent
+    weights: Float[Tensor, "B S J"]  # of neighbours: sum to 1 over the open ones, 0 where none is open
+    gates: Float[Tensor, "B S J"]  # 1 open, 0 closed or absent
 
 
 class FactoredScorer(nn.Module):
@@ -34,21 +34,19 @@ class FactoredScorer(nn.Module):
         Width H of cell, query and candidate.
     dropout
         Dropout rate of the hidden layer.
-    n_outputs
-        Logits per pair, O.
     """
 
-    def __init__(self, n_hidden: int, dropout: float, n_outputs: int = 1):
+    def __init__(self, n_hidden: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(3 * n_hidden)
         self.hidden = nn.Linear(3 * n_hidden, n_hidden)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(n_hidden, n_outputs)
+        self.out = nn.Linear(n_hidden, 1)
 
     def forward(
         self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B K H"]
-    ) -> Float[Tensor, "B S K O"]:
-        """Return the logits of candidate k for cell s."""
+    ) -> Float[Tensor, "B S K 1"]:
+        """Return the logit of candidate k for cell s."""
         terms = pair_terms(self.norm, self.hidden, cells, query, keys)
         scale = inverse_std(cells, query, keys, self.norm.eps)
         # One dropout mask per set, folded into the last layer: a mask per pair would cost more than the scores.
@@ -88,8 +86,8 @@ def normalised_weights(
     return kept / torch.where(total > 0, total, torch.ones_like(total))
 
 
-class Refiner(nn.Module):
-    """Gate the candidates per cell and average what they say.
+class Gates(nn.Module):
+    """Open or close every candidate for every cell.
 
     Parameters
     ----------
@@ -101,33 +99,85 @@ class Refiner(nn.Module):
         Of the relaxed gates in the backward pass.
     dropout
         Of the scorer.
-    candidate_dropout
-        Share of candidates that is withheld from each set in training: no two steps answer a query from the same
-        candidates, so the generator cannot learn each query's average by heart.
-    n_spaces
-        Spaces R in which similarities are given.
+    rate
+        The logits are this much of the scorer's output. Below 1 gates move slower than the rest of the model.
     """
 
-    def __init__(
-        self,
-        n_hidden: int,
-        *,
-        gated: bool,
-        temperature: float,
-        dropout: float,
-        candidate_dropout: float,
-        n_spaces: int = 1,
-    ):
+    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float, rate: float = 1.0):
         super().__init__()
-        self.temperature, self.candidate_dropout = temperature, candidate_dropout
-        self.scorer = None
+        self.temperature = temperature
+        self.rate = rate
+        self.scorer: FactoredScorer | None = None
         if gated:
             self.scorer = FactoredScorer(n_hidden, dropout)
             nn.init.zeros_(self.scorer.out.weight)
-            nn.init.constant_(self.scorer.out.bias, GATE_BIAS)
+            nn.init.constant_(self.scorer.out.bias, GATE_BIAS / rate)
+
+    def logits(
+        self, cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B J H"]
+    ) -> Float[Tensor, "B S J"]:
+        """Return the logit of every gate."""
+        return self.scorer(cells, query, keys).squeeze(-1) * self.rate
+
+    def forward(
+        self,
+        cells: Float[Tensor, "B S H"],
+        query: Float[Tensor, "B H"],
+        keys: Float[Tensor, "B J H"] | None,
+        present: Bool[Tensor, "B J"],
+        noise: Float[Tensor, "B S J"] | None,
+    ) -> Float[Tensor, "B S J"]:
+        """Return the gates, 0 where a place is empty; all others are open where nothing is selected.
+
+        Parameters
+        ----------
+        cells, query, keys
+            Encoded control cells, query and candidates; the keys are read by the scorer only.
+        present
+            Places that hold a candidate.
+        noise
+            Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
+        """
+        shown = present[:, None].expand(-1, cells.shape[1], -1)  # (B, S, J)
+        if self.scorer is None:
+            return shown.to(cells.dtype)
+        logits = self.logits(cells, query, keys)
+        if noise is None and self.training:
+            noise = logistic_noise(logits.shape, logits)
+        return straight_through_gates(logits, noise, self.temperature) * shown
+
+
+def withhold(present: Bool[Tensor, "B J"], share: float) -> Bool[Tensor, "B J"]:
+    """Return what is present, with a random share of it left out.
+
+    Done in training only: no two steps answer a query from the same candidates, so the generator cannot learn each
+    query's average by heart.
+    """
+    if share == 0:
+        return present
+    return present & (torch.rand(present.shape, device=present.device) >= share)
+
+
+class Refiner(nn.Module):
+    """Gate the candidates per cell and average their values.
+
+    Parameters
+    ----------
+    n_hidden
+        Hidden width, H.
+    gated, temperature, dropout
+        As in :class:`Gates`.
+    candidate_dropout
+        Share of candidates that is withheld from each set in training.
+    """
+
+    def __init__(self, n_hidden: int, *, gated: bool, temperature: float, dropout: float, candidate_dropout: float):
+        super().__init__()
+        self.candidate_dropout = candidate_dropout
+        self.gates = Gates(n_hidden, gated=gated, temperature=temperature, dropout=dropout)
         self.value = nn.Linear(n_hidden, n_hidden, bias=False)
         # softplus(x) = INITIAL_SHARPNESS
-        self.sharpness = nn.Parameter(torch.full((n_spaces,), INITIAL_SHARPNESS).expm1().log())
+        self.sharpness = nn.Parameter(torch.full((1,), INITIAL_SHARPNESS).expm1().log())
 
     def forward(
         self,
@@ -135,65 +185,26 @@ class Refiner(nn.Module):
         query: Float[Tensor, "B H"],
         keys: Float[Tensor, "B K H"],
         present: Bool[Tensor, "B K"],
-        similarity: Float[Tensor, "B K R"],
+        similarity: Float[Tensor, "B K 1"],
         noise: Float[Tensor, "B S K"] | None = None,
-        values: Float[Tensor, "B K V"] | None = None,
-        **slots: int,
     ) -> Refined:
-        """Select candidates for every cell.
+        """Select candidates for every cell; the query itself adds nothing to the context.
 
         Parameters
         ----------
         cells, query, keys
             Encoded control cells, query and candidates.
         present
-            Slots that hold a candidate.
+            Places that hold a candidate.
         similarity
-            Stage 1 similarity in R spaces; NaN where a candidate was not observed in a space.
+            Stage 1 similarity; NaN counts as 0.
         noise
-            Logistic noise on the logits. In training None draws it; in evaluation None means deterministic gates.
-        values
-            What the candidates say; None: their keys.
-        **slots
-            Of :meth:`combine`.
+            As in :meth:`Gates.forward`.
         """
-        gates, kept = self.gates(cells, query, keys, present, noise), self.kept(present)
-        return self.combine(gates, kept, self.nearness(similarity), query, keys if values is None else values, **slots)
-
-    def combine(
-        self,
-        gates: Float[Tensor, "B S K"],
-        kept: Bool[Tensor, "B K"],
-        nearness: Float[Tensor, "B K"],
-        query: Float[Tensor, "B H"],
-        values: Float[Tensor, "B K V"],
-    ) -> Refined:
-        """Return what the open candidates that are not withheld say together; the query adds nothing here."""
+        gates = self.gates(cells, query, keys, present, noise)
+        kept = present
+        if self.training:
+            kept = withhold(present, self.candidate_dropout)
+        nearness = similarity.squeeze(-1).nan_to_num() * F.softplus(self.sharpness)  # (B, K) log weight
         weights = normalised_weights(gates * kept[:, None], nearness, kept)
-        return Refined(weights @ self.value(values), weights, gates)
-
-    def score(self, cells: Tensor, query: Tensor, keys: Tensor) -> Float[Tensor, "B S K"]:
-        """Return the logit of every gate."""
-        return self.scorer(cells, query, keys).squeeze(-1)
-
-    def gates(
-        self, cells: Tensor, query: Tensor, keys: Tensor, present: Tensor, noise: Tensor | None
-    ) -> Float[Tensor, "B S K"]:
-        """Return the gates, 0 where a slot is empty; all open where nothing is selected."""
-        shown = present[:, None].expand(-1, cells.shape[1], -1)
-        if self.scorer is None:
-            return shown.to(cells.dtype)
-        logits = self.score(cells, query, keys)
-        if noise is None and self.training:
-            noise = logistic_noise(logits.shape, logits)
-        return straight_through_gates(logits, noise, self.temperature) * shown
-
-    def nearness(self, similarity: Float[Tensor, "B K R"]) -> Float[Tensor, "B K"]:
-        """Return the log weight of every slot: similarities times their sharpness, summed over the spaces."""
-        return (similarity.nan_to_num() * F.softplus(self.sharpness)).sum(-1)
-
-    def kept(self, present: Bool[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
-        """Return the slots that are not withheld."""
-        if not self.training or self.candidate_dropout == 0:
-            return present
-        return present & (torch.rand(present.shape, device=present.device) >= self.candidate_dropout)
+        return Refined(weights @ self.value(keys), weights, gates)

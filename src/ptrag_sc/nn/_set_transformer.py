@@ -22,28 +22,31 @@ class SetAttention(nn.Module):
     def __init__(self, n_hidden: int, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
+        # One product for queries, keys and values of all heads, because three small ones would be slower.
         self.qkv = nn.Linear(n_hidden, 3 * n_hidden)
         self.out = nn.Linear(n_hidden, n_hidden)
 
     def forward(self, cells: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
-        """Return what each cell gathers from the real cells of its set."""
+        """Return the attention-weighted mean of the set's real cells for each cell; padding gets no weight."""
         n_sets, n_cells, _ = cells.shape
-        q, k, v = self.qkv(cells).view(n_sets, n_cells, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(cells).view(n_sets, n_cells, 3, self.n_heads, -1)  # (B, S, 3, heads, H / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, S, H / heads) each
+        # The mask (B, 1, 1, S) covers keys only: a padded cell still has an output, which nothing reads.
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        return self.out(mixed.transpose(1, 2).reshape(n_sets, n_cells, -1))
+        return self.out(mixed.transpose(1, 2).reshape(n_sets, n_cells, -1))  # (B, S, H)
 
 
 class ContextGatedBlock(nn.Module):
     """h + a(z) * attention(h) + b(z) * feed-forward(h), with gates a, b linear in the context and zero at first.
 
-    The gates have no bias: where the context is zero the block is the identity, exactly.
+    The gates have no bias, so the block is exactly the identity for a cell whose context is zero.
 
     Parameters
     ----------
     n_hidden, n_heads
         Hidden width and number of heads.
     dropout
-        Of the feed-forward layer.
+        Rate in the feed-forward layer.
     """
 
     def __init__(self, n_hidden: int, n_heads: int, dropout: float):
@@ -55,6 +58,7 @@ class ContextGatedBlock(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(n_hidden, wide), nn.GELU(), nn.Dropout(dropout), nn.Linear(wide, n_hidden)
         )
+        # Zero gates make the untrained block the identity, so training starts from the retrieved shifts alone.
         self.gates = nn.Linear(n_hidden, 2 * n_hidden, bias=False)
         nn.init.zeros_(self.gates.weight)
 
@@ -62,7 +66,7 @@ class ContextGatedBlock(nn.Module):
         self, hidden: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S H"]:
         """Return the updated cells."""
-        gate_attention, gate_feed_forward = self.gates(context).chunk(2, dim=-1)
+        gate_attention, gate_feed_forward = self.gates(context).chunk(2, dim=-1)  # (B, S, H) each
         hidden = hidden + gate_attention * self.attention(self.norm_attention(hidden), mask)
         return hidden + gate_feed_forward * self.feed_forward(self.norm_feed_forward(hidden))
 
@@ -70,8 +74,8 @@ class ContextGatedBlock(nn.Module):
 class SetTransformer(nn.Module):
     """Context-gated set transformer whose output is the change of each cell, in expression space.
 
-    Returns ``U (h_L - h_0) V``: V holds the leading directions of the training shifts, U is trained. A zero context
-    gives a zero change.
+    Returns ``(h_L - h_0) U V`` with a trained U (H, R) and the leading directions V (R, G) of the training shifts. A
+    zero context gives a zero change.
 
     Parameters
     ----------
@@ -80,14 +84,15 @@ class SetTransformer(nn.Module):
     basis
         Directions of change (R, G).
     dropout
-        Of the feed-forward layers.
+        Rate in the feed-forward layers.
     """
 
     def __init__(self, n_hidden: int, n_layers: int, n_heads: int, *, basis: Float[Tensor, "R G"], dropout: float):
         super().__init__()
         self.blocks = nn.ModuleList(ContextGatedBlock(n_hidden, n_heads, dropout) for _ in range(n_layers))
-        self.project = nn.Linear(n_hidden, basis.shape[0], bias=False)
-        self.register_buffer("basis", torch.as_tensor(basis))
+        self.project = nn.Linear(n_hidden, basis.shape[0], bias=False)  # U; a bias would change cells without context
+        self.basis: Tensor
+        self.register_buffer("basis", torch.as_tensor(basis))  # V: saved with the model, never trained
 
     def forward(
         self, basal: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
@@ -96,4 +101,4 @@ class SetTransformer(nn.Module):
         hidden = basal
         for block in self.blocks:
             hidden = block(hidden, context, mask)
-        return self.project(hidden - basal) @ self.basis
+        return self.project(hidden - basal) @ self.basis  # (B, S, R) @ (R, G)

@@ -4,7 +4,8 @@ from ptrag_sc.pl._benchmark import benchmark
 from ptrag_sc.pl._diagnose import diagnose
 from ptrag_sc.pl._effect import effect
 from ptrag_sc.pl._embedding import embedding
-from ptrag_sc.pl._retrieval import retrieval, retrieval_matrix
+from ptrag_sc.pl._retrieval import retrieval
+from ptrag_sc.pl._retrieval_matrix import retrieval_matrix
 from ptrag_sc.pl._support import support
 from ptrag_sc.pl._training import training
 

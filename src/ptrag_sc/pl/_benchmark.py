@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, SMALL, finish
 
 NEEDED = ("metric", "method", "kind", "direction", "best", "confidence", "mean", "low", "high")
-FLOOR_COLOUR, CEILING_COLOUR = "#A6A6A6", "#009E73"
-ROW_HEIGHT, PANEL_WIDTH = 0.3, 2.6  # inches
+BOUNDS = (("floor", "#A6A6A6", "--"), ("ceiling", "#009E73", ":"))  # kind, colour and line style
+ROW_HEIGHT = 0.3  # inches
+PANEL_WIDTH = 2.6  # inches
 ARROWS = {"higher": "better →", "lower": "← better", "closer": "best: {:g}"}
 
 
@@ -24,9 +26,9 @@ def benchmark(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> np.ndarray | Figure:
-    """One panel per metric: a dot for every method with its interval, floors as grey and ceilings as green lines.
+    """One panel per metric: a dot and an interval for every method, grey lines for floors and green ones for ceilings.
 
-    Methods stand in the order of the first metric, the best on top.
+    Methods are sorted by the first metric, the best on top.
 
     Parameters
     ----------
@@ -41,14 +43,15 @@ def benchmark(
 
     Returns
     -------
-    The axes of the panels (n,), or the figure.
+    numpy.ndarray or Figure
+        The axes of the panels (n,), or the figure if ``return_fig`` is True.
 
     Raises
     ------
     KeyError
         If a column or metric is missing.
     ValueError
-        If the table holds no method, or summaries of both truths.
+        If the table has no method, or summaries of both truths.
 
     Examples
     --------
@@ -68,16 +71,19 @@ def benchmark(
         remedy = "Pass one of them: summary[summary['truth'] == 'half']."
         raise ValueError(unusable("The summary", "pl.benchmark", "holds several rows for a method and metric", remedy))
     order = _order(summary[summary["metric"] == metrics[0]])
-    size = PANEL_WIDTH * len(metrics) + 1.2, ROW_HEIGHT * len(order) + 1.4
-    figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for ax, metric in zip(axes[0], metrics, strict=True):
+    size = (PANEL_WIDTH * len(metrics) + 1.2, ROW_HEIGHT * len(order) + 1.4)
+    figure, grid = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    panels: np.ndarray = grid[0]  # (n,)
+    for ax, metric in zip(panels, metrics, strict=True):
         _panel(ax, summary[summary["metric"] == metric].set_index("method"), order)
         ax.set_title(metric, fontsize=SMALL + 1)
-    axes[0, 0].set_yticks(range(len(order)), order)
-    axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    panels[0].set_yticks(range(len(order)), order)  # the panels share this axis
+    panels[0].set_ylim(len(order) - 0.5, -0.5)
     _legend(figure, summary)
-    result = finish(axes[0, 0], given=False, show=show, return_fig=return_fig)
-    return result if return_fig else axes[0]
+    finish(panels[0], given=False, show=show, return_fig=return_fig)
+    if return_fig:
+        return figure
+    return panels
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
@@ -89,10 +95,10 @@ def _order(rows: pd.DataFrame) -> list[str]:
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
-    for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
+    for kind, colour, style in BOUNDS:
         for value in rows.loc[rows["kind"] == kind, "mean"].dropna():
             ax.axvline(value, color=colour, ls=style, lw=1.4, zorder=0)
-    own = rows.reindex(order)
+    own = rows.reindex(order)  # a method without this metric has a row of NaN, so that the panels stay aligned
     place = np.arange(len(order))
     ax.hlines(place, own["low"], own["high"], color=OBSERVED_COLOUR, lw=1.8)
     ax.plot(own["mean"], place, "o", color=OBSERVED_COLOUR, ms=6)
@@ -106,13 +112,11 @@ def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
 
 
 def _legend(figure: Figure, summary: pd.DataFrame) -> None:
-    lines, labels = (
-        [plt.Line2D([], [], color=OBSERVED_COLOUR, marker="o")],
-        [f"method, {summary['confidence'].iloc[0]:.0%} interval"],
-    )
-    for kind, colour, style in (("floor", FLOOR_COLOUR, "--"), ("ceiling", CEILING_COLOUR, ":")):
+    lines = [Line2D([], [], color=OBSERVED_COLOUR, marker="o")]
+    labels = [f"method, {summary['confidence'].iloc[0]:.0%} interval"]
+    for kind, colour, style in BOUNDS:
         names = summary.loc[summary["kind"] == kind, "method"].unique()
         if len(names):
-            lines.append(plt.Line2D([], [], color=colour, ls=style, lw=1.4))
+            lines.append(Line2D([], [], color=colour, ls=style, lw=1.4))
             labels.append(f"{kind}: {', '.join(names)}")
     figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=SMALL)

@@ -2,10 +2,9 @@
 
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ptrag_sc._docs import documented
-from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, canvas, finish, result
+from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, Drawn, canvas, finish, result
 
 KEY = "diagnose"
 MARKS = {"ok": ("o", OBSERVED_COLOUR), "note": ("^", "#E69F00"), "warning": ("X", PREDICTED_COLOUR)}
@@ -14,7 +13,7 @@ MARKS = {"ok": ("o", OBSERVED_COLOUR), "note": ("^", "#E69F00"), "warning": ("X"
 @documented
 def diagnose(
     adata: AnnData, *, key: str = KEY, ax: Axes | None = None, show: bool | None = None, return_fig: bool = False
-) -> Axes | Figure:
+) -> Drawn:
     """Report of :func:`ptrag_sc.tl.diagnose`, one line per check, the worst on top.
 
     Parameters
@@ -27,7 +26,8 @@ def diagnose(
 
     Returns
     -------
-    The axes, or the figure.
+    Axes or Figure
+        The axes, or the figure if ``return_fig`` is True.
 
     Raises
     ------
@@ -41,14 +41,15 @@ def diagnose(
     """
     findings = result(adata, key, "findings", writer="diagnose")
     order = {level: i for i, level in enumerate(MARKS)}
-    findings = findings.sort_values("level", key=lambda level: level.map(order), kind="stable")  # drawn from below
+    # Rows are drawn from the bottom, so that the last level, the worst, is on top.
+    findings = findings.sort_values("level", key=lambda level: level.map(order), kind="stable")
     given = ax is not None
     ax = canvas(ax, (9, 0.4 * len(findings) + 0.7))
     for y, row in enumerate(findings.itertuples()):
         marker, colour = MARKS[row.level]
         ax.plot(0, y, marker, color=colour, ms=10)
         ax.text(0.12, y, row.message, va="center", fontsize=SMALL + 1, color=LINE_COLOUR)
-    for level, (marker, colour) in MARKS.items():
+    for level, (marker, colour) in MARKS.items():  # for the legend: a level may be absent from the report
         ax.plot([], [], marker, color=colour, ms=8, label=level)
     ax.set(xlim=(-0.12, 3), ylim=(-0.7, len(findings) - 0.3), xticks=[], yticks=range(len(findings)))
     ax.set_yticklabels(findings["check"])

@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
-from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, canvas, finish, result
+from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, Drawn, canvas, finish, result
 from ptrag_sc.pl._labels import Labels
 
 
@@ -25,11 +24,11 @@ def effect(
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
-) -> Axes | Figure:
+) -> Drawn:
     """Scatter plot of the predicted against the observed shift of every gene.
 
     A shift is mean(perturbed cells) - mean(control cells) on the scale of the model's layer. On the dashed line the
-    prediction is exact; a slope below 1 is a prediction that is too weak. The Pearson correlation and the slope
+    prediction is exact; a slope below 1 means that the prediction is too weak. The Pearson correlation and the slope
     through the origin, <predicted, observed> / <observed, observed>, are those that :func:`ptrag_sc.tl.effect` wrote.
 
     Parameters
@@ -39,14 +38,15 @@ def effect(
     perturbation, cell_type
         The condition; it must have observed cells.
     n_top
-        Number of genes labelled: those furthest from the origin.
+        Number of labelled genes: those furthest from the origin.
     key
         The ``key_added`` of :func:`ptrag_sc.tl.predict`.
     {plot_parameters}
 
     Returns
     -------
-    The axes, or the figure.
+    Axes or Figure
+        The axes, or the figure if ``return_fig`` is True.
 
     Raises
     ------
@@ -62,19 +62,20 @@ def effect(
     """
     effects = result(adata, key, "effect", writer="effect")
     condition = _row(effects["conditions"], perturbation, cell_type)
-    observed, predicted = (np.asarray(effects[name])[condition.name] for name in ("observed", "predicted"))
+    observed = np.asarray(effects["observed"])[condition.name]  # (G,)
+    predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)
     _check_shift(observed, "Observed shift", perturbation, cell_type)
     _check_shift(predicted, "Predicted shift", perturbation, cell_type)
-    points = np.column_stack([observed, predicted]).astype(float)
+    points = np.column_stack([observed, predicted]).astype(float)  # (G, 2)
     top = np.argsort(-np.hypot(*points.T), kind="stable")[:n_top]
 
     given = ax is not None
     ax = canvas(ax, (5, 5))
     _axes_lines(ax, points)
-    colours = np.full(len(points), CONTROL_COLOUR, dtype=object)
+    colours = np.full(len(points), CONTROL_COLOUR, dtype=object)  # (G,)
     colours[top] = OBSERVED_COLOUR
-    order = np.argsort(np.isin(np.arange(len(points)), top), kind="stable")  # labelled genes are drawn last
-    ax.scatter(*points[order].T, s=16, c=list(colours[order]), linewidths=0, zorder=2)
+    order = np.argsort(np.isin(np.arange(len(points)), top), kind="stable")  # labelled genes last, so on top
+    ax.scatter(points[order, 0], points[order, 1], s=16, c=list(colours[order]), linewidths=0, zorder=2)
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
     ax.set(xlabel="observed shift", ylabel="predicted shift")
     numbers = _numbers(ax, condition)
@@ -84,7 +85,7 @@ def effect(
 
 
 def _row(conditions: pd.DataFrame, perturbation: str, cell_type: str) -> pd.Series:
-    """The row of one condition; its name is its position in the arrays of shifts."""
+    """Return the row of one condition; its name is its position in the arrays of shifts."""
     conditions = conditions.reset_index(drop=True)
     remedy = "Run ptrag_sc.tl.predict and ptrag_sc.tl.effect with its cells, or choose another condition."
     known = conditions["perturbation"].astype(str).unique()
@@ -101,13 +102,14 @@ def _check_shift(shift: np.ndarray, what: str, perturbation: str, cell_type: str
     if np.isnan(shift).any():
         place = f"adata.uns[...]['effect'] of {perturbation!r} in {cell_type!r}"
         remedy = "Choose a condition with observed cells: n_observed > 0 in what ptrag_sc.tl.effect wrote."
-        raise ValueError(unusable(what, place, "is NaN: the condition has no such cells", remedy))
+        raise ValueError(unusable(what, place, "is NaN, because the condition has no such cells", remedy))
 
 
 def _axes_lines(ax: Axes, points: np.ndarray) -> None:
-    """Same limits on both axes, so that the identity line is the diagonal; zero lines behind."""
-    low, high = min(points.min(), 0), max(points.max(), 0)
-    margin = 0.12 * (high - low) or 1.0
+    """Set the same limits on both axes, so that the identity line is the diagonal, and draw zero lines behind."""
+    low = min(points.min(), 0)
+    high = max(points.max(), 0)
+    margin = 0.12 * (high - low) or 1.0  # if all shifts are 0 the limits would coincide
     limits = (low - margin, high + margin)
     ax.set(xlim=limits, ylim=limits)
     ax.set_box_aspect(1)
@@ -117,9 +119,15 @@ def _axes_lines(ax: Axes, points: np.ndarray) -> None:
 
 
 def _numbers(ax: Axes, condition: pd.Series) -> Text:
-    """Print the agreement and the numbers of cells in the corner that the points leave free."""
-    r, slope = condition["pearson_delta"], condition["effect_slope"]
-    text = f"Pearson r = {r:.2f}\nslope = {slope:.2f}\n{condition['n_observed']:,.0f} observed cells"
-    text += f"\n{condition['n_predicted']:,.0f} predicted cells"
-    y, va = (0.98, "top") if r >= 0 else (0.02, "bottom")
-    return ax.text(0.02, y, text, transform=ax.transAxes, va=va, ha="left", fontsize=SMALL + 1)
+    """Write the agreement and the numbers of cells into the corner that the points leave free."""
+    r = condition["pearson_delta"]
+    lines = [
+        f"Pearson r = {r:.2f}",
+        f"slope = {condition['effect_slope']:.2f}",
+        f"{condition['n_observed']:,.0f} observed cells",
+        f"{condition['n_predicted']:,.0f} predicted cells",
+    ]
+    y, va = (0.02, "bottom")
+    if r >= 0:  # the points rise from the lower left to the upper right
+        y, va = (0.98, "top")
+    return ax.text(0.02, y, "\n".join(lines), transform=ax.transAxes, va=va, ha="left", fontsize=SMALL + 1)

@@ -1,12 +1,11 @@
 """Do predicted cells lie where the observed perturbed cells lie?"""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.sparse import issparse
 from scipy.sparse.linalg import svds
 
@@ -18,18 +17,19 @@ from ptrag_sc.pl._finish import (
     OBSERVED_COLOUR,
     PREDICTED_COLOUR,
     SMALL,
+    Drawn,
     canvas,
     finish,
     result,
 )
 
 COLOURS = {"control": CONTROL_COLOUR, "observed": OBSERVED_COLOUR, "predicted": PREDICTED_COLOUR}
-RING = {"edgecolors": "black", "linewidths": 1.5}
-N_COMPONENTS = 30  # principal components that UMAP sees
+RING: dict[str, Any] = {"edgecolors": "black", "linewidths": 1.5}
+N_COMPONENTS = 30  # principal components that UMAP is fitted to
 
 
 class Coordinates(NamedTuple):
-    """Where cells lie in the plane, and what its two axes are called."""
+    """Coordinates of cells in the plane, and names of its two axes."""
 
     observed: np.ndarray  # (n, 2)
     predicted: np.ndarray  # (m, 2)
@@ -50,24 +50,24 @@ def embedding(
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
-) -> Axes | Figure:
+) -> Drawn:
     """Control, observed and predicted cells of one condition in one plane.
 
-    The plane is fitted on the observed cells only (controls and perturbed cells of the cell type), and the predicted
-    cells are projected into it: they cannot bend it towards themselves. Ringed dots are the group means.
+    The plane is fitted to the observed cells only (controls and perturbed cells of the cell type), and the predicted
+    cells are projected into it, so that they cannot influence it. Ringed dots are the group means.
 
     Parameters
     ----------
     adata
         AnnData after :func:`ptrag_sc.tl.predict`.
     perturbation, cell_type
-        The condition. Without observed cells (a virtual perturbation) the plane is that of the controls.
+        The condition. If it has no observed cells (a virtual perturbation), the plane is fitted to the controls.
     basis
         ``"pca"``: the first two principal components. ``"umap"``: UMAP (McInnes et al. 2018) of the first 30.
     layer
         Layer with the observed expression. ``None``: the layer that the model was trained on, else ``adata.X``.
     n_max_cells
-        Cells per group at most; more are sampled.
+        Largest number of cells per group; larger groups are sampled.
     seed
         Seed of the sampling and of UMAP.
     key
@@ -76,7 +76,8 @@ def embedding(
 
     Returns
     -------
-    The axes, or the figure.
+    Axes or Figure
+        The axes, or the figure if ``return_fig`` is True.
 
     Raises
     ------
@@ -95,35 +96,40 @@ def embedding(
     rows = _rows(adata, key, perturbation, cell_type)
     rng = np.random.default_rng(seed)
     drawn = {name: np.sort(rng.permutation(r)[:n_max_cells]) for name, r in rows.items()}
-    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), key, layer)
+    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), key, layer)  # (n, G)
     if min(observed.shape) < 3:
         problem = f"has {len(observed)} observed cells x {observed.shape[1]} genes; a plane needs three of each"
         remedy = "Choose a condition with more cells."
         raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
-    predicted = np.asarray(adata.obsm[key])[drawn["predicted"]]
+    predicted = np.asarray(adata.obsm[key])[drawn["predicted"]]  # (m, G)
     plane = BASES[basis](observed, predicted, seed)
     n_control = len(drawn["control"])
-    groups = {"control": plane.observed[:n_control], "observed": plane.observed[n_control:]}
+    groups = {
+        "control": plane.observed[:n_control],
+        "observed": plane.observed[n_control:],
+        "predicted": plane.predicted,
+    }
 
     given = ax is not None
     ax = canvas(ax, (5.4, 4.6))
-    _draw(ax, {**groups, "predicted": plane.predicted}, {name: len(r) for name, r in rows.items()})
+    _draw(ax, groups, {name: len(r) for name, r in rows.items()})
     ax.set(xlabel=plane.axes[0], ylabel=plane.axes[1], xticks=[], yticks=[])
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
 def _rows(adata: AnnData, key: str, perturbation: str, cell_type: str) -> dict[str, np.ndarray]:
-    """Row numbers of the control, the observed and the predicted cells of one condition."""
+    """Return the row numbers of the control, the observed and the predicted cells of one condition."""
     params = result(adata, key, "params")
-    labels = adata.obs[params["perturbation_key"]].astype(str).to_numpy()
-    cell_types = adata.obs[params["cell_type_key"]].astype(str).to_numpy()
-    # tl.predict(perturbation=name) predicts control rows under that name; without it a row answers for its own label
-    one_for_all = params.get("perturbation")
-    asked = np.full(len(labels), one_for_all) if one_for_all else labels
-    predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool) & (asked == perturbation)
+    labels = adata.obs[params["perturbation_key"]].astype(str).to_numpy()  # (N,)
+    cell_types = adata.obs[params["cell_type_key"]].astype(str).to_numpy()  # (N,)
+    # tl.predict(perturbation=name) predicts control rows under that name; without it each row has its own label.
+    predicted_as = labels
+    if params.get("perturbation"):
+        predicted_as = np.full(len(labels), params["perturbation"])
+    predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool) & (predicted_as == perturbation)
     if perturbation == params["control"] or not predicted.any():
-        known = [name for name in np.unique(asked) if name != params["control"]]
+        known = [name for name in np.unique(predicted_as) if name != params["control"]]
         remedy = "Run ptrag_sc.tl.predict for it first."
         raise ValueError(unknown("Perturbation", [perturbation], f"the predictions of key {key!r}", known, remedy))
     here = cell_types == cell_type
@@ -136,7 +142,7 @@ def _rows(adata: AnnData, key: str, perturbation: str, cell_type: str) -> dict[s
 
 
 def _expression(adata: AnnData, rows: np.ndarray, key: str, layer: str | None) -> np.ndarray:
-    """(n, G) observed expression of the predicted genes, on the scale of the predictions."""
+    """Return the observed expression (n, G) of the predicted genes, on the scale of the predictions."""
     genes = [str(gene) for gene in result(adata, key, "genes")]
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing:
@@ -147,48 +153,84 @@ def _expression(adata: AnnData, rows: np.ndarray, key: str, layer: str | None) -
         raise KeyError(absent("Layer", layer, "adata.layers", adata.layers, "Pass layer=..."))
     cells = adata[rows, genes]
     values = cells.X if layer is None else cells.layers[layer]
-    return np.asarray(values.toarray() if issparse(values) else values, dtype=np.float32)
+    if issparse(values):
+        values = values.toarray()
+    return np.asarray(values, dtype=np.float32)
 
 
 def _pca(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
-    centre, axes = _principal_axes(observed, 2)
-    plane = (observed - centre) @ axes, (predicted - centre) @ axes
-    shares = plane[0].var(axis=0) / observed.var(axis=0).sum()
-    return Coordinates(*plane, tuple(f"PC{i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)))
+    centre, axes = _principal_axes(observed, 2)  # (G,), (G, 2)
+    plane = (observed - centre) @ axes  # (n, 2)
+    first, second = plane.var(axis=0) / observed.var(axis=0).sum()
+    names = (f"PC1 ({first:.0%} of variance)", f"PC2 ({second:.0%} of variance)")
+    return Coordinates(plane, (predicted - centre) @ axes, names)
 
 
 def _umap(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
-    from umap import UMAP  # compiles for seconds: only who asks for it pays
+    from umap import UMAP  # here, because it is compiled for seconds when it is imported
 
-    centre, axes = _principal_axes(observed, min(N_COMPONENTS, *(n - 1 for n in observed.shape)))
+    n_components = min(N_COMPONENTS, *(n - 1 for n in observed.shape))  # svds finds fewer than min(n, G)
+    centre, axes = _principal_axes(observed, n_components)  # (G,), (G, n_components)
     fitted = UMAP(n_neighbors=min(15, len(observed) - 1), random_state=seed, n_jobs=1).fit((observed - centre) @ axes)
     return Coordinates(fitted.embedding_, fitted.transform((predicted - centre) @ axes), ("UMAP1", "UMAP2"))
 
 
 def _principal_axes(cells: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (G,) and first n principal axes (G, n) of cells; the largest loading of an axis is positive."""
+    """Return mean (G,) and first n principal axes (G, n) of cells; the largest loading of an axis is positive."""
     centre = cells.mean(axis=0)
     start = np.random.default_rng(0).normal(size=min(cells.shape))  # svds would draw one without a seed
-    _, values, axes = svds((cells - centre).astype(np.float64), k=n, v0=start)
+    _, values, axes = svds((cells - centre).astype(np.float64), k=n, v0=start)  # (n,), (n, G)
     axes = axes[np.argsort(-values)]
-    largest = np.abs(axes).argmax(axis=1)
+    largest = np.abs(axes).argmax(axis=1)  # (n,)
+    # The sign of an axis is arbitrary: without a rule the picture could be mirrored on another machine.
     return centre, (axes * np.sign(axes[np.arange(n), largest])[:, None]).T
 
 
-BASES: dict[str, Callable[[np.ndarray, np.ndarray, int], Coordinates]] = {"pca": _pca, "umap": _umap}
+Basis = Callable[[np.ndarray, np.ndarray, int], Coordinates]  # f(observed (n, G), predicted (m, G), seed)
+BASES: dict[str, Basis] = {"pca": _pca, "umap": _umap}
 
 
 def _draw(ax: Axes, groups: dict[str, np.ndarray], n_cells: dict[str, int]) -> None:
-    """Draw the groups back to front, their means on top of all, and the legend with the numbers of cells."""
+    """Draw the groups from back to front, their means on top, and the legend with the numbers of cells.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw into.
+    groups
+        Points (n, 2) of each group.
+    n_cells
+        Number of cells in each group before sampling.
+    """
     for layer, (name, points) in enumerate(groups.items()):
         if len(points) == 0:
             continue
-        n = f"{len(points):,}" if len(points) == n_cells[name] else f"{len(points):,} of {n_cells[name]:,}"
-        label = f"{name} ({n})"
-        ax.scatter(*points.T, s=12, c=COLOURS[name], alpha=0.6, linewidths=0, zorder=layer + 1, label=label)
-        ax.scatter(*points.mean(0), s=80, c=COLOURS[name], **RING, zorder=layer + 5)
-    ax.scatter([], [], s=20, c="white", **RING, label="group means")
-    style = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False, "fontsize": SMALL + 1}
-    legend = ax.legend(title="cells", alignment="left", markerscale=2, **style)
+        shown = f"{len(points):,}"
+        if len(points) < n_cells[name]:
+            shown = f"{shown} of {n_cells[name]:,}"
+        colour = COLOURS[name]
+        ax.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=12,
+            c=colour,
+            alpha=0.6,
+            linewidths=0,
+            zorder=layer + 1,
+            label=f"{name} ({shown})",
+        )
+        x, y = points.mean(0)
+        ax.scatter(x, y, s=80, c=colour, zorder=layer + 5, **RING)
+    ax.scatter([], [], s=20, c="white", label="group means", **RING)
+    legend = ax.legend(
+        title="cells",
+        alignment="left",
+        markerscale=2,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+        fontsize=SMALL + 1,
+    )
     for handle in legend.legend_handles:
-        handle.set_alpha(1)
+        if handle is not None:
+            handle.set_alpha(1)  # the dots of the plot are transparent, the legend need not be

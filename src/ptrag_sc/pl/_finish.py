@@ -1,10 +1,12 @@
 """How does every plot begin (results, axes) and end (shown, returned)?"""
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from scanpy import settings
 
 from ptrag_sc._validation import absent
@@ -16,12 +18,20 @@ PREDICTED_COLOUR = "#D55E00"
 LINE_COLOUR = "#555555"
 SMALL = 9  # points: tick, legend and gene labels
 
-# plt.show() would warn with these: they draw into files only.
+# plt.show() would warn with these, because they draw into files only.
 FILE_BACKENDS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
+Drawn = Axes | Figure | SubFigure  # what a plot returns; the caller's axes may lie in a SubFigure
 
-def result(adata: AnnData, key: str, part: str, *, writer: str = "predict"):
-    """Return ``adata.uns[key][part]``, or say which ``tl`` function writes it."""
+
+def result(adata: AnnData, key: str, part: str, *, writer: str = "predict") -> Any:
+    """Return ``adata.uns[key][part]``.
+
+    Raises
+    ------
+    KeyError
+        If it does not exist; the message names the ``tl`` function that writes it.
+    """
     if key not in adata.uns:
         remedy = "Run ptrag_sc.tl.predict first, or pass key=..."
         raise KeyError(absent("Key", key, "adata.uns", adata.uns, remedy))
@@ -35,21 +45,21 @@ def canvas(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """Return the caller's axes, or those of a new figure of ``size`` (inches)."""
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.grid(False)
+    ax.grid(False)  # scanpy's style switches it on
     return ax
 
 
-def finish(ax: Axes, *, given: bool, show: bool | None, return_fig: bool) -> Axes | Figure:
-    """Show the figure where that is wanted and possible; return the axes, or their figure.
+def finish(ax: Axes, *, given: bool, show: bool | None, return_fig: bool) -> Drawn:
+    """Show the figure if that is wanted and possible; return the axes, or their figure.
 
     Parameters
     ----------
     ax
         The main axes of the plot.
     given
-        Whether the caller passed the axes: then the figure is unfinished, and is shown only on request.
+        Whether the caller passed the axes. If so, the caller's figure may be unfinished, and is shown only on request.
     show
-        ``None`` follows ``scanpy.settings.autoshow``. Backends that only write files never show.
+        ``None``: ``scanpy.settings.autoshow`` decides. Backends that only write files never show.
     return_fig
         Whether to return the figure instead of the axes.
     """
@@ -57,4 +67,6 @@ def finish(ax: Axes, *, given: bool, show: bool | None, return_fig: bool) -> Axe
         show = settings.autoshow and not given and not return_fig
     if show and mpl.get_backend().lower() not in FILE_BACKENDS:
         plt.show()
-    return ax.figure if return_fig else ax
+    if return_fig:
+        return ax.figure
+    return ax

@@ -1,4 +1,4 @@
-"""Where does the label of a point stand, so that no label covers another?"""
+"""Where is the label of a point placed, so that no label covers another?"""
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -14,17 +14,17 @@ GAPS = (4, 9, 16, 25, 36, 50, 66)  # points between a point and its label
 ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 RADIUS = 2.2  # of a point
 
-# Prices of a place; covering a point costs 1.
+# Costs of a place; covering a point costs 1.
 FORBIDDEN = 1e4  # covering a label or leaving the axes
-DISTANCE = 0.2  # distance from the point, per typographic point
+DISTANCE = 0.2  # per typographic point between label and point
 
 
 class Labels(Artist):
-    """Names beside points, each joined to its point by a thin line.
+    """Names next to points, each joined to its point by a thin line.
 
     Greedy: every label takes, in the order given, the place around its point that covers no earlier label, stays
-    inside the axes, covers few points and lies near. The places are found anew whenever the axes are drawn, because
-    only then is their size final.
+    inside the axes, covers few points and is near. The places are computed whenever the axes are drawn, because their
+    size is final only then.
 
     Parameters
     ----------
@@ -42,26 +42,32 @@ class Labels(Artist):
 
     def __init__(self, ax: Axes, points: np.ndarray, names: list[str], *, avoid: Text, cover: np.ndarray):
         super().__init__()
-        self.points, self.avoid, self.cover = points, avoid, cover
+        self.points = points
+        self.avoid = avoid
+        self.cover = cover
         self.notes = [_note(ax, name, point) for name, point in zip(names, points, strict=True)]
-        self.set_zorder(self.avoid.get_zorder() - 0.5)  # drawn, hence placed, before the texts
+        self.set_zorder(self.avoid.get_zorder() - 0.5)  # drawn before the texts, so that they are placed by then
         self.set_in_layout(False)
         ax.add_artist(self)
 
     def draw(self, renderer: RendererBase) -> None:
         """Place the labels; they draw themselves."""
-        scale = renderer.points_to_pixels(1)
+        assert self.axes is not None  # set by add_artist
+        scale = float(np.asarray(renderer.points_to_pixels(1)))
         frame = self.axes.get_window_extent(renderer)
-        pixels, crowd = (self.axes.transData.transform(points) for points in (self.points, self.cover))
+        pixels = self.axes.transData.transform(self.points)  # (n, 2)
+        crowd = self.axes.transData.transform(self.cover)  # (m, 2)
         taken = [self.avoid.get_window_extent(renderer)]
         for note, pixel in zip(self.notes, pixels, strict=True):
-            box = Text.get_window_extent(note, renderer)  # of an Annotation: the box would include the line
-            size = np.array([box.width, box.height])
-            offsets = _offsets(size / scale)
-            boxes = [Bbox.from_bounds(*(pixel + offset * scale - size / 2), *size) for offset in offsets]
-            covered = [_n_covered(box.padded(RADIUS * scale), crowd) for box in boxes]
-            fouls = [box.count_overlaps(taken) + (not _holds(frame, box)) for box in boxes]
-            best = np.argmin(covered + FORBIDDEN * np.array(fouls) + DISTANCE * np.hypot(*offsets.T))
+            text = Text.get_window_extent(note, renderer)  # the box of the Annotation itself would include the line
+            size = np.array([text.width, text.height])
+            offsets = _offsets(size / scale)  # (p, 2)
+            corners = pixel + offsets * scale - size / 2  # (p, 2), lower left
+            boxes = [Bbox.from_bounds(x, y, text.width, text.height) for x, y in corners]
+            covered = np.array([_n_covered(box.padded(RADIUS * scale), crowd) for box in boxes])  # (p,)
+            fouls = np.array([box.count_overlaps(taken) + (not _holds(frame, box)) for box in boxes])  # (p,)
+            distance = np.hypot(offsets[:, 0], offsets[:, 1])  # (p,)
+            best = np.argmin(covered + FORBIDDEN * fouls + DISTANCE * distance)
             note.set_position(offsets[best])
             taken.append(boxes[best])
 
@@ -69,7 +75,7 @@ class Labels(Artist):
 def _note(ax: Axes, name: str, point: np.ndarray) -> Annotation:
     return ax.annotate(
         name,
-        point,
+        (point[0], point[1]),
         xytext=(0, 0),
         textcoords="offset points",
         ha="center",
@@ -81,7 +87,7 @@ def _note(ax: Axes, name: str, point: np.ndarray) -> Annotation:
 
 
 def _offsets(size: np.ndarray) -> np.ndarray:
-    """(n, 2) places of a label's centre relative to its point, nearest first; all in points."""
+    """Return places (p, 2) of a label's centre relative to its point, nearest first; all in typographic points."""
     directions = np.column_stack([np.cos(ANGLES), np.sin(ANGLES)])
     return np.concatenate([directions * (size / 2 + gap) for gap in GAPS])
 
@@ -91,4 +97,4 @@ def _n_covered(box: Bbox, pixels: np.ndarray) -> int:
 
 
 def _holds(frame: Bbox, box: Bbox) -> bool:
-    return bool((frame.min <= box.min).all() and (box.max <= frame.max).all())
+    return bool(np.all(frame.min <= box.min) and np.all(box.max <= frame.max))

@@ -1,16 +1,19 @@
 """How far can the predictions be trusted?"""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent
-from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, canvas, finish, result
+from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, Drawn, canvas, finish, result
 
 OUTCOMES = {"pearson_delta": "Pearson correlation of shifts", "energy_distance": "energy distance"}
+TICKS: dict[str, Any] = {"clip_on": False, "ls": "none", "marker": "|", "ms": 11, "mew": 1.2}
 
 
 @documented
@@ -22,11 +25,12 @@ def support(
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
-) -> Axes | Figure:
-    """Expected against observed error of the validation conditions, and where the predictions of this object stand.
+) -> Drawn:
+    """Expected and observed error of the validation conditions, and expected errors of the predictions in this object.
 
-    Each point is a validation condition, expected from all others. The band holds nine of ten. Ticks along the bottom
-    are the predicted conditions, in another colour where the model abstains: where the band touches 0.
+    Each point is a validation condition, whose expectation comes from all others. The band contains nine of ten
+    points. Ticks along the bottom are the predicted conditions, in another colour if the model abstains because the
+    band includes 0.
 
     Parameters
     ----------
@@ -40,7 +44,8 @@ def support(
 
     Returns
     -------
-    The axes, or the figure.
+    Axes or Figure
+        The axes, or the figure if ``return_fig`` is True.
 
     Raises
     ------
@@ -56,37 +61,24 @@ def support(
     """
     if metric not in OUTCOMES:
         raise ValueError(absent("metric=", metric, "pl.support", OUTCOMES, "Pass one of them."))
-    conditions, predicted = result(adata, key, "support_calibration"), result(adata, key, "support")
+    conditions = result(adata, key, "support_calibration")
+    predicted = result(adata, key, "support")
     given = ax is not None
     ax = canvas(ax, (6.4, 4.2))
-    observed, expected = (conditions[name].to_numpy(float) for name in (metric, f"expected_{metric}"))
-    points = predicted[f"expected_{metric}"].to_numpy(float)
-    low, high = (predicted[f"{metric}_{end}"].to_numpy(float) for end in ("low", "high"))
-    # Intervals are cut at -1 and 1; one that reaches both has no width to show.
-    cut = metric == "pearson_delta" and ((low <= -1) & (high >= 1)).all()
-    width = np.inf if cut else float(np.maximum(points - low, high - points).max())
+    observed = conditions[metric].to_numpy(float)  # (n,)
+    expected = conditions[f"expected_{metric}"].to_numpy(float)  # (n,)
+    points = predicted[f"expected_{metric}"].to_numpy(float)  # (m,)
     everything = np.concatenate([expected, points])
     margin = 0.05 * (np.ptp(everything) or 1.0)
     line = np.array([everything.min() - margin, everything.max() + margin])
+    width = _band_width(predicted, metric)
     if np.isfinite(width):
         ax.fill_between(line, line - width, line + width, color=OBSERVED_COLOUR, alpha=0.12, lw=0, label="9 of 10")
     ax.plot(line, line, color=LINE_COLOUR, lw=1, ls="--", label="observed = expected")
     ax.plot(expected, observed, "o", ms=4, color=OBSERVED_COLOUR, alpha=0.7, label="validation condition")
-    abstains = predicted["abstain"].to_numpy(bool)
-    bottom = {
-        "transform": ax.get_xaxis_transform(),
-        "clip_on": False,
-        "ls": "none",
-        "marker": "|",
-        "ms": 11,
-        "mew": 1.2,
-    }
-    for rows, colour, name in (
-        (~abstains, LINE_COLOUR, "predicted"),
-        (abstains, PREDICTED_COLOUR, "predicted, abstains"),
-    ):
-        if rows.any():
-            ax.plot(points[rows], np.full(rows.sum(), 0.02), color=colour, label=f"{name} ({rows.sum()})", **bottom)
+    abstains = predicted["abstain"].to_numpy(bool)  # (m,)
+    _ticks(ax, points[~abstains], LINE_COLOUR, "predicted")
+    _ticks(ax, points[abstains], PREDICTED_COLOUR, "predicted, abstains")
     if metric == "pearson_delta":
         ax.axhline(0, color=LINE_COLOUR, lw=0.6)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
@@ -94,3 +86,22 @@ def support(
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _band_width(predicted: pd.DataFrame, metric: str) -> float:
+    """Return half the width of the intervals, or infinity if none shows it."""
+    points = predicted[f"expected_{metric}"].to_numpy(float)  # (m,)
+    low = predicted[f"{metric}_low"].to_numpy(float)  # (m,)
+    high = predicted[f"{metric}_high"].to_numpy(float)  # (m,)
+    # Intervals of a correlation are cut at -1 and 1: those that reach both have lost their width.
+    if metric == "pearson_delta" and ((low <= -1) & (high >= 1)).all():
+        return np.inf
+    return float(np.maximum(points - low, high - points).max())
+
+
+def _ticks(ax: Axes, points: np.ndarray, colour: str, name: str) -> None:
+    """Mark points (k,) along the bottom of the axes, if there are any."""
+    if len(points):
+        height = np.full(len(points), 0.02)  # as a share of the axes
+        label = f"{name} ({len(points)})"
+        ax.plot(points, height, color=colour, label=label, transform=ax.get_xaxis_transform(), **TICKS)

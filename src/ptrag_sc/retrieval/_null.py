@@ -8,50 +8,59 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ptrag_sc.retrieval._candidates import Candidates
+from ptrag_sc.retrieval._neighbours import Neighbours
 
 SELECTED = 0.5  # share of cells with an open gate from which a candidate counts as selected
 
 
-def random_candidates(
+def random_neighbours(
     vectors: Float[Tensor, "Q D"],
     table: Float[Tensor, "P D"],
     own: Int[Tensor, " Q"],
-    n_candidates: int,
+    n_neighbours: int,
     keys: np.ndarray,
-) -> Candidates:
-    """Return candidates drawn at random, the query itself excluded, nearest first.
+) -> Neighbours:
+    """Return neighbours drawn at random, the query itself excluded, nearest first.
 
     Parameters
     ----------
-    vectors, table, own, n_candidates
-        As in :func:`nearest_candidates`.
+    vectors, table, own, n_neighbours
+        As in :func:`nearest_neighbours`.
     keys
         One number per query (Q,) that fixes its draw, whatever else is asked for.
     """
-    indices = torch.zeros(len(vectors), n_candidates, dtype=torch.long)
-    present = torch.zeros(len(vectors), n_candidates, dtype=torch.bool)
+    rows = torch.zeros(len(vectors), n_neighbours, dtype=torch.long)
+    present = torch.zeros(len(vectors), n_neighbours, dtype=torch.bool)
     for q, (itself, key) in enumerate(zip(own.tolist(), keys.tolist(), strict=True)):
         others = np.setdiff1d(np.arange(len(table)), [itself])
-        drawn = np.random.default_rng(key).choice(others, min(n_candidates, len(others)), replace=False)
-        indices[q, : len(drawn)], present[q, : len(drawn)] = torch.from_numpy(drawn), True
-    indices, present = indices.to(table.device), present.to(table.device)
-    similarity = (table[indices] @ vectors[..., None]).squeeze(-1).masked_fill(~present, -torch.inf)
+        drawn = np.random.default_rng(key).choice(others, min(n_neighbours, len(others)), replace=False)
+        rows[q, : len(drawn)] = torch.from_numpy(drawn)
+        present[q, : len(drawn)] = True
+    rows = rows.to(table.device)
+    present = present.to(table.device)
+    similarity = (table[rows] @ vectors[..., None]).squeeze(-1).masked_fill(~present, -torch.inf)  # (Q, K)
     similarity, order = similarity.sort(dim=1, descending=True, stable=True)
     similarity = similarity.masked_fill(~torch.isfinite(similarity), 0.0)
-    return Candidates(indices.gather(1, order), present.gather(1, order), similarity[..., None])
+    return Neighbours(rows.gather(1, order), present.gather(1, order), similarity[..., None])
 
 
 def neighbours_only(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a retrieval table without what is known of the query itself and of its components (no similarity)."""
-    return table[table["similarity"].notna()] if "similarity" in table else table
+    """Return a retrieval table without what is known of the query itself and of its components.
+
+    A table without the column ``role``, of an earlier version, marks these by a missing similarity.
+    """
+    if "role" in table:
+        return table[table["role"] == "neighbour"]
+    if "similarity" in table:
+        return table[table["similarity"].notna()]
+    return table
 
 
 def shuffled_names(table: pd.DataFrame, candidates: np.ndarray, seed: int) -> pd.DataFrame:
     """Return a retrieval table whose candidates carry each other's names, as if embedding rows had been shuffled.
 
     Similarities, weights and selection stay: only what a candidate is, is lost. No query becomes its own candidate;
-    what is known of it and of its components, without similarity, is left out.
+    what is known of it and of its components is left out.
     """
     table = neighbours_only(table)
     dealt = np.random.default_rng(seed).permutation(candidates)

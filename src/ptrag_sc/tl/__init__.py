@@ -1,4 +1,4 @@
-"""What does a trained model say about an AnnData?"""
+"""What can be predicted for the cells of an AnnData, and what do the predictions rest on?"""
 
 from ._diagnose import diagnose
 from ._effect import effect

@@ -14,12 +14,12 @@ from ptrag_sc.data import (
     components,
     control_means,
     leading_directions,
+    matching_weights,
     mean_shifts_and_spread,
+    read_labels,
     read_screen,
 )
 from ptrag_sc.data._diagnose import FEW_CELLS, Finding, design_findings, finding
-from ptrag_sc.data._fields import read_labels
-from ptrag_sc.data._matching import matching_weights
 from ptrag_sc.data._shifts import types_of_batches
 
 DIAGNOSE_KEY = "diagnose"
@@ -28,12 +28,13 @@ N_SAMPLED = 300  # control cells of a group, and of all others, in a test
 N_COMPONENTS = 20
 SIGNIFICANT = 0.05
 CLEAR = 2.0  # standard errors
+DRIFT_COLUMNS = ("kind", "cell_type", "group", "n_controls", "energy_distance", "p_value", "p_adjusted")
 
 
 def diagnose(
     adata: AnnData, *, guide_key: str | None = None, set_size: int = 64, seed: int = 0, key_added: str = DIAGNOSE_KEY
 ) -> None:
-    r"""Report whether a screen meets what the models assume, in plain words.
+    r"""Report in plain words whether a screen meets what the models assume.
 
     - *Controls and batches*: cell types with few control cells, batches without any, association of batch and
       perturbation (Cramér's V, corrected for chance: Bergsma 2013), conditions of few cells.
@@ -42,35 +43,36 @@ def diagnose(
       batch: how much is gained by matching controls within batches, between 0 and 1.
     - *Control drift* and *control guides*: batches, or guides, whose control cells differ from those of the others
       (energy distance in 20 components, permutation test, Benjamini-Hochberg at 5 %).
-    - *Target gene*: perturbations whose own gene, where it is measured, moves by less than two standard errors.
-    - *Responders*: conditions in which less than half of the cells respond. With mean m and excess variance e of the
-      cells along the condition's shift (estimated on the other half of the cells), a share
-      :math:`m^2 / (m^2 + e)` responds if the others do not respond at all.
+    - *Target gene*: perturbations whose own gene moves by less than two standard errors, if it is measured.
+    - *Responders*: conditions in which less than half of the cells respond. If the responding cells all move alike and
+      the others not at all, their share is :math:`m^2 / (m^2 + e)`, with mean m and excess variance e of the cells
+      along the condition's shift (estimated on the other half of the cells).
 
     Parameters
     ----------
     adata
         Object registered with :meth:`ptrag_sc.PTRAG.setup_anndata`.
     guide_key
-        ``obs`` column of the guide of each cell.
+        ``obs`` column with the guide of each cell.
     set_size
         Cells in a set.
     seed
-        Of permutations and sampled cells.
+        Seed of permutations and sampled cells.
     key_added
         Where results are written; an existing key is replaced.
 
     Returns
     -------
-    None. Written are in ``.uns[key_added]``: ``findings`` (``check``, ``level``: ok, note or warning, ``value``,
-    ``message``), ``conditions`` (``perturbation``, ``cell_type``, ``n_cells``, ``target_shift``, ``target_z``,
-    ``responders``; NaN where it cannot be told) and ``groups`` (``kind``: batch or guide, ``cell_type``, ``group``,
-    ``n_controls``, ``energy_distance``, ``p_value``, ``p_adjusted``).
+    None
+        Written are in ``.uns[key_added]``: ``findings`` (``check``, ``level``: ok, note or warning, ``value``,
+        ``message``), ``conditions`` (``perturbation``, ``cell_type``, ``n_cells``, ``target_shift``, ``target_z``,
+        ``responders``; NaN if it cannot be estimated) and ``groups`` (``kind``: batch or guide, ``cell_type``,
+        ``group``, ``n_controls``, ``energy_distance``, ``p_value``, ``p_adjusted``).
 
     Raises
     ------
     KeyError
-        If ``guide_key`` is no column, or the object is not registered.
+        If ``guide_key`` is not a column, or the object is not registered.
     ValueError
         If the screen cannot be read.
 
@@ -92,13 +94,14 @@ def diagnose(
     screen = read_screen(adata, keys)
     rng = np.random.default_rng(seed)
     findings = design_findings(screen.index, set_size=set_size)
-    labels = {}
+    labels: dict[str, np.ndarray] = {}  # group of every cell (N,), by kind of group
     if keys.batch_key is not None:
         labels["batch"] = read_labels(keys.container(adata, "batch_key").obs, keys.batch_key).astype(str)
         findings.append(_batch_shifts(screen))
     if guide_key is not None:
         labels["guide"] = read_labels(keys.expression_holder(adata).obs, guide_key).astype(str)
-    groups = pd.concat([_drift(screen, kind, of_cell, rng) for kind, of_cell in labels.items()] or [_no_groups()])
+    no_groups = pd.DataFrame(columns=list(DRIFT_COLUMNS))  # the columns are there even if nothing is tested
+    groups = pd.concat([_drift(screen, kind, of_cell, rng) for kind, of_cell in labels.items()] or [no_groups])
     for kind, name in (("batch", "control drift"), ("guide", "control guides")):
         if kind in labels:
             findings.append(_drift_finding(name, kind, groups[groups["kind"] == kind]))
@@ -112,30 +115,30 @@ def diagnose(
 
 
 def _batch_shifts(screen: Screen) -> Finding:
-    of_type, weights = types_of_batches(screen.index), matching_weights(screen.reader, screen.index, "auto")
-    known = matching_weights(screen.reader, screen.index) > 0
-    value = max((float(np.median(weights[known & (of_type == t)])) for t in np.unique(of_type[known])), default=0.0)
-    advice = "batches differ: controls must be matched within them" if value > 0.5 else "batches differ little"
-    return finding("batch shifts", value, f"{advice} (matching weight {value:.2f})", note=0.5, warning=np.inf)
-
-
-def _no_groups() -> pd.DataFrame:
-    columns = ["kind", "cell_type", "group", "n_controls", "energy_distance", "p_value", "p_adjusted"]
-    return pd.DataFrame(columns=columns)
+    of_type = types_of_batches(screen.index)  # (n_batches,)
+    weights = matching_weights(screen.reader, screen.index, "auto")  # (n_batches,)
+    known = matching_weights(screen.reader, screen.index) > 0  # batches that have control cells
+    medians = [float(np.median(weights[known & (of_type == t)])) for t in np.unique(of_type[known])]
+    worst = max(medians, default=0.0)
+    advice = "batches differ little"
+    if worst > 0.5:
+        advice = "batches differ: controls must be matched within them"
+    return finding("batch shifts", worst, f"{advice} (matching weight {worst:.2f})", note=0.5, warning=np.inf)
 
 
 def _drift(screen: Screen, kind: str, of_cell: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
     """Test each group of control cells against the other control cells of its cell type."""
-    index, rows = screen.index, []
-    for t, cell_type in enumerate(index.cell_types):
-        controls = index.controls(t)
-        names, group = np.unique(of_cell[controls], return_inverse=True)
+    rows = []
+    for t, cell_type in enumerate(screen.index.cell_types):
+        controls = screen.index.controls(t)  # (n,) rows
+        names, group = np.unique(of_cell[controls], return_inverse=True)  # (g,), (n,)
         if len(names) < 2:
             continue
+        # Every group gives at most N_SAMPLED cells, so that a large one does not decide the components alone.
         sampled = np.concatenate([_sample(np.flatnonzero(group == g), N_SAMPLED, rng) for g in range(len(names))])
-        cells = screen.reader.rows(controls[sampled]).astype(np.float64)
-        axes, _ = leading_directions(cells - cells.mean(0), N_COMPONENTS)
-        low = cells @ axes.T
+        cells = screen.reader.rows(controls[sampled]).astype(np.float64)  # (m, G)
+        axes, _ = leading_directions(cells - cells.mean(0), N_COMPONENTS)  # (N_COMPONENTS, G)
+        low = cells @ axes.T  # (m, N_COMPONENTS)
         for g, name in enumerate(names):
             own = np.flatnonzero(group[sampled] == g)
             others = _sample(np.flatnonzero(group[sampled] != g), N_SAMPLED, rng)
@@ -144,13 +147,14 @@ def _drift(screen: Screen, kind: str, of_cell: np.ndarray, rng: np.random.Genera
             both = low[np.r_[own, others]]
             value, p = permutation_test(cdist(both, both), len(own), rng)
             rows.append((kind, str(cell_type), str(name), int((group == g).sum()), value, p))
-    table = pd.DataFrame(rows, columns=_no_groups().columns[:-1])
-    table["p_adjusted"] = false_discovery_control(table["p_value"]) if len(table) else []
-    return table
+    table = pd.DataFrame(rows, columns=list(DRIFT_COLUMNS[:-1]))
+    if table.empty:
+        return table.assign(p_adjusted=[])
+    return table.assign(p_adjusted=false_discovery_control(table["p_value"]))
 
 
 def permutation_test(distance: np.ndarray, n_first: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the energy distance (unbiased) of the first cells to the others, and its permutation p-value.
+    """Return the unbiased energy distance between the first cells and the others, and its permutation p-value.
 
     Parameters
     ----------
@@ -162,22 +166,25 @@ def permutation_test(distance: np.ndarray, n_first: int, rng: np.random.Generato
         Draws the permutations.
     """
     n = len(distance)
-    first = np.zeros((N_PERMUTATIONS + 1, n))
+    n_second = n - n_first
+    # One row per permutation (row 0 is the observed grouping): all distances are then three matrix products.
+    first = np.zeros((N_PERMUTATIONS + 1, n))  # 1 for the cells of the first group
     first[0, :n_first] = 1
     for row in first[1:]:
         row[rng.permutation(n)[:n_first]] = 1
     second = 1 - first
-    toward = first @ distance
-    n_second = n - n_first
+    toward = first @ distance  # (N_PERMUTATIONS + 1, n), summed distance of each cell to the first group
     cross = (toward * second).sum(1) / (n_first * n_second)
     inner = (toward * first).sum(1) / (n_first * max(n_first - 1, 1))
     outer = ((second @ distance) * second).sum(1) / (n_second * max(n_second - 1, 1))
-    values = 2 * cross - inner - outer
-    return float(values[0]), float((values >= values[0] - 1e-12).mean())
+    values = 2 * cross - inner - outer  # (N_PERMUTATIONS + 1,)
+    return float(values[0]), float((values >= values[0] - 1e-12).mean())  # equal but for rounding counts as equal
 
 
 def _sample(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
+    if len(rows) <= n:
+        return rows
+    return np.sort(rng.choice(rows, n, replace=False))
 
 
 def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
@@ -185,26 +192,30 @@ def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
     share = len(apart) / max(len(groups), 1)
     kinds = {"batch": "batches", "guide": "guides"}[kind]
     message = f"control cells of {len(apart)} of {len(groups)} {kinds} differ from those of the others"
-    note, warning = (0.0, np.inf) if kind == "batch" else (0.0, 0.25)  # matched controls stand batch shifts
-    return finding(name, share, message, note=note, warning=warning)
+    warning = 0.25
+    if kind == "batch":
+        warning = np.inf  # never a warning, because controls are matched within batches
+    return finding(name, share, message, note=0.0, warning=warning)
 
 
 def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFrame:
-    """Return how far each target gene moves, and which share of the cells responds."""
+    """Return how far the target gene of each condition moves, and which share of the cells responds."""
     index = screen.index
     codes = index.conditions
     codes = codes[[len(index.controls(t)) > 1 for t in codes["cell_type"]]].reset_index(drop=True)
     shifts, spread = mean_shifts_and_spread(screen.reader, index, codes, control_means(screen.reader, index))
     column = pd.Index(screen.genes)
     table = index.named(codes)
-    moved, z = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    moved = np.full(len(table), np.nan)
+    z = np.full(len(table), np.nan)
     for i, (name, t) in enumerate(zip(table["perturbation"], codes["cell_type"], strict=True)):
         genes = components(name, sep)
-        if len(genes) == 1 and genes[0] in column:
+        if len(genes) == 1 and genes[0] in column:  # a combination has no single target
             g = column.get_loc(genes[0])
-            error = np.sqrt(spread.variance[t, g] * spread.scale[i])
             moved[i] = shifts.shift[i, g]
-            z[i] = moved[i] / error if error > 0 else np.nan
+            error = np.sqrt(spread.variance[t, g] * spread.scale[i])
+            if error > 0:
+                z[i] = moved[i] / error
     responders = [_responders(screen, row.perturbation, row.cell_type, rng) for row in codes.itertuples()]
     return table.assign(target_shift=moved, target_z=z, responders=responders)
 
@@ -218,15 +229,18 @@ def _responders(screen: Screen, perturbation: int, cell_type: int, rng: np.rando
 
 
 def responder_share(perturbed: np.ndarray, controls: np.ndarray) -> float:
-    """Return the share of perturbed cells (n, G) that respond, against controls (m, G); NaN where no shift is clear."""
-    parts = [(np.array_split(x, 2)[0], np.array_split(x, 2)[1]) for x in (perturbed, controls)]
+    """Return the share of perturbed cells (n, G) that respond, given controls (m, G); NaN if no shift is clear."""
+    perturbed_halves = np.array_split(perturbed, 2)
+    control_halves = np.array_split(controls, 2)
     means, excess, errors = [], [], []
-    for learned, asked in ((0, 1), (1, 0)):
-        direction = parts[0][learned].mean(0) - parts[1][learned].mean(0)
+    # Direction and projected cells come from different halves: in the same half, noise would look like a response.
+    for learned, tested in ((0, 1), (1, 0)):
+        direction = perturbed_halves[learned].mean(0) - control_halves[learned].mean(0)  # (G,)
         norm = np.linalg.norm(direction)
         if norm == 0:
             return np.nan
-        p, c = (part[asked] @ (direction / norm) for part in parts)
+        p = perturbed_halves[tested] @ (direction / norm)  # (n / 2,)
+        c = control_halves[tested] @ (direction / norm)  # (m / 2,)
         means.append(p.mean() - c.mean())
         excess.append(p.var(ddof=1) - c.var(ddof=1))
         errors.append(p.var(ddof=1) / len(p) + c.var(ddof=1) / len(c))
@@ -238,13 +252,17 @@ def responder_share(perturbed: np.ndarray, controls: np.ndarray) -> float:
 
 def _target_finding(conditions: pd.DataFrame) -> Finding:
     z = conditions["target_z"].dropna()
-    still = float((z.abs() < CLEAR).mean()) if len(z) else 0.0
+    if z.empty:
+        return finding("target gene", 0.0, "no target gene is measured", note=0.2, warning=0.5)
+    still = float((z.abs() < CLEAR).mean())
     message = f"the target gene of {still:.0%} of {len(z)} conditions moves by less than two standard errors"
-    return finding("target gene", still, message if len(z) else "no target gene is measured", note=0.2, warning=0.5)
+    return finding("target gene", still, message, note=0.2, warning=0.5)
 
 
 def _responder_finding(conditions: pd.DataFrame) -> Finding:
     known = conditions["responders"].dropna()
-    low = float((known < 0.5).mean()) if len(known) else 0.0
+    low = 0.0
+    if len(known):
+        low = float((known < 0.5).mean())
     message = f"less than half of the cells respond in {low:.0%} of {len(known)} conditions with a clear shift"
     return finding("responders", low, message, note=0.2, warning=0.5)

@@ -1,16 +1,16 @@
-"""Is what stands in the place of the model one?"""
+"""Is the argument in the place of the model a fitted model?"""
 
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import Predictor
 
 
 def check_predictor(model: object, kind: type = Predictor) -> None:
-    """Refuse what is no predictor: the arguments of a function in the wrong order, or a class that was not called.
+    """Refuse anything but a predictor, such as the data (swapped arguments) or a class that was not called.
 
     Raises
     ------
     TypeError
-        If it is none.
+        If the model is not an instance of ``kind``.
     """
     if not isinstance(model, kind):
         remedy = "Pass the data first, then the fitted model."

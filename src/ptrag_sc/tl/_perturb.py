@@ -38,32 +38,34 @@ def perturb(
         Trained :class:`ptrag_sc.PTRAG` or fitted baseline.
     {perturb_parameters}
     out
-        None keeps the result in memory. A path that ends in ``.h5ad`` or ``.zarr``: cells are written there as they are
-        generated, and memory does not grow with their number.
+        None: the result is kept in memory. A path that ends in ``.h5ad`` or ``.zarr``: cells are written to it as they
+        are generated, so memory does not grow with their number.
     overwrite
-        Whether an existing file may be replaced, once the new one is complete.
+        Whether an existing file may be replaced. It is replaced only when the new one is complete.
     progress
-        Whether a progress bar is shown while a file is written.
+        Whether to show a progress bar while a file is written.
 
     Returns
     -------
-    New AnnData of len(perturbations) x control cells. ``X`` is dense float32 on the scale of the registered
-    expression; ``var`` has the genes of the model; ``obs`` the columns of the source cell, with the perturbation
-    replaced and ``ptrag_source`` naming the control cell. ``uns["ptrag"]`` and ``obsm["ptrag_retrieval"]`` are as
-    written by :func:`predict`. With ``out`` the same is in that file, and its path is returned; string columns with
-    gaps are categories there, as no file holds them otherwise.
+    AnnData or Path
+        A new AnnData of len(perturbations) x control cells. ``X`` is dense float32 on the scale of the registered
+        expression, ``var`` has the genes of the model, and ``obs`` has the columns of the source cell, with the
+        perturbation replaced and the name of the control cell in ``ptrag_source``. ``uns["ptrag"]`` and
+        ``obsm["ptrag_retrieval"]`` are those that :func:`predict` writes. If ``out`` is given, the same object is in
+        that file and its path is returned; string columns with gaps become categories there, because a file cannot
+        hold them otherwise.
 
     Raises
     ------
     KeyError
         If a cell type does not occur, or a gene has no embedding anywhere (the closest symbols are named).
     ValueError
-        If a cell type has no controls, fewer than ``n_cells``, a combination names a gene twice, or ``out`` has another
-        suffix.
+        If a cell type has no control cells or fewer than ``n_cells``, a combination names a gene twice, or ``out`` has
+        another suffix.
     TypeError
-        If ``model`` is none, ``out`` is no path, or a column cannot be written.
+        If ``model`` is not a fitted model, ``out`` is no path, or a column cannot be written.
     FileExistsError
-        If ``out`` is there and ``overwrite`` is False.
+        If ``out`` exists and ``overwrite`` is False.
     FileNotFoundError
         If the folder of ``out`` does not exist.
 
@@ -79,7 +81,7 @@ def perturb(
     >>> virtual.shape  # 3 perturbations x 2 cell types x 20 control cells
     (120, 60)
 
-    What is larger than memory goes to a file, and is read back piece by piece.
+    A result that is larger than memory can be written to a file, and read back piece by piece.
 
     >>> import tempfile, anndata
     >>> folder = tempfile.TemporaryDirectory()
@@ -97,7 +99,9 @@ def perturb(
     >>> folder.cleanup()
     """
     check_predictor(model)
-    path = None if out is None else check_target(out, suffixes=STREAMED, overwrite=overwrite)
+    path = None
+    if out is not None:  # checked first, because cells can take hours to generate
+        path = check_target(out, suffixes=STREAMED, overwrite=overwrite)
     virtual = model.virtual_cells(
         adata,
         perturbations=perturbations,
@@ -107,11 +111,11 @@ def perturb(
         seed=seed,
         nonnegative=nonnegative,
     )
-    n_cells, n_perturbations = virtual.population.n_obs, virtual.population.n_labels
+    planned = f"{virtual.population.n_obs} cells of {virtual.population.n_labels} perturbations"
     if path is None:
         result = virtual.in_memory()
-        sc.logging.info(f"generated {n_cells} cells of {n_perturbations} perturbations")
+        sc.logging.info(f"generated {planned}")
         return result
     virtual.write(path, progress=progress)
-    sc.logging.info(f"wrote {n_cells} cells of {n_perturbations} perturbations to {path}")
+    sc.logging.info(f"wrote {planned} to {path}")
     return path

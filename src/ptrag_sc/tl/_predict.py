@@ -8,7 +8,7 @@ from anndata import AnnData
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
-from ptrag_sc.data._assembly import request_cells
+from ptrag_sc.data._requests import request_cells
 from ptrag_sc.tl._model import check_predictor
 
 
@@ -22,11 +22,11 @@ def predict(
     nonnegative: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
-    """Predict one cell for every cell and write it beside the observed ones.
+    """Predict one cell for every cell and write the predictions into the AnnData.
 
-    Row i of a perturbed cell is a draw from its condition's predicted population, generated from a control cell of
-    the same cell type and batch (a batch without controls: of the same cell type). It is *not* the counterfactual of
-    cell i. Control rows pass through the same model with nothing retrieved.
+    The prediction in row i is a draw from the predicted population of cell i's condition, generated from a control
+    cell of the same cell type and batch (if the batch has no controls, of the same cell type). It is *not* the
+    counterfactual of cell i. Control cells pass through the same model, but nothing is retrieved for them.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def predict(
     model
         Trained :class:`ptrag_sc.PTRAG` or fitted baseline.
     perturbation
-        None predicts every cell under its own label. A name predicts the *control* cells under that perturbation;
-        other rows stay NaN.
+        None: every cell is predicted under its own label. A name: the *control* cells are predicted under that
+        perturbation, and other rows are NaN.
     key_added
         Where results are written; an existing key is replaced.
     seed
@@ -48,23 +48,28 @@ def predict(
 
     Returns
     -------
-    None, or the copy. Written are ``.obsm[key_added]`` (cells x model genes, float32, on the scale of the registered
-    expression), ``.obsm[key_added + "_retrieval"]`` (cells x candidates, CSR retrieval weights),
-    ``.obs[key_added + "_source"]`` (name of the control cell), ``.obs[key_added + "_predicted"]`` and
-    ``.uns[key_added]`` with ``params``, ``genes``, ``candidates``, ``retrieval`` (long DataFrame, see
-    :meth:`ptrag_sc.PTRAG.get_retrieval`) and of :class:`ptrag_sc.PTRAG` ``support``: what each condition rests on, and
-    after a training with validation conditions its expected errors (from those in ``support_calibration``).
-    Which cells share a set follows from cell names: a subset of the cells can
-    give other predictions, another row order cannot.
+    AnnData or None
+        The copy if ``copy`` is True. Written are ``.obsm[key_added]`` (cells x model genes, float32, on the scale of
+        the registered expression), ``.obsm[key_added + "_retrieval"]`` (cells x candidates, CSR retrieval weights),
+        ``.obs[key_added + "_source"]`` (name of the control cell), ``.obs[key_added + "_predicted"]`` and
+        ``.uns[key_added]`` with ``params``, ``genes``, ``candidates`` and ``retrieval`` (long DataFrame, see
+        :meth:`ptrag_sc.PTRAG.get_retrieval`). :class:`ptrag_sc.PTRAG` also writes ``support``: what the prediction of
+        each condition rests on and, if the training had validation conditions, its expected errors (estimated from the
+        errors in ``support_calibration``).
 
     Raises
     ------
     KeyError
         If genes are missing, or a perturbation has no gene embedding.
     TypeError
-        If several perturbations are named, or ``model`` is none.
+        If several perturbations are named, or ``model`` is not a fitted model.
     ValueError
         If a cell type has no controls, or labels or expression cannot be used.
+
+    Notes
+    -----
+    Cell names decide which cells share a set: a subset of the cells can have other predictions, but another order of
+    the same cells cannot.
 
     Examples
     --------
@@ -77,23 +82,22 @@ def predict(
     >>> adata.obsm["mean_shift"].shape
     (600, 60)
     """
-    if perturbation is not None and not isinstance(perturbation, str):
-        problem = f"is a {type(perturbation).__name__}"
-        remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
-        raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
+    _check_single(perturbation)
     check_predictor(model)
     check_key(key_added, "tl.predict", taken=(model.keys_.embedding_key, SETUP_KEY))
     if seed is not None:
         check_whole("seed", seed, "tl.predict")
-    adata = adata.copy() if copy else adata
+    if copy:
+        adata = adata.copy()
     screen = model.read(adata)
     labels, assigned = _assign(screen, model, perturbation)
     request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
     run = model.run(adata, screen, labels, seed=seed)
     prediction = run.answer(request)
     if nonnegative:
-        np.maximum(prediction.cells, 0, out=prediction.cells)
-    done = request.source >= 0
+        np.maximum(prediction.cells, 0, out=prediction.cells)  # (N, G), in place: a second copy may not fit
+    done = request.source >= 0  # (N,)
+    # Rows without prediction have source -1, which reads the last name: where() makes them missing again.
     sources = pd.Series(screen.names[request.source], index=adata.obs_names).where(done)
     adata.obsm[key_added] = prediction.cells
     adata.obsm[key_added + RETRIEVAL_SUFFIX] = prediction.weights
@@ -104,25 +108,34 @@ def predict(
     sc.logging.info(
         f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]"
     )
-    return adata if copy else None
+    if copy:
+        return adata
+    return None
+
+
+def _check_single(perturbation: object) -> None:
+    if perturbation is not None and not isinstance(perturbation, str):
+        problem = f"is a {type(perturbation).__name__}"
+        remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
+        raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
 
 
 def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the perturbations and the query of every cell: 0 control, q > 0 the q-th, -1 not predicted."""
+    """Return the perturbations and the query (N,) of every cell: 0 control, q > 0 the q-th, -1 not predicted."""
     index = screen.index
     if perturbation is not None:
         return model.canonical_labels(perturbation), np.where(index.is_control, 1, -1)
+    control = model.keys_.control
     excluded = set(model.excluded_)
-    known = [
-        p
-        for p in index.perturbations
-        if p != model.keys_.control and excluded.isdisjoint(components(p, model.keys_.sep))
-    ]
-    query = {name: q for q, name in enumerate(known, start=1)} | {model.keys_.control: 0}
-    of_code = np.array([query.get(name, -1) for name in index.perturbations])
+    known = []
+    for name in index.perturbations:
+        # A combination is excluded together with any of its genes.
+        if name != control and excluded.isdisjoint(components(name, model.keys_.sep)):
+            known.append(str(name))
+    query = {name: q for q, name in enumerate(known, start=1)}
+    query[control] = 0
+    of_code = np.array([query.get(name, -1) for name in index.perturbations])  # (n_perturbations,)
     n_left_out = int((of_code < 0).sum())
     if n_left_out:
-        sc.logging.warning(
-            f"{n_left_out} perturbations were excluded for want of a gene embedding: their rows stay NaN"
-        )
-    return tuple(str(name) for name in known), of_code[index.perturbation]
+        sc.logging.warning(f"{n_left_out} perturbations were excluded: they have no gene embedding; their rows are NaN")
+    return tuple(known), of_code[index.perturbation]

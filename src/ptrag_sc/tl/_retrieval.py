@@ -1,6 +1,7 @@
-"""Which measured perturbations does the model consult for a query, in which cell type?"""
+"""Which measured perturbations does the model retrieve for a query, in which cell type?"""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 import scanpy as sc
@@ -24,11 +25,11 @@ def retrieval(
     seed: int = 0,
     key_added: str = DEFAULT_KEY,
 ) -> None:
-    """Write the retrieval table of some perturbations without predicting cells, and what chance would give.
+    """Write the retrieval table of some perturbations without predicting cells, and on demand a null table.
 
-    A retrieval can be read only beside one that knows nothing. ``null="random"`` shows the model candidates drawn at
-    random: if it selects these as often as the nearest ones, its selection says nothing about relevance.
-    ``null="shuffled"`` keeps all numbers and deals the names of the candidates anew: the null of any statement about
+    A retrieval must be compared with one that has no information. With ``null="random"`` the model receives candidates
+    drawn at random: if it selects these as often as the nearest ones, its selection does not depend on relevance.
+    ``null="shuffled"`` keeps all numbers and permutes the names of the candidates: the null of any statement about
     *which* perturbations were selected, such as an enrichment.
 
     Parameters
@@ -38,37 +39,38 @@ def retrieval(
     model
         Trained model.
     perturbations
-        None takes all that the model was set up with.
+        None: all that the model was set up with.
     cell_types
-        None takes all that have control cells.
+        None: all that have control cells.
     gene_embedding
-        Table for genes that neither the model nor ``adata`` knows.
+        Table for genes that are neither in the model nor in ``adata``.
     null
-        Chance retrieval that is written too; None writes none.
+        Which null table to write too. None: no such table.
     seed
-        Of the chance retrieval.
+        Seed of the null table.
     key_added
-        What is written replaces entries of ``.uns[key_added]``; the rest of it is kept.
+        Key in ``.uns``; its other entries are kept.
 
     Returns
     -------
-    None. Written are, in ``.uns[key_added]``,
+    None
+        Written are, in ``.uns[key_added]``,
 
-    - ``retrieval``: ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
-      ``weight`` (mean over cells), ``selected`` (share of cells with an open gate),
-    - ``retrieval_null``: the same columns, with ``null`` only,
-    - ``specificity``: for each perturbation and pair of cell types the Jaccard index of what at least half of the cells
-      select, and ``chance``, its exact expectation for random draws of the same sizes,
-    - ``candidates``: names of the columns of ``.obsm[key_added + "_retrieval"]``.
+        - ``retrieval``: ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
+          ``weight`` (mean over cells), ``selected`` (share of cells with an open gate),
+        - ``retrieval_null``: the same columns, only if ``null`` is given,
+        - ``specificity``: for each perturbation and pair of cell types the Jaccard index of the candidates that at
+          least half of the cells select, and ``chance``, its exact expectation for random draws of the same sizes,
+        - ``candidates``: names of the columns of ``.obsm[key_added + "_retrieval"]``.
 
     Raises
     ------
     KeyError
         If a cell type does not occur or a gene has no embedding.
     TypeError
-        If ``model`` is none.
+        If ``model`` is not a fitted model.
     ValueError
-        If ``null`` is something else.
+        If ``null`` is another value.
 
     Examples
     --------
@@ -84,13 +86,24 @@ def retrieval(
     """
     check_predictor(model, PTRAG)
     check_key(key_added, "tl.retrieval", taken=(model.keys_.embedding_key, SETUP_KEY))
-    asked = {"perturbations": perturbations, "cell_types": cell_types, "gene_embedding": gene_embedding}
-    table = model.get_retrieval(adata, **asked)
-    written = {"candidates": model.candidates_.astype(object), "retrieval": table}
-    written["specificity"] = cell_type_specificity(table)
+    retrieve = partial(
+        model.get_retrieval,
+        adata,
+        perturbations=perturbations,
+        cell_types=cell_types,
+        gene_embedding=gene_embedding,
+    )
+    table = retrieve()
+    written = {
+        "candidates": model.candidates_.astype(object),
+        "retrieval": table,
+        "specificity": cell_type_specificity(table),
+    }
     if null is not None:
-        written["retrieval_null"] = model.get_retrieval(adata, **asked, null=null, seed=seed)
-    kept = dict(adata.uns[key_added]) if key_added in adata.uns else {"params": model.params()}
-    kept.pop("retrieval_null", None)  # of another call
+        written["retrieval_null"] = retrieve(null=null, seed=seed)
+    kept = {"params": model.params()}
+    if key_added in adata.uns:
+        kept = dict(adata.uns[key_added])
+        kept.pop("retrieval_null", None)  # of an earlier call: it would not belong to this retrieval
     adata.uns[key_added] = {**kept, **written}
     sc.logging.info(f"added .uns[{key_added!r}]['retrieval'] ({len(table)} rows)")

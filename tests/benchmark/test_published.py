@@ -1,35 +1,45 @@
-"""Is the reference module the published model, on recorded arrays and against a slow version of any other size?"""
+"""Is our published model the one that was recorded, and a slow version of any other size?"""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
+from torch import nn
 from torch.nn import functional as F
 
-from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
-from ptrag_sc.model._reference_weights import NAMES, load_published, our_name
-from ptrag_sc.retrieval import Candidates, distinct_rows, nearest_candidates
+from ptrag_sc.retrieval import nearest_neighbours
 
-ROOT = Path(__file__).parents[2]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = {"temperature": 0.5, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
 VARIANTS = ("state", "vanilla", "ptrag")
 # hidden, layers, heads, width of a head, feed-forward, genes, embedding, candidates, sets, cells
 SIZES = {"wide heads": (12, 1, 2, 14, 9, 17, 6, 3, 2, 5), "deep and narrow": (10, 4, 5, 2, 31, 8, 21, 1, 4, 3)}
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def script(monkeypatch):
+    """Import a module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
-@pytest.fixture(scope="module")
-def parity():
+@pytest.fixture
+def parity(script):
     return script("parity")
+
+
+@pytest.fixture
+def published(script):
+    return script("published.module")
+
+
+@pytest.fixture
+def loading(script):
+    return script("published.weights")
 
 
 def random_weights(variant, size, rng):
@@ -201,61 +211,104 @@ def test_a_file_may_hold_one_variant(parity, tmp_path):
         parity.main([str(tmp_path / "none.npz")])
 
 
-def test_unfit_state_dicts_are_refused():
+def test_unfit_state_dicts_are_refused(published, loading):
     weights = random_weights("ptrag", "wide heads", np.random.default_rng(0))
-    table, params = torch.zeros(5, 6), PublishedParams("ptrag", n_heads=2)
+    load, table, params = loading.load_published, torch.zeros(5, 6), published.PublishedParams("ptrag", n_heads=2)
     with pytest.raises(ValueError, match="do not belong to variant 'state'"):
-        load_published(weights, table, PublishedParams("state", n_heads=2))
+        load(weights, table, published.PublishedParams("state", n_heads=2))
     with pytest.raises(KeyError, match=r"refiner\.scorer\.out"):
-        load_published({n: w for n, w in weights.items() if "scorer.3" not in n}, table, params)
+        load({n: w for n, w in weights.items() if "scorer.3" not in n}, table, params)
     with pytest.raises(KeyError, match=r"encode_cells\.weight"):
-        load_published({}, table, params)
+        load({}, table, params)
     with pytest.raises(ValueError, match="size mismatch"):
-        load_published({**weights, "project_out.0.bias": torch.zeros(3)}, table, params)
+        load({**weights, "project_out.0.bias": torch.zeros(3)}, table, params)
     with pytest.raises(ValueError, match="Variant 'x' does not occur"):
-        load_published(weights, table, PublishedParams("x"))
+        load(weights, table, published.PublishedParams("x"))
 
 
-def test_every_renaming_rule_is_used():
+def test_every_renaming_rule_is_used(published, loading):
     names = {n for v in VARIANTS for n in random_weights(v, "wide heads", np.random.default_rng(0))}
-    sizes = PublishedSizes(17, 6, 12, 1, 28, 9, 3)
-    ours = {n for v in VARIANTS for n in PublishedModule(torch.zeros(5, 6), sizes, PublishedParams(v, 2)).state_dict()}
-    assert {our_name(n) for n in names if "embed_tokens" not in n} == ours - {"embeddings"}
-    assert len(NAMES) == len({pattern for pattern, _ in NAMES})
+    sizes, ours = published.PublishedSizes(17, 6, 12, 1, 28, 9, 3), set()
+    for variant in VARIANTS:
+        module = published.PublishedModule(torch.zeros(5, 6), sizes, published.PublishedParams(variant, 2))
+        ours |= set(module.state_dict())
+    assert {loading.our_name(n) for n in names if "embed_tokens" not in n} == ours - {"embeddings"}
+    assert len(loading.NAMES) == len({pattern for pattern, _ in loading.NAMES})
 
 
-def test_the_published_order_of_operations_computes_the_same():
+def test_the_published_order_of_operations_computes_the_same(script, published):
     torch.manual_seed(0)
-    sizes, table = PublishedSizes(17, 6, 12, 1, 28, 9), torch.randn(11, 6)
-    slow = script("published_order").PublishedOrder(table, sizes, PublishedParams("ptrag", 2, dropout=0.0))
-    fast = PublishedModule(table, sizes, PublishedParams("ptrag", 2, dropout=0.0))
+    sizes, table = published.PublishedSizes(17, 6, 12, 1, 28, 9), torch.randn(11, 6)
+    params = published.PublishedParams("ptrag", 2, dropout=0.0)
+    slow = script("published_order").PublishedOrder(table, sizes, params)
+    fast = published.PublishedModule(table, sizes, params)
     fast.load_state_dict(slow.state_dict())
     cells, own, noise = torch.rand(4, 5, 17), torch.tensor([3, 0, 10, 3]), -torch.empty(4, 5, 3, 2).exponential_().log()
     unit = F.normalize(table, dim=1)
-    candidates = nearest_candidates(unit[own], unit, own, 3)
+    candidates = nearest_neighbours(unit[own], unit, own, 3)
     found = slow.search(own, 5, 3)
-    assert (found.sort(-1).values == candidates.indices.sort(-1).values[:, None]).all()
-    candidates = Candidates(found[:, 0], candidates.present, candidates.similarity)
-    rows, slots = distinct_rows(candidates.indices)
-    retrieved = fast.encode(table[own], rows, slots, candidates).take(torch.arange(4))
-    expected = fast.inference(cells, torch.ones(4, 5, dtype=torch.bool), retrieved, noise)["refined"]
+    assert (found.sort(-1).values == candidates.rows.sort(-1).values[:, None]).all()
+    recall = published.recall_of(table[own], found[:, 0])
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    expected = fast.inference(cells, mask, recall, fast.encode_keys(), found[:, 0], noise)["refined"]
     refined = slow.refine(slow.encode_cells(cells), own, 3, noise)
     torch.testing.assert_close(refined.context, expected.context, rtol=1e-4, atol=1e-5)
     assert torch.equal(refined.weights > 0.5, expected.weights > 0.5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_padded_cells_change_no_real_cell(causal):
+def test_padded_cells_change_no_real_cell(published, causal):
     torch.manual_seed(0)
-    sizes, table = PublishedSizes(17, 6, 12, 2, 28, 9), torch.randn(11, 6)
-    module = PublishedModule(table, sizes, PublishedParams("ptrag", 2, dropout=0.0, causal=causal))
+    sizes, table = published.PublishedSizes(17, 6, 12, 2, 28, 9), torch.randn(11, 6)
+    params = published.PublishedParams("ptrag", 2, dropout=0.0, causal=causal)
+    module = published.PublishedModule(table, sizes, params)
     indices = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    candidates = Candidates(indices, torch.ones_like(indices, dtype=torch.bool), torch.zeros(2, 3, 1))
-    retrieved = module.encode(table[:2], *distinct_rows(indices), candidates).take(torch.arange(2))
+    recall, keys = published.recall_of(table[:2], indices), module.encode_keys()
     cells, noise, mask = torch.rand(2, 5, 17), torch.randn(2, 5, 3, 2), torch.ones(2, 5, dtype=torch.bool)
     padded = torch.cat([cells, torch.zeros(2, 4, 17)], dim=1), torch.cat([noise, torch.randn(2, 4, 3, 2)], dim=1)
     results = []
     for x, n, m in ((cells, noise, mask), (*padded, torch.cat([mask, torch.zeros(2, 4, dtype=torch.bool)], dim=1))):
-        inferred = module.inference(x, m, retrieved, n)
+        inferred = module.inference(x, m, recall, keys, indices, n)
         results.append(module.generative(inferred["basal"], inferred["refined"].context, m)["cells"][:, :5])
     torch.testing.assert_close(*results)
+
+
+def test_the_loss_is_half_of_the_biased_statistic_of_the_real_cells(published):
+    rng = np.random.default_rng(0)
+    x, y = (torch.as_tensor(rng.normal(size=(2, 7, 11)) + shift) for shift in (0.5, 0.0))
+    x_mask, y_mask = (torch.as_tensor(np.arange(7) < np.array(n)[:, None]) for n in ((5, 3), (4, 6)))
+    for b, value in enumerate(published.published_energy_distance(x, y, x_mask, y_mask)):
+        one, other = x[b][x_mask[b]].numpy(), y[b][y_mask[b]].numpy()
+        slow = cdist(one, other).mean() - cdist(one, one).mean() / 2 - cdist(other, other).mean() / 2
+        np.testing.assert_allclose(value, slow, rtol=1e-10)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_is_no_good_distance(published, value):
+    x, y, mask = torch.randn(2, 5, 3), torch.randn(2, 6, 3), torch.ones(2, 6, dtype=torch.bool)
+    x[0, 2, 1] = value
+    found = published.published_energy_distance(x, y, mask[:, :5], mask)
+    assert not found[0].isfinite()
+    assert found[1].isfinite()
+
+
+@pytest.mark.parametrize("kept", ["some", "all", "none"])
+def test_factored_scores_and_sums_equal_the_concatenated_form(script, kept):
+    selection, (b, s, k, h) = script("published.selection"), (2, 5, 4, 6)
+    torch.manual_seed(0)
+    stage = selection.SummedSelection(h, temperature=0.5, dropout=0.0, scaled=True).double()
+    for parameter in stage.parameters():
+        nn.init.normal_(parameter)
+    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((b, s, h), (b, h), (b, k, h))]
+    weights = {"all": torch.ones(b, s, k), "none": torch.zeros(b, s, k), "some": torch.rand(b, s, k) > 0.5}[kept]
+    cells, query, keys = leaves
+    thirds = cells[:, :, None].expand(b, s, k, h), query[:, None, None].expand(b, s, k, h)
+    pairs = stage.scorer.norm(torch.cat([*thirds, keys[:, None].expand(b, s, k, h)], dim=-1))
+    scores = stage.scorer.out(F.gelu(stage.scorer.hidden(pairs)))
+    summed = (weights.double()[..., None] * stage.value(pairs)).sum(2)
+    variables = [*leaves, *stage.parameters()]
+    options = {"allow_unused": True, "retain_graph": True, "materialize_grads": True}
+    for fast, slow in ((stage.scorer(*leaves), scores), (stage(*leaves, weights.double()), summed)):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+        gradients = [torch.autograd.grad(x.square().sum(), variables, **options) for x in (fast, slow)]
+        torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)

@@ -1,4 +1,4 @@
-"""How do weights of the published code become weights of our reference module?"""
+"""How do weights of the published code become weights of :class:`PublishedModule`?"""
 
 import re
 
@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ptrag_sc._validation import listed, unusable
-from ptrag_sc.model._reference import PublishedModule, PublishedParams, PublishedSizes
+from published.module import PublishedModule, PublishedParams, PublishedSizes
 
 # Names in the published state_dict and what they are called here.
 NAMES = (

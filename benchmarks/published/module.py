@@ -1,7 +1,7 @@
-"""What exactly did the published code compute? Its three variants, from our parts: for parity and comparison only.
+"""How do parts of this package make the three published variants?
 
-Follows arXiv:2603.07233 and what its code does at commit 3c19b33. Nothing here is exported, and :class:`ptrag_sc.PTRAG`
-does not use it: the text of the documentation on the published code says why.
+Follows arXiv:2603.07233 and what its code does at commit 3c19b33. The page of the documentation on the published code
+explains why :class:`ptrag_sc.PTRAG` differs.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptrag_sc._validation import absent
-from ptrag_sc.model._module import EncodedQueries, Retrieved
-from ptrag_sc.nn import FactoredScorer, Refined, inverse_std, pair_terms, published_energy_distance, sum_pairs
-from ptrag_sc.retrieval import Candidates
+from ptrag_sc.nn import Refined, summed_distances
+from ptrag_sc.retrieval import Evidence, Recall
+from published.selection import SingleHeadAttention, SummedSelection
 
 VARIANTS = ("state", "vanilla", "ptrag")
 SPARSITY_WEIGHT = 0.1
@@ -46,14 +46,6 @@ class PublishedSizes(NamedTuple):
     n_attention: int = 12 * 58  # heads x width of a head
     n_feed_forward: int = 2784
     n_batches: int = 0  # 0: no batch term
-
-
-class Selection(NamedTuple):
-    """Scores of the two classes (drop, keep) and the drawn weights."""
-
-    raw: Float[Tensor, "B S K 2"]
-    scaled: Float[Tensor, "B S K 2"]
-    weights: Float[Tensor, "B S K"]
 
 
 class CausalAttention(nn.Module):
@@ -116,59 +108,34 @@ class LlamaStack(nn.Module):
         return self.norm(hidden)
 
 
-class SummedSelection(nn.Module):
-    """Hard two-class Gumbel-Softmax per candidate; the context is the *sum* of the values that are kept."""
+def published_energy_distance(
+    x: Float[Tensor, "B S G"],
+    y: Float[Tensor, "B T G"],
+    x_mask: Bool[Tensor, "B S"],
+    y_mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, " B"]:
+    r"""Loss of the published code: half of the biased (V-statistic) squared energy distance.
 
-    def __init__(self, n_hidden: int, params: PublishedParams):
-        super().__init__()
-        self.temperature, self.scaled = params.temperature, params.scaled
-        self.scorer = FactoredScorer(n_hidden, params.dropout, n_outputs=2)
-        self.value = nn.Linear(3 * n_hidden, n_hidden)
-
-    def select(
-        self, cells: Tensor, query: Tensor, keys: Tensor, mask: Bool[Tensor, "B S"], noise: Tensor | None
-    ) -> Selection:
-        """Draw the candidates of every cell; scores are divided by their std over the real cells of the mini-batch."""
-        raw = self.scorer(cells, query, keys)
-        scaled = raw / raw[mask].std() if self.scaled else raw
-        if noise is None:  # as published: in training and at prediction
-            noise = -torch.empty_like(raw).exponential_().log()
-        soft = torch.softmax((scaled + noise) / self.temperature, dim=-1)[..., 1]
-        hard = (scaled + noise).argmax(-1).to(soft.dtype)
-        return Selection(raw, scaled, hard + (soft - soft.detach()))
-
-    def forward(
-        self,
-        cells: Float[Tensor, "B S H"],
-        query: Float[Tensor, "B H"],
-        keys: Float[Tensor, "B K H"],
-        weights: Float[Tensor, "B S K"],
-    ) -> Float[Tensor, "B S H"]:
-        """Return the context."""
-        norm = self.scorer.norm
-        terms = pair_terms(norm, self.value, cells, query, keys)
-        return sum_pairs(terms, inverse_std(cells, query, keys, norm.eps), weights)
+    :math:`E|x-y| - E|x-x'|/2 - E|y-y'|/2`, pairs of a cell with itself included, so its expectation for two samples
+    of one population is above 0.
+    """
+    n = x_mask.sum(1)  # (B,)
+    m = y_mask.sum(1)  # (B,)
+    cross, within_x, within_y = summed_distances(x, y, x_mask, y_mask)
+    return cross / (n * m) - within_x / (2 * n * n) - within_y / (2 * m * m)
 
 
-class SingleHeadAttention(nn.Module):
-    """Softmax attention of cell plus query over the candidates, one head."""
-
-    def __init__(self, n_embedding: int, n_hidden: int):
-        super().__init__()
-        self.encode_candidates = nn.Linear(n_embedding, n_hidden)
-        self.query, self.key, self.value = (nn.Linear(n_hidden, n_hidden) for _ in range(3))
-
-    def forward(
-        self, cells: Float[Tensor, "B S H"], keys: Float[Tensor, "B K H"]
-    ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S K"]]:
-        """Return context and weights; keys are candidates as :attr:`encode_candidates` gives them."""
-        scores = self.query(cells) @ self.key(keys).transpose(1, 2)
-        weights = torch.softmax(scores / cells.shape[-1] ** 0.5, dim=-1)
-        return weights @ self.value(keys), weights
+def recall_of(vectors: Float[Tensor, "B D"], rows: Int[Tensor, "B K"]) -> Recall:
+    """Return what is recalled for B queries whose candidates are given."""
+    present = torch.ones_like(rows, dtype=torch.bool)
+    shape = (*rows.shape, 1)
+    neighbours = Evidence(rows, present, vectors.new_zeros(shape), vectors.new_zeros(*rows.shape, 0))
+    nothing = Evidence(*(field[:, :0] for field in neighbours))
+    return Recall(vectors, vectors.new_zeros(len(vectors), 0), nothing, nothing, neighbours)
 
 
 class PublishedModule(BaseModuleClass):
-    """One of the published variants, with the inputs and outputs of :class:`PTRAGModule`.
+    """One of the published variants, with the inputs and outputs of :class:`ptrag_sc.model._module.PTRAGModule`.
 
     Parameters
     ----------
@@ -190,7 +157,9 @@ class PublishedModule(BaseModuleClass):
         self.refiner = {
             "state": lambda: None,
             "vanilla": lambda: SingleHeadAttention(sizes.n_embedding, sizes.n_hidden),
-            "ptrag": lambda: SummedSelection(sizes.n_hidden, params),
+            "ptrag": lambda: SummedSelection(
+                sizes.n_hidden, temperature=params.temperature, dropout=params.dropout, scaled=params.scaled
+            ),
         }[params.variant]()
         self.generator = LlamaStack(sizes, params)
         self.project = nn.Linear(sizes.n_hidden, sizes.n_genes)
@@ -202,38 +171,44 @@ class PublishedModule(BaseModuleClass):
         context = inference_outputs["refined"].context
         return {"basal": inference_outputs["basal"], "context": context, "control_mask": tensors["control_mask"]}
 
-    def encode(
-        self,
-        vectors: Float[Tensor, "Q D"],
-        rows: Int[Tensor, " U"],
-        slots: Int[Tensor, "Q K"],
-        candidates: Candidates,
-    ) -> EncodedQueries:
-        """Encode queries and distinct candidates; vanilla has an encoder of its own for candidates."""
-        encode_keys = self.refiner.encode_candidates if self.params.variant == "vanilla" else self.encode_embedding
-        return EncodedQueries(self.encode_embedding(vectors), encode_keys(self.embeddings[rows]), slots, candidates)
+    @property
+    def reads_keys(self) -> bool:
+        """Whether candidates are used at all."""
+        return self.params.variant != "state"
+
+    def encode_keys(self, rows: Int[Tensor, " U"] | None = None) -> Float[Tensor, "U H"]:
+        """Return encoded candidates, None: all; vanilla has an encoder of its own for them."""
+        embeddings = self.embeddings if rows is None else self.embeddings[rows]
+        if self.params.variant == "vanilla":
+            return self.refiner.encode_candidates(embeddings)
+        return self.encode_embedding(embeddings)
 
     @auto_move_data
     def inference(
         self,
         control_cells: Float[Tensor, "B S G"],
         control_mask: Bool[Tensor, "B S"],
-        retrieved: Retrieved,
+        recall: Recall,
+        keys: Float[Tensor, "U H"] | None = None,
+        slots: Int[Tensor, "B K"] | None = None,
         noise: Float[Tensor, "B S K 2"] | None = None,
     ) -> dict:
-        """Return ``basal``, ``candidates``, ``refined`` and, for ptrag, ``selection`` (else None)."""
-        basal, selection = self.encode_cells(control_cells), None
-        query, keys, candidates, _ = retrieved
+        """Return ``basal``, ``recall``, ``refined`` and, for ptrag, ``selection`` (else None)."""
+        basal = self.encode_cells(control_cells)
+        query = self.encode_embedding(recall.vectors)  # (B, H)
+        selection = None
         if self.params.variant == "state":
-            context, weights = basal + query[:, None], basal.new_zeros(*basal.shape[:2], 0)
+            context = basal + query[:, None]
+            weights = basal.new_zeros(*basal.shape[:2], 0)
         elif self.params.variant == "vanilla":
-            context, weights = self.refiner(basal + query[:, None], keys)
+            context, weights = self.refiner(basal + query[:, None], F.embedding(slots, keys))
         else:
-            selection = self.refiner.select(basal, query, keys, control_mask, noise)
+            placed = F.embedding(slots, keys)  # (B, K, H)
+            selection = self.refiner.select(basal, query, placed, control_mask, noise)
             weights = selection.weights
-            context = self.refiner(basal, query, keys, weights)
+            context = self.refiner(basal, query, placed, weights)
         refined = Refined(context, weights, weights)
-        outputs = {"basal": basal, "candidates": candidates, "refined": refined, "selection": selection}
+        outputs = {"basal": basal, "recall": recall, "refined": refined, "selection": selection}
         return {**outputs, "strength": basal.new_zeros(len(basal))}  # no memory
 
     @auto_move_data

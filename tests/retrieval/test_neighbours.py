@@ -1,10 +1,10 @@
-"""Are the nearest candidates the nearest, and never the query itself?"""
+"""Are the nearest neighbours the nearest, and never the query itself?"""
 
 import numpy as np
 import torch
 
-from ptrag_sc.retrieval import _candidates as module
-from ptrag_sc.retrieval import make_queries, nearest_candidates
+from ptrag_sc.retrieval import _neighbours as module
+from ptrag_sc.retrieval import make_query_table, nearest_neighbours
 
 
 def unit(rng, *shape):
@@ -19,14 +19,14 @@ def test_equals_a_sort_and_excludes_the_query_by_index(monkeypatch):
     table[3] = table[2]  # a twin under another name is a candidate
     own = torch.as_tensor([*range(12), -1, -1])
     queries = torch.cat([table, unit(rng, 2, 5)])
-    found = nearest_candidates(queries, table, own, 4)
+    found = nearest_neighbours(queries, table, own, 4)
     for q, (row, o) in enumerate(zip(queries.numpy(), own.tolist(), strict=True)):
         cosine = table.numpy() @ row
         allowed = [i for i in np.argsort(-cosine, kind="stable") if i != o][:4]
         np.testing.assert_allclose(found.similarity[q, :, 0], cosine[allowed])
-        assert o not in found.indices[q].tolist()
+        assert o not in found.rows[q].tolist()
     assert found.present.all()
-    assert 3 in found.indices[2].tolist()
+    assert 3 in found.rows[2].tolist()
 
 
 def test_ties_do_not_depend_on_what_else_is_asked():
@@ -34,17 +34,17 @@ def test_ties_do_not_depend_on_what_else_is_asked():
     table = unit(rng, 40, 64).float()
     pairs = torch.nn.functional.normalize(table[0::2] + table[1::2], dim=1)  # each as near to one part as to the other
     none = torch.full((20,), -1)
-    together = nearest_candidates(pairs, table, none, 5)
+    together = nearest_neighbours(pairs, table, none, 5)
     for q in range(20):
-        alone = nearest_candidates(pairs[q : q + 1], table, none[:1], 5)
-        assert alone.indices[0].tolist() == together.indices[q].tolist()
-        assert {2 * q, 2 * q + 1} <= set(together.indices[q].tolist())
+        alone = nearest_neighbours(pairs[q : q + 1], table, none[:1], 5)
+        assert alone.rows[0].tolist() == together.rows[q].tolist()
+        assert {2 * q, 2 * q + 1} <= set(together.rows[q].tolist())
 
 
-def test_slots_that_cannot_be_filled_are_absent():
+def test_places_that_cannot_be_filled_are_absent():
     rng = np.random.default_rng(1)
     table = unit(rng, 3, 4)
-    found = nearest_candidates(table, table, torch.arange(3), 3)
+    found = nearest_neighbours(table, table, torch.arange(3), 3)
     assert found.present.tolist() == [[True, True, False]] * 3
     assert (found.similarity[:, 2] == 0).all()
 
@@ -52,9 +52,9 @@ def test_slots_that_cannot_be_filled_are_absent():
 def test_the_control_is_a_zero_vector_that_retrieves_nothing():
     rng = np.random.default_rng(2)
     table = unit(rng, 6, 4)
-    queries = make_queries(table[:2], table, torch.tensor([0, 1]), 3)
+    queries = make_query_table(table[:2], table, torch.tensor([0, 1]), 3)
     assert (queries.vectors[0] == 0).all()
-    assert not queries.candidates.present[0].any()
-    assert queries.candidates.present[1:].all()
-    only_control = make_queries(table[:0], table, torch.zeros(0, dtype=torch.long), 3)
+    assert not queries.neighbours.present[0].any()
+    assert queries.neighbours.present[1:].all()
+    only_control = make_query_table(table[:0], table, torch.zeros(0, dtype=torch.long), 3)
     assert only_control.vectors.shape == (1, 4)

@@ -6,11 +6,11 @@ import torch
 
 from ptrag_sc.data import Shifts, Spread
 from ptrag_sc.retrieval import (
-    _calibration,
+    _initial_weights,
+    alike,
     build_memory,
-    calibrate,
-    memory_candidates,
-    tell,
+    initial_weights,
+    make_query_table,
     view_memory,
 )
 
@@ -18,7 +18,7 @@ from ptrag_sc.retrieval import (
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """A quarter of the grid: what is tested does not hang on its steps."""
-    monkeypatch.setattr(_calibration, "SHARPNESS", _calibration.SHARPNESS[::2])
+    monkeypatch.setattr(_initial_weights, "SHARPNESS", _initial_weights.SHARPNESS[::2])
 
 
 P, T, G, R = 200, 2, 40, 12
@@ -45,11 +45,10 @@ def started(*, text: bool, own: float, seed: int = 0):
         controls=np.zeros((T, G)),
         directions=np.linalg.svd(shifts, full_matrices=False)[2][:R],
     )
-    view = view_memory(memory, torch.arange(T), memory.controls)
-    parts = torch.zeros(P, 0, dtype=torch.long)
-    candidates = memory_candidates(table, table, torch.arange(P), 20, view, parts=parts)
-    candidates = candidates.take(torch.as_tensor(p * T + t))
-    return calibrate(view, candidates, torch.as_tensor(p), torch.as_tensor(t))
+    view = view_memory(memory, torch.arange(T), memory.controls, 1.0)
+    components = torch.zeros(P, 0, dtype=torch.long)
+    queries = make_query_table(table, table, torch.arange(P), 20, view=view, components=components)
+    return initial_weights(queries, torch.as_tensor(p), torch.as_tensor(t))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -76,11 +75,10 @@ def test_without_neighbours_nothing_is_claimed():
         controls=np.zeros((1, 2)),
         directions=np.eye(2),
     )
-    view = view_memory(memory, torch.tensor([0]), memory.controls)
-    candidates = memory_candidates(
-        torch.eye(2), torch.eye(2), torch.arange(2), 1, view, parts=torch.zeros(2, 0, dtype=torch.long)
-    )
-    start = calibrate(view, candidates, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    view = view_memory(memory, torch.tensor([0]), memory.controls, 1.0)
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    queries = make_query_table(torch.eye(2), torch.eye(2), torch.arange(2), 1, view=view, components=nothing)
+    start = initial_weights(queries, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert start.score == pytest.approx(0.0, abs=1e-6)
     assert start.sharpness.tolist()[0] == 0.0
 
@@ -99,23 +97,22 @@ def test_additive_answers_do_not_know_the_combination_by_the_mean_shift():
         controls=np.zeros((2, 12)),
         directions=np.eye(12),
     )
-    view = view_memory(memory, torch.arange(2), memory.controls)
-    parts = torch.tensor([[-1, -1]] * 4 + [[0, 1], [0, 3], [3, 3]])
-    table = torch.nn.functional.normalize(torch.randn(7, 8), dim=1)
+    view = view_memory(memory, torch.arange(2), memory.controls, 1.0)
+    pairs = torch.tensor([[-1, -1]] * 4 + [[0, 1], [0, 3], [3, 3]])
+    vectors = torch.nn.functional.normalize(torch.randn(7, 8), dim=1)
+    queries = make_query_table(vectors, vectors, torch.arange(7), 4, view=view, components=pairs)
     rows, here = torch.arange(4, 7), torch.zeros(3).long()
-    candidates = memory_candidates(table, table, torch.arange(7), 4, view, parts=parts).take(2 * rows)
-    asked = _calibration._Asked(view, candidates, rows, here, 2)
+    asked = _initial_weights._LeftOut(view, queries.recall(rows + 1, here), rows, here)
     n = int(view.observed[0].sum())
     for i, row in enumerate(rows):
-        moved = view.low[0, row] / (n - 1)
-        low, mean = view.low.clone(), view.mean_low.clone()
-        low[0, view.observed[0]] += moved
+        moved = view.entries[0, row] / (n - 1)
+        entries, mean = view.entries.clone(), view.mean_low.clone()
+        entries[0, view.observed[0]] += moved
         mean[0] -= moved
-        without, one = view._replace(low=low, mean_low=mean), slice(i, i + 1)
-        slots = candidates.indices[one], candidates.present[one], here[one], torch.ones(1).bool()
-        told = tell(without, *slots, mapped=0.0, n_parts=2)
-        expected = told.mean_low + told.low[:, 1:3].sum(1)
-        torch.testing.assert_close((asked.others + asked.parts)[one], expected)
+        without = queries._replace(view=view._replace(entries=entries, mean_low=mean))
+        recall = without.recall(rows[i : i + 1] + 1, here[:1])
+        expected = mean[0] + recall.components.response[0].sum(0)
+        torch.testing.assert_close(asked.mean_of_others[i] + asked.components[i], expected)
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0])
@@ -133,9 +130,23 @@ def test_combinations_tell_how_far_their_components_add_up(factor):
         controls=np.zeros((1, G)),
         directions=np.linalg.svd(shifts, full_matrices=False)[2],
     )
-    view = view_memory(memory, torch.zeros(1).long(), memory.controls)
-    parts = torch.cat([torch.full((40, 2), -1), torch.from_numpy(pairs)])
+    view = view_memory(memory, torch.zeros(1).long(), memory.controls, 1.0)
+    components = torch.cat([torch.full((40, 2), -1), torch.from_numpy(pairs)])
     table = torch.nn.functional.normalize(torch.randn(n, 8), dim=1)
-    candidates = memory_candidates(table, table, torch.arange(n), 20, view, parts=parts)
-    start = calibrate(view, candidates, torch.arange(n), torch.zeros(n).long(), 2)
-    assert start.parts >= 0.9  # the direction is theirs, whatever the size
+    queries = make_query_table(table, table, torch.arange(n), 20, view=view, components=components)
+    start = initial_weights(queries, torch.arange(n), torch.zeros(n).long())
+    assert start.components >= 0.9  # the direction is theirs, whatever the size
+
+
+def test_alike_is_one_standard_error_of_the_paired_difference_to_the_best():
+    """The bound is one error, of n - 1, and neither the spread of the scores nor two errors."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(1, 30)) * 100
+    noise = rng.normal(size=30)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)  # mean 0, variance 1
+    behind = np.array([0.0, 0.99, 1.01, 1.9])[:, None] / np.sqrt(30)  # in standard errors
+    scores = torch.from_numpy(common - behind - noise * np.array([0.0, 1.0, 1.0, 1.0])[:, None])
+    assert alike(scores).tolist() == [True, True, False, False]
+    among = torch.tensor([False, True, True, True])
+    assert alike(scores, among).tolist() == [False, True, False, False]
+    assert alike(scores[:, :1]).all()  # one condition has no error

@@ -1,0 +1,86 @@
+"""How do rows of a registered matrix become dense, whatever the matrix is stored as?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from anndata.abc import CSCDataset, CSRDataset
+
+
+@dataclass(frozen=True)
+class CellReader:
+    """Dense rows of an in-memory CSR, dense or backed matrix.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes as it stands in the AnnData.
+    columns
+        Columns to return, in order; None returns all.
+    """
+
+    matrix: np.ndarray | sp.csr_matrix | CSRDataset
+    columns: np.ndarray | None = None
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes returned."""
+        return self.matrix.shape[1] if self.columns is None else len(self.columns)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is read from disk."""
+        return sp.issparse(self.matrix) or isinstance(self.matrix, np.ndarray)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return rows in the order asked for, duplicates included, as float32 (n, G)."""
+        if sp.issparse(self.matrix):
+            dense = self.matrix[indices].toarray()
+        elif isinstance(self.matrix, np.ndarray):
+            dense = self.matrix[indices]
+        else:  # on disk: unique ascending rows are read, then order and duplicates restored
+            unique, inverse = np.unique(indices, return_inverse=True)
+            block = self.matrix[unique]
+            dense = (block.toarray() if sp.issparse(block) else np.asarray(block))[inverse]
+        if self.columns is not None:
+            dense = dense[:, self.columns]
+        return np.ascontiguousarray(dense, dtype=np.float32)
+
+    def chunks(self, indices: np.ndarray, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (indices, dense rows) in pieces of bounded size."""
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            yield part, self.rows(part)
+
+    def values(self, size: int = 65536) -> Iterator[np.ndarray]:
+        """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
+        if sp.issparse(self.matrix):
+            yield from np.array_split(self.matrix.data, max(1, len(self.matrix.data) // 2**24))
+            return
+        for start in range(0, self.n_obs, size):
+            block = self.matrix[start : start + size]
+            yield block.data if sp.issparse(block) else np.asarray(block)
+
+
+def as_row_matrix(matrix: object) -> np.ndarray | sp.csr_matrix | CSRDataset:
+    """Return the matrix in a form whose rows are cheap to read (CSC is converted once, in memory)."""
+    if isinstance(matrix, CSCDataset):
+        return matrix.to_memory().tocsr()
+    if sp.issparse(matrix):
+        return matrix.tocsr()
+    return matrix
+
+
+class RowSource(Protocol):
+    """Where dense rows come from: :class:`CellReader`, or :class:`DeviceMatrix` on an accelerator."""
+
+    def rows(self, indices: np.ndarray) -> np.ndarray | torch.Tensor:
+        """Return rows in the order asked for, duplicates included, as float32 (n, G)."""

@@ -1,0 +1,179 @@
+"""What is asked in one call, and which candidates bear on each question?"""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ptrag_sc.retrieval._neighbours import Neighbours, nearest_neighbours
+from ptrag_sc.retrieval._null import random_neighbours
+from ptrag_sc.retrieval._recall import Evidence, Recall
+from ptrag_sc.retrieval._spaces import memory_neighbours
+from ptrag_sc.retrieval._view import MemoryView
+
+
+class QueryTable(NamedTuple):
+    """The perturbations of one training or of one call; row 0 is the control: a zero vector with nothing retrieved.
+
+    With a memory a condition is a query in one of the V cell types of the view: row ``query * V + cell_type`` of C.
+    Without one the condition is the query.
+    """
+
+    vectors: Float[Tensor, "Q D"]  # gene embedding
+    row: Int[Tensor, " Q"]  # of the query itself among the candidates, or -1
+    components: Int[Tensor, "Q M"]  # rows of the components of a combination, padded with -1; M is 0 without a memory
+    neighbours: Neighbours  # of C conditions
+    host_rows: np.ndarray  # (C, J) rows of all places of a condition, on the host; J = 1 + M + K, or K
+    view: MemoryView | None = None
+    keys: Float[Tensor, "P H"] | None = None  # encoded candidates, where weights are not being trained
+
+    def condition(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Return the row of each query in a cell type among the conditions."""
+        if self.view is None:
+            return query
+        return query * len(self.view.mean) + cell_type
+
+    def numbered(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add to a mini-batch the distinct candidates of its sets, found on the host: the device never waits for them.
+
+        Returns
+        -------
+        dict
+            The mini-batch with ``rows`` (U,) and, for every place of its B sets, the position in ``rows``: ``slots``
+            (B, J).
+        """
+        condition = self.condition(batch["query"], batch["cell_type"])
+        rows, slots = np.unique(self.host_rows[condition.numpy()], return_inverse=True)
+        shape = len(condition), self.host_rows.shape[1]
+        return {**batch, "rows": torch.from_numpy(rows), "slots": torch.from_numpy(slots.reshape(shape))}
+
+    def recall(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Recall:
+        """Return all that is known for B sets."""
+        found = self.neighbours.take(self.condition(query, cell_type))
+        vectors = self.vectors[query]
+        if self.view is None:
+            neighbours = Evidence(*found, self.vectors.new_zeros(*found.rows.shape, 0))
+            nothing = Evidence(*(field[:, :0] for field in neighbours))
+            return Recall(vectors, vectors.new_zeros(len(query), 0), nothing, nothing, neighbours)
+        t = cell_type[:, None]
+        entries = self.view.entries[t, found.rows] * found.present[..., None]  # (B, K, L)
+        is_perturbed = (query > 0).to(vectors.dtype)[:, None]
+        return Recall(
+            vectors,
+            self.view.mean[cell_type] * is_perturbed,
+            self._own(query, cell_type),
+            self._components(query, cell_type),
+            Evidence(*found, entries),
+        )
+
+    def _own(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Evidence:
+        """Return the query's own response in other cell types, where it was measured there."""
+        rows = self.row[query][:, None]  # (B, 1)
+        t = cell_type[:, None]
+        present = (rows >= 0) & self.view.known[t, rows.clamp(min=0)]
+        return _without_similarity(rows, present, self.view.own[t, rows.clamp(min=0)])
+
+    def _components(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Evidence:
+        r"""Return the components of combinations, where all of them were measured, here or elsewhere.
+
+        The response of a component of m is :math:`d_k + \frac{m - 1}{m} \mu`, with :math:`\mu` the mean shift: with
+        weight 1 each, the shifts of the components add up, because every answer holds :math:`\mu` once.
+        """
+        rows = self.components[query]  # (B, M)
+        t = cell_type[:, None]
+        present = self.view.components_present(cell_type, rows)
+        rows = rows.clamp(min=0)
+        is_here = self.view.observed[t, rows][..., None]
+        response = torch.where(is_here, self.view.entries[t, rows], self.view.elsewhere[t, rows])  # (B, M, L)
+        n_present = present.sum(1).clamp(min=1)[:, None, None]
+        response = response + self.view.mean_low[cell_type][:, None] * (n_present - 1) / n_present
+        return _without_similarity(rows, present, response)
+
+    def to(self, device: torch.device) -> "QueryTable":
+        """Return the table on a device; ``host_rows`` stays on the host."""
+        if self.vectors.device == device:
+            return self
+        return QueryTable(
+            self.vectors.to(device),
+            self.row.to(device),
+            self.components.to(device),
+            Neighbours(*(field.to(device) for field in self.neighbours)),
+            self.host_rows,
+            None if self.view is None else MemoryView(*(field.to(device) for field in self.view)),
+            None if self.keys is None else self.keys.to(device),
+        )
+
+
+def make_query_table(
+    vectors: Float[Tensor, "Q D"],
+    table: Float[Tensor, "P D"],
+    own: Int[Tensor, " Q"],
+    n_neighbours: int,
+    *,
+    view: MemoryView | None = None,
+    components: Int[Tensor, "Q M"] | None = None,
+    random_keys: np.ndarray | None = None,
+) -> QueryTable:
+    """Return the query table of one call: the control in row 0, then the given queries with their neighbours.
+
+    Parameters
+    ----------
+    vectors, table, own, n_neighbours
+        As in :func:`nearest_neighbours`. With ``n_neighbours=0`` nothing at all is retrieved.
+    view
+        The memory, if there is one.
+    components
+        Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it. Needed with a
+        memory, not used without.
+    random_keys
+        One number per query (Q,): neighbours are drawn at random, fixed by it. None: the nearest.
+    """
+    if view is None or n_neighbours == 0:
+        components = own.new_zeros(len(own), 0)
+    row = own if n_neighbours else torch.full_like(own, -1)
+    if view is None:
+        find = nearest_neighbours if random_keys is None else partial(random_neighbours, keys=random_keys)
+        neighbours = _below(1, find(vectors, table, own, n_neighbours))
+    else:
+        found = memory_neighbours(
+            vectors, table, own, n_neighbours, view, components=components, random_keys=random_keys
+        )
+        neighbours = _below(len(view.mean), found)
+    queries = QueryTable(
+        vectors=torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors]),
+        row=torch.cat([row.new_full((1,), -1), row]),
+        components=torch.cat([components.new_full((1, components.shape[1]), -1), components]),
+        neighbours=neighbours,
+        host_rows=np.zeros((0, 0), dtype=np.int64),
+        view=view,
+    )
+    return queries._replace(host_rows=_all_rows(queries))
+
+
+def _all_rows(table: QueryTable) -> np.ndarray:
+    """Return the rows of all places of every condition (C, J), 0 where absent."""
+    rows = table.neighbours.rows
+    if table.view is not None:
+        n_types = len(table.view.mean)
+        query = torch.arange(len(table.row), device=rows.device).repeat_interleave(n_types)  # (C,)
+        cell_type = torch.arange(n_types, device=rows.device).repeat(len(table.row))  # (C,)
+        own = table._own(query, cell_type)
+        components = table._components(query, cell_type)
+        rows = torch.cat([own.rows, components.rows, rows], dim=1)
+    return rows.cpu().numpy()
+
+
+def _without_similarity(
+    rows: Int[Tensor, "B k"], present: Bool[Tensor, "B k"], response: Float[Tensor, "B k L"]
+) -> Evidence:
+    """Return evidence that is no neighbour: its similarity is not asked for in any space."""
+    similarity = response.new_full((*rows.shape, 2), torch.nan)
+    return Evidence(rows * present, present, similarity, response * present[..., None])
+
+
+def _below(n_rows: int, neighbours: Neighbours) -> Neighbours:
+    """Return neighbours below rows of nothing: those of the control."""
+    return Neighbours(*(torch.cat([field.new_zeros(n_rows, *field.shape[1:]), field]) for field in neighbours))
