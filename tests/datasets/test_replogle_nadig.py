@@ -191,6 +191,7 @@ def test_bad_input_is_refused():
         select_training_genes(adata, counts=True)
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_benchmark_runs_from_file_to_table(file, tmp_path):
     _, vectors = published_layout()
     vectors.iloc[:-1].to_csv(tmp_path / "vectors.csv")  # one perturbed gene has no embedding
