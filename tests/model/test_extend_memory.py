@@ -51,7 +51,7 @@ def test_weights_and_old_entries_stay_and_new_ones_are_the_observed_shifts(scree
     for name, tensor in model.module.named_parameters():
         assert torch.equal(tensor, weights[name])
     n, n_types = before.n_cells.shape
-    for name in ("low", "n_cells"):
+    for name in ("entries", "n_cells"):
         assert torch.equal(
             getattr(after, name)[:n, :n_types][before.n_cells > 0], getattr(before, name)[before.n_cells > 0]
         )
