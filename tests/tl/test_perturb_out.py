@@ -16,7 +16,7 @@ from anndata import AnnData
 from packaging.version import Version
 
 import ptrag_sc
-from ptrag_sc.data import _predictor, _stream
+from ptrag_sc.data import _predictor, _run, _stream
 from screens import KEYS, make_screen, train_small
 
 REQUEST = ["G5", "G0", "G2+G1"]
@@ -80,7 +80,7 @@ def assert_same(found, expected, *, frames=True):
 @pytest.fixture
 def in_small_pieces(monkeypatch):
     """Cut conditions between sets, pieces of unequal length, chunks of arrays that pieces straddle."""
-    monkeypatch.setattr(_predictor, "CHUNK", 5)
+    monkeypatch.setattr(_run, "CHUNK", 5)
     monkeypatch.setattr(_predictor.Predictor, "_prediction_batch_size", 2)
     monkeypatch.setattr(_stream, "X_CHUNK", 600)
     monkeypatch.setattr(_stream, "COLUMN_CHUNK", 25)

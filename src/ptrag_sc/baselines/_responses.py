@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
-from ptrag_sc.baselines._means import deviations, mean_by, own_or_sum
+from ptrag_sc.baselines._means import deviations, own_or_sum
 from ptrag_sc.data import leading_directions
+from ptrag_sc.retrieval import averaged
 
 N_DIRECTIONS = 30  # of the shifts, as in PTRAG's output; further directions are noise in screens of this kind
 MIN_RESPONSE = 1e-6  # a response below this norm has no direction
@@ -31,10 +33,8 @@ class Responses:
     vectors: np.ndarray
 
     @classmethod
-    def elsewhere(cls, conditions: pd.DataFrame, projected: np.ndarray, cell_type: str | None) -> "Responses":
-        """Average projected deviations (C, R) of training conditions over cell types other than ``cell_type``."""
-        other = (conditions["cell_type"] != cell_type).to_numpy()  # (C,)
-        names, vectors = mean_by(conditions["perturbation"][other], projected[other])  # (P,), (P, R)
+    def where_known(cls, names: np.ndarray, vectors: np.ndarray) -> "Responses":
+        """Keep the perturbations (P,) whose response (P, R) has a direction."""
         kept = np.linalg.norm(vectors, axis=1) > MIN_RESPONSE  # (P,)
         return cls({name: i for i, name in enumerate(names[kept])}, vectors[kept])
 
@@ -89,10 +89,19 @@ class ResponseSpace:
         deviation = deviations(conditions, shifts)  # (C, G)
         axes, _ = leading_directions(deviation, N_DIRECTIONS)  # (R, G)
         projected = deviation @ axes.T  # (C, R)
-        types = conditions["cell_type"].unique()
-        seen_from = {t: Responses.elsewhere(conditions, projected, t) for t in types}
-        overall = Responses.elsewhere(conditions, projected, None)  # no condition has cell type None: none is left out
-        return cls(axes, seen_from, overall)
+        names, p = np.unique(conditions["perturbation"].to_numpy(dtype=str), return_inverse=True)
+        types, t = np.unique(conditions["cell_type"].to_numpy(dtype=str), return_inverse=True)
+        entries = torch.zeros(len(names), len(types), len(axes), dtype=torch.float64)  # (P, T, R)
+        entries[p, t] = torch.as_tensor(projected)
+        is_entry = torch.zeros(len(names), len(types), dtype=torch.float64)
+        is_entry[p, t] = 1.0
+        all_types = torch.ones(1, len(types), dtype=torch.float64)
+        others = all_types - torch.eye(len(types), dtype=torch.float64)  # (T, T): all but one
+        *elsewhere, overall = averaged(torch.cat([others, all_types]), entries, is_entry)[0].numpy()
+        seen_from = {
+            name: Responses.where_known(names, vectors) for name, vectors in zip(types, elsewhere, strict=True)
+        }
+        return cls(axes, seen_from, Responses.where_known(names, overall))
 
     def __getitem__(self, cell_type: str | None) -> Responses:
         if cell_type is None:

@@ -24,7 +24,7 @@ from ptrag_sc.model._tables import TrainingTables, training_tables
 from ptrag_sc.model._trainer import trainer_arguments
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
-TRAINING_STEPS = 3000  # behind max_epochs=None
+TRAINING_STEPS = 3000  # with max_epochs=None
 SET_SIZE = 64
 NOT_OF_MODULE = ("n_candidates", "control_matching")
 
@@ -33,8 +33,8 @@ class PTRAG(SavedModel, GrowingMemory):
     """Perturbation prediction from retrieved perturbations (PT-RAG, arXiv:2603.07233).
 
     For a query perturbation the nearest training perturbations are retrieved by gene embedding, refined per cell by
-    hard gates, and a set transformer generates perturbed cells from control cells and what was kept. With nothing
-    retrieved, as for the control, every cell is returned as it is.
+    hard gates, and a set transformer generates perturbed cells from control cells and what was kept. If nothing is
+    retrieved, as for the control, every cell is returned unchanged.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ class PTRAG(SavedModel, GrowingMemory):
         ``"gumbel"``: candidates are selected per cell; ``"attention"``: all are kept, weighted by similarity;
         ``"none"``: the query's own embedding takes their place.
     memory
-        ``"response"``: candidates say what they did in the experiment, and are retrieved by it too; None: they speak
-        through their gene embedding, as in PT-RAG.
+        ``"response"``: a candidate contributes the response that the experiment measured, and is retrieved by it too;
+        None: it contributes its gene embedding, as in PT-RAG.
     n_candidates
         Retrieved perturbations, K; None: 64 with a memory, else 32, or all but one where there are fewer.
     n_hidden, n_layers, n_heads
@@ -53,7 +53,7 @@ class PTRAG(SavedModel, GrowingMemory):
     dropout_rate
         Dropout of scorer and generator.
     candidate_dropout, memory_dropout
-        Share of the retrieved candidates, and of what the memory says of them, withheld from each set in training.
+        Share of the retrieved candidates, and of the entries of their responses, withheld from each set in training.
     temperature
         Of the Gumbel-Softmax gates in the backward pass.
     sparsity_weight
@@ -158,7 +158,7 @@ class PTRAG(SavedModel, GrowingMemory):
         Parameters
         ----------
         adata
-            Cells x genes; ``X`` is log1p of normalised counts unless ``layer`` says otherwise.
+            Cells x genes; ``X`` is log1p of normalised counts unless ``layer`` names another matrix.
         perturbation_key
             ``obs`` column of the perturbed gene or combination of genes.
         control
@@ -233,7 +233,7 @@ class PTRAG(SavedModel, GrowingMemory):
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train on the conditions of the training split; what is best on ``val`` (epoch ``kept_epoch_``) is kept.
+        """Train on the conditions of the training split and keep the weights that do best on ``val``.
 
         Parameters
         ----------
@@ -270,7 +270,7 @@ class PTRAG(SavedModel, GrowingMemory):
             matching=matching_weights(screen.reader, screen.index, self.init_params_["control_matching"]),
             set_size=set_size,
             batch_size=batch_size,
-            seed=(settings.seed or 0) + self.n_epochs_,  # further training draws other sets
+            seed=(settings.seed or 0) + self.n_epochs_,  # a further training draws other sets
         )
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))

@@ -219,7 +219,7 @@ def _regress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     center, spread, mean = x.mean(0), x.std(0), y.mean(0)
     scale = np.where(spread > 1e-6, spread, np.inf)  # what does not vary tells nothing
     features, outcomes = torch.as_tensor((x - center) / scale), torch.as_tensor(y - mean)
-    fits = [fit_ridge(features, of_one, penalties=PENALTIES, n_errors=1.0) for of_one in outcomes.split(1, dim=1)]
+    fits = [fit_ridge(features, of_one, penalties=PENALTIES, centred=True) for of_one in outcomes.split(1, dim=1)]
     return center, scale, torch.cat([fit.coefficients for fit in fits], dim=1).numpy(), mean
 
 

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from ptrag_sc._validation import unusable
+from ptrag_sc.model._gain import surpasses
 
 logger = logging.getLogger(__name__)
 
@@ -16,52 +17,89 @@ PATIENCE = 20  # validation checks without improvement
 FEW_CONDITIONS = 5
 
 
+class Kept(NamedTuple):
+    """Weights of one check."""
+
+    loss: float
+    epoch: int | None  # among those of all trainings; None before the first one
+    state: dict[str, torch.Tensor]
+
+
 class KeepBest(Callback):
     """Keep the weights of the lowest ``validation_loss`` and restore them at the end.
 
-    With a memory these are the untrained ones, retrieval alone, unless the trained ones clearly surpass them: the
-    lowest of many checks on few conditions is low by chance too. Without a memory untrained weights predict no effect
-    and are no candidate. In a further training the weights of before it are one. Also restored where training fails or
-    is interrupted, and part of a checkpoint.
+    With a memory these are weighed against the ones before training (retrieval alone) once, at the end: the lowest
+    of many checks on few conditions is low by chance too, so trained weights must gain more than that
+    (:func:`surpasses`). Without a memory, untrained weights are never kept, because they predict no effect. In a
+    further training the weights before it may be kept. The weights are also restored if training fails or is
+    interrupted, and they are part of a checkpoint. Every hook is given the :class:`PTRAGTrainingPlan` of the training.
     """
 
-    def __init__(self):
-        self.best_loss = float("inf")
-        self.best_state: dict[str, torch.Tensor] | None = None
-        self.best_epoch: int | None = None  # among those of all trainings
-        self.is_start, self.n_checks = True, 0  # whether the best weights are those of before; checks after these
+    def __init__(self) -> None:
+        self.initial: Kept | None = None  # before this training
+        self.trained: Kept | None = None  # of the lowest loss since
+        self.gains: list[torch.Tensor] = []  # of each check, in every validation condition; empty without a memory
+        self.n_checks = 0  # since training began
 
-    def on_validation_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, plan: Any) -> None:
         """Remember the weights that were just validated if they are the best so far."""
         loss = float(trainer.callback_metrics["validation_loss"])
-        self.n_checks += not trainer.sanity_checking
-        is_first = self.best_state is None and math.isfinite(loss)
-        if is_first or (loss < self.best_loss and plan.surpasses):
-            self.best_loss, self.is_start = loss, trainer.sanity_checking
-            self.best_state = {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
-            self.best_epoch = plan.kept_before if self.is_start else plan.epoch_offset + trainer.current_epoch
+        if not trainer.sanity_checking:
+            self.n_checks += 1
+        if not (math.isfinite(loss) and plan.is_finite):
+            return
+        if trainer.sanity_checking:
+            self.initial = Kept(loss, plan.kept_before, _copied(plan))
+            return
+        if plan.gain is not None:
+            self.gains.append(plan.gain.cpu())
+        if self.trained is None or loss < self.trained.loss:
+            self.trained = Kept(loss, plan.epoch_offset + trainer.current_epoch, _copied(plan))
 
-    def restore(self, plan: LightningModule) -> None:
+    @property
+    def best(self) -> Kept | None:
+        """The weights to keep; None if nothing was validated."""
+        if self.initial is None or self.trained is None:
+            return self.trained or self.initial
+        is_better = self.trained.loss < self.initial.loss
+        if is_better and self.gains:
+            is_better = surpasses(torch.stack(self.gains))
+        if is_better:
+            return self.trained
+        return self.initial
+
+    def restore(self, plan: Any) -> None:
         """Give the module the best weights."""
-        if self.best_state is not None:
-            plan.module.load_state_dict(self.best_state)
+        best = self.best
+        if best is not None:
+            plan.module.load_state_dict(best.state)
             plan.running = False
 
-    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, plan: Any) -> None:
         """Restore the best weights."""
         self.restore(plan)
 
-    def on_exception(self, trainer: Trainer, plan: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, plan: Any, exception: BaseException) -> None:
         """Restore the best weights so far."""
         self.restore(plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("best_loss", "best_state", "best_epoch", "is_start", "n_checks")}
+        kept = {"initial": self.initial, "trained": self.trained}
+        plain = {name: None if weights is None else tuple(weights) for name, weights in kept.items()}
+        return {**plain, "gains": self.gains, "n_checks": self.n_checks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what a checkpoint kept."""
-        vars(self).update(state_dict)
+        for name in ("initial", "trained"):
+            weights = state_dict[name]
+            setattr(self, name, None if weights is None else Kept(*weights))
+        self.gains = state_dict["gains"]
+        self.n_checks = state_dict["n_checks"]
+
+
+def _copied(plan: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in plan.module.state_dict().items()}
 
 
 def check_interval(n_steps: int, max_epochs: int) -> int:

@@ -4,15 +4,12 @@ from inspect import signature
 from typing import Any
 
 import torch
-from scipy.stats import t
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._module import SHARES, PTRAGModule
-from ptrag_sc.retrieval import QueryTable
-
-CHANCE = 0.005  # by which one check of many may seem better than the untrained memory
+from ptrag_sc.retrieval import QueryTable, alike
 
 
 class PTRAGTrainingPlan(TrainingPlan):
@@ -57,8 +54,9 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.first_epoch = 0  # of this training, beyond 0 where it resumes from a checkpoint
         self._saved_offset = 0
         self.running = False
-        self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N, 1)
-        self.surpasses = True
+        self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N,)
+        self.is_finite = True  # of the last check
+        self.gain: torch.Tensor | None = None  # of the last check; None without a memory and before training
 
     @property
     def has_memory(self) -> bool:
@@ -113,11 +111,11 @@ class PTRAGTrainingPlan(TrainingPlan):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
-        checkpoint.update(set_losses_at_start=self._initial_roots, epoch_offset=self.epoch_offset)
+        checkpoint.update(initial_roots=self._initial_roots, epoch_offset=self.epoch_offset)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load what checks are compared with, and how epochs are numbered."""
-        self._initial_roots = checkpoint.get("set_losses_at_start")
+        self._initial_roots = checkpoint.get("initial_roots")
         self._saved_offset = checkpoint.get("epoch_offset", 0)
         self.first_epoch = checkpoint["epoch"] + 1
 
@@ -147,47 +145,36 @@ class PTRAGTrainingPlan(TrainingPlan):
     def validated_loss(self) -> torch.Tensor:
         """Return the mean loss of what was validated; with a memory under the share of it that the module keeps.
 
-        Of the shares whose distance is within two standard errors of the best one, condition by condition, this is the
-        largest whose agreement is within one of the best of them: what the experiments say is preferred to what was
-        learned from them. The distance alone would ask for a blend even of a poor answer with a good one, as blends are
-        smaller. The first check comes before training, with the share as it is. After it ``surpasses`` says whether the
-        validation conditions gained more, on average, than chance would give them (one-sided t-test at ``CHANCE``, as
-        there are many checks). Distances are compared by their roots: squared, the strongest conditions would decide.
+        Of the shares whose distance is :func:`alike` the best one, this is the largest whose agreement is alike the
+        best of them: measured responses are preferred to what was learned from them. The distance alone would favour
+        blends even of a poor answer with a good one, because averaging shrinks predictions. The first check comes
+        before training and leaves the share unchanged. Later ones set ``gain`` (N,): by how much the distance fell in
+        each condition. Distances are compared by their roots: squared, the strongest conditions would decide.
         """
-        losses, agreement = (torch.cat(found) for found in zip(*self._found, strict=True))
-        mean = self._mean_and_error(losses)[0]
-        self.surpasses = bool((mean + self._mean_and_error(agreement)[0]).isfinite().all())
-        if not self.has_memory or not self.surpasses:
+        losses, agreement = (self._of_all_ranks(torch.cat(found)) for found in zip(*self._found, strict=True))
+        mean = losses.mean(0)  # (n shares,)
+        self.is_finite = bool((mean + agreement.mean(0)).isfinite().all())
+        self.gain = None
+        if not self.has_memory or not self.is_finite:
             return mean[0]
         share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
-        roots = losses.clamp(min=0).sqrt()
+        roots = losses.clamp(min=0).sqrt()  # (N, n shares)
         if self._initial_roots is None:
-            self._initial_roots = roots[:, share, None]
-        elif len(self._initial_roots) != len(roots):
+            self._initial_roots = roots[:, share]
+            return mean[share]
+        if len(self._initial_roots) != len(roots):
             problem = f"was validated on {len(self._initial_roots)} conditions, now there are {len(roots)}"
             raise ValueError(unusable("The checkpoint", "train", problem, "Resume with the same data, or train anew."))
-        else:
-            near = self._alike(roots, 2.0)
-            share = int(self._alike(-agreement, 1.0, among=near).nonzero().max())
-        gain, error, n = self._mean_and_error(self._initial_roots - roots)
-        self.surpasses = bool(gain[share] > float(t.isf(CHANCE, max(n - 1, 1))) * error[share])
+        near = alike(-roots.T)
+        share = int(alike(agreement.T, among=near).nonzero().max())
+        self.gain = self._initial_roots - roots[:, share]
         self.module.recalled_share.fill_(SHARES[share])
         return mean[share]
 
-    def _alike(self, behind: torch.Tensor, n_errors: float, among: torch.Tensor | None = None) -> torch.Tensor:
-        """Return which of the columns of (N, K) have means within some standard errors of the lowest one among them."""
-        among = torch.ones_like(behind[0], dtype=torch.bool) if among is None else among
-        best = int(self._mean_and_error(behind)[0].masked_fill(~among, torch.inf).argmin())
-        mean, error, _ = self._mean_and_error(behind - behind[:, best, None])
-        return among & (mean <= n_errors * error)
-
-    def _mean_and_error(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Return mean and standard error (K,) over the conditions (N, K) of all devices, inf for one, and N."""
-        sums = torch.stack([values.sum(0), values.square().sum(0), torch.full_like(values[0], len(values))])
-        total, squared, n = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        mean = total / n
-        variance = (squared / n - mean.square()).clamp(min=0) / (n - 1)
-        return mean, variance.sqrt().nan_to_num(nan=torch.inf), int(n[0])
+    def _of_all_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of the conditions of all devices, which have equally many."""
+        gathered = self.all_gather(values)
+        return gathered.reshape(-1, values.shape[1])
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
