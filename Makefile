@@ -5,6 +5,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Waiting threads sleep: where other work shares the cores, spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= passive
@@ -16,10 +17,10 @@ demo: $(VENV)/.package
 
 test test-slow: export OMP_NUM_THREADS := 1
 test: $(VENV)/.group-test
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.group-test
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) -m "slow and not gpu and not internet" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu and not internet" $(PYTEST_ARGS)
 
 docs: $(VENV)/.group-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -31,7 +31,10 @@ def screen():
 
 @pytest.fixture(scope="session")
 def trained():
-    """A small trained model with its data; do not change either."""
-    from screens import set_up_screen, train_small
+    """A small trained model with its data; do not change either: it is looked at again when all tests are over."""
+    from screens import fingerprint, set_up_screen, train_small
 
-    return train_small(set_up_screen())
+    model = train_small(set_up_screen())
+    before = fingerprint(model)
+    yield model
+    assert fingerprint(model) == before, "a test changed the model that all share"

@@ -1,5 +1,7 @@
 """Which small screen, with known effects, do the tests share?"""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -54,3 +56,12 @@ def train_small(adata: AnnData, *, max_epochs: int = 8, seed: int = 0, **options
     model = ptrag_sc.PTRAG(adata, **{**SMALL, **options})
     model.train(max_epochs, **TRAIN, plan_kwargs={"lr": 1e-2})
     return model
+
+
+def fingerprint(model: ptrag_sc.PTRAG) -> list:
+    """Return what a test could change of a model that others use too: its weights, its cells, what is beside them."""
+    adata, weights = model.adata, model.module.state_dict()
+    parts = [*(tensor.numpy().tobytes() for tensor in weights.values()), adata.X.data.tobytes()]
+    parts.append(pd.util.hash_pandas_object(adata.obs).to_numpy().tobytes())
+    slots = [sorted(slot) for slot in (adata.obs, adata.var, adata.uns, adata.obsm, adata.layers)]
+    return [hashlib.sha256(b"".join(parts)).hexdigest(), *slots, model.n_epochs_]

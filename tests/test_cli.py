@@ -165,6 +165,7 @@ def test_overwrite_replaces_results_and_no_retrieval_leaves_no_picture_of_it(fin
     assert not [name for name in after if after[name] == before[name]]
 
 
+@pytest.mark.slow  # the whole demo once more
 def test_a_run_can_be_repeated(finished, screen_file, tmp_path):
     status, _, err = run("--adata", screen_file, "--batch-key", "batch", "--out", tmp_path / "again")
     assert status == 0, err

@@ -154,6 +154,7 @@ def test_npz_with_objects_is_not_unpickled(tmp_path):
         read_embedding(tmp_path / "a.npz")
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # numpy leaves it to the garbage collector
 def test_what_is_no_npz_is_said_to_be_unreadable(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(ValueError, match="could not be read"):
