@@ -93,7 +93,7 @@ class RetrievalTally:
                 "candidate": self.candidates[sums.candidate],
                 "role": np.array(ROLES, dtype=object)[sums.role],
                 "rank": np.arange(len(sums.candidate)),
-                **dict(zip(SIMILARITIES, sums.similarity.T, strict=False)),
+                **dict(zip(SIMILARITIES[: sums.similarity.shape[1]], sums.similarity.T, strict=True)),
                 "weight": sums.weight / sums.n_cells,
                 "selected": sums.gate / sums.n_cells,
             }

@@ -1,4 +1,4 @@
-"""TEMP"""
+"""Temporary."""
 
 import torch
 

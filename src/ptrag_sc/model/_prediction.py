@@ -147,9 +147,13 @@ class ModulePredictor(Retriever):
 
         Returns
         -------
-        Columns ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine of the gene
-        embeddings), with a memory ``similarity_response`` (cosine of the responses in other cell types),
-        ``weight`` (mean over cells) and ``selected`` (share of cells with an open gate), over up to 256 control cells.
+        pandas.DataFrame
+            Columns ``perturbation``, ``cell_type``, ``candidate``, ``role`` (``"neighbour"``; with a memory also
+            ``"own"``, the query's own response in other cell types, and ``"component"`` of a combination), ``rank``
+            (0 nearest), ``similarity`` (cosine of the gene embeddings), with a memory ``similarity_response`` (cosine
+            of the responses in other cell types), ``weight`` (mean over cells) and ``selected`` (share of cells with an
+            open gate), over up to 256 control cells. Similarities are NaN where they were not measured, and for
+            everything but neighbours.
 
         Raises
         ------

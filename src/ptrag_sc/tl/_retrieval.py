@@ -56,8 +56,9 @@ def retrieval(
     None
         Written are, in ``.uns[key_added]``,
 
-        - ``retrieval``: ``perturbation``, ``cell_type``, ``candidate``, ``rank`` (0 nearest), ``similarity`` (cosine),
-          ``weight`` (mean over cells), ``selected`` (share of cells with an open gate),
+        - ``retrieval``: ``perturbation``, ``cell_type``, ``candidate``, ``role`` (neighbour, own or component),
+          ``rank`` (0 nearest), ``similarity`` (cosine), ``weight`` (mean over cells), ``selected`` (share of cells with
+          an open gate),
         - ``retrieval_null``: the same columns, only if ``null`` is given,
         - ``specificity``: for each perturbation and pair of cell types the Jaccard index of the candidates that at
           least half of the cells select, and ``chance``, its exact expectation for random draws of the same sizes,
