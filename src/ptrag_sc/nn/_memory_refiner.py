@@ -94,7 +94,6 @@ class MemoryRefiner(nn.Module):
         self.scale: Tensor
         self.register_buffer("scale", scale)
         self.gates = Gates(n_hidden, gated=gated, temperature=temperature, dropout=dropout, rate=GATE_RATE)
-        nn.Linear(n_hidden, n_hidden, bias=False)  # TEMPORARY: same draws as before
         self.value = nn.Linear(n_values, n_hidden, bias=False)
         self.value_dropout = nn.Dropout(value_dropout)
         # Sharpness of gene embedding, responses, and gene embedding where the query's response is unknown.
