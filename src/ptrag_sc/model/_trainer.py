@@ -13,7 +13,7 @@ from ptrag_sc.model._gain import surpasses
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_CHECKS = 25
-PATIENCE = 20  # validation checks without improvement
+PATIENCE = 8  # validation checks without improvement
 FEW_CONDITIONS = 5
 
 
