@@ -63,7 +63,7 @@ class Baseline(Predictor):
         self.adata = adata
         self.keys_ = ScreenKeys.of(adata)
         self.set_size_ = SET_SIZE
-        self.candidates_ = np.array([], dtype=str)
+        self.candidates_ = np.array([], dtype=str)  # a baseline that retrieves nothing keeps none
         self.fitted_ = False
 
     def fit(self) -> Self:
@@ -102,6 +102,7 @@ class Baseline(Predictor):
         parts = [components(p, self.keys_.sep) for p in names["perturbation"]]
         excluded = np.array([not set(self.excluded_).isdisjoint(part) for part in parts])  # (C,)
         single = (table["n_cells"] < 2).to_numpy() & ~excluded  # (C,)
+        # Two warnings, because the remedies differ: a vector for the gene, or more cells.
         for left_out, why in ((excluded, "without gene embedding"), (single, "of a single cell")):
             if left_out.any():
                 shown = listed(names["perturbation"][left_out] + " in " + names["cell_type"][left_out])
@@ -152,6 +153,7 @@ class Baseline(Predictor):
                 vector = None if state is None else state[q - 1]  # (D,)
                 answer = self._shift(labels[q - 1], vector, str(screen.index.cell_types[t]))
             answers.append(answer)
+        # Sets with fewer neighbours than the largest number K are padded; their last places are not present.
         n_neighbours = max(len(answer.candidates) for answer in answers)
         shape = len(answers), n_neighbours  # (B, K)
         rows = np.zeros(shape, dtype=np.int64)

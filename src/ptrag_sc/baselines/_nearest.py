@@ -91,6 +91,7 @@ class NearestPerturbations(EmbeddedBaseline):
         self.vectors_ = self.embedding_.vectors_for(tuple(self.candidates_), self.keys_.sep)  # (P, D)
         self.responses_ = ResponseSpace.of(conditions, shifts) if self.space == "response" else None
         row = np.searchsorted(self.candidates_, conditions["perturbation"].to_numpy(dtype=str))  # (C,)
+        # All queries in a cell type are compared with the same candidates, so these are collected once.
         of_type = conditions.groupby("cell_type").indices.items()
         self.measured_ = {t: self._measured(t, row[rows], shifts[rows]) for t, rows in of_type}
         self.anywhere_ = self._measured(None, np.arange(len(self.candidates_)), averaged)

@@ -68,6 +68,7 @@ def source_obs(adata: AnnOrMuData, keys: ScreenKeys) -> pd.DataFrame:
         column = getattr(keys, argument)
         if column is not None:
             obs[column] = keys.container(adata, argument).obs[column].array
+    # scvi-tools and earlier predictions describe the source cell, not the predicted one.
     written = {name + suffix for name in adata.uns for suffix in (SOURCE_SUFFIX, PREDICTED_SUFFIX)}
     dropped = [c for c in obs if str(c).startswith("_scvi_") or c in written or c == keys.split_key]
     return obs.drop(columns=dropped)

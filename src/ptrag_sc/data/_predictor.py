@@ -163,6 +163,7 @@ class Predictor(ABC):
                 check_whole(name, value, "the request", minimum=minimum)
         if adata is None:
             adata = self.training_data()
+        # B+A and A+B are one perturbation, and one that is named twice is predicted once.
         labels = self.canonical_labels(perturbations)
         screen = self.read(adata)
         types = find_cell_types(screen, cell_types)
@@ -184,6 +185,7 @@ class Predictor(ABC):
 
     def params(self, **given: Any) -> dict[str, Any]:
         """Return the content of ``.uns[key]["params"]``: the model, the keys, and the arguments that were given."""
+        # None is left out, because it cannot be written to h5ad and zarr.
         arguments = {name: value for name, value in given.items() if value is not None}
         return {"model": type(self).__name__, **self.keys_.to_uns(), **arguments}
 
@@ -191,7 +193,7 @@ class Predictor(ABC):
         """Return the content of ``.uns[key]`` that goes with a prediction."""
         return {
             "params": self.params(**params),
-            "genes": self.genes_.astype(object),
-            "candidates": self.candidates_.astype(object),
+            "genes": self.genes_.astype(object),  # (G,)
+            "candidates": self.candidates_.astype(object),  # (P,)
             "retrieval": retrieved.table(),
         }

@@ -111,6 +111,7 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
     pairs, of_pair = np.unique(asked, axis=1, return_inverse=True)
     of_pair = of_pair.ravel()  # (m,): one version of numpy returns (1, m)
     planned = []
+    # Sets are dealt per condition, so that other conditions in the call do not change them.
     for i, (q, t) in enumerate(pairs.T):
         cells = active[of_pair == i]
         controls = require_controls(screen, t)
@@ -165,6 +166,7 @@ def request_population(
     ValueError
         If a cell type has no controls, or fewer than ``n_cells``.
     """
+    # The hash of a name, not its row, orders the cells: permuting the rows of the AnnData changes no prediction.
     order = name_hash(screen.names, seed or 0)  # (n,)
     sets = []
     for t in cell_types:
@@ -196,7 +198,7 @@ def as_name_list(names: object, argument: str) -> list[str]:
     TypeError
         If it is neither a string nor a collection.
     """
-    if isinstance(names, str):
+    if isinstance(names, str):  # a string is a collection of letters too
         return [names]
     if not isinstance(names, Iterable):
         problem = f"is {names!r}"

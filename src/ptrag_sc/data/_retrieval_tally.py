@@ -51,6 +51,7 @@ class RetrievalTally:
             n_cells = int(is_cell.sum())
             weight = predicted.weights[b][is_cell][:, is_filled].sum(0, dtype=float)  # (J',)
             gate = predicted.gates[b][is_cell][:, is_filled].sum(0, dtype=float)  # (J',)
+            # The strength belongs to the set; its cells count, because sets of one condition differ in size.
             strength = n_cells * float(predicted.strength[b])
             previous = self._sums.get(condition)
             if previous is not None:
@@ -103,6 +104,7 @@ class RetrievalTally:
             tables.append(pd.DataFrame(columns))
         if tables:
             return pd.concat(tables, ignore_index=True)
+        # Nothing was retrieved: an empty table with the same columns and types.
         texts = dict.fromkeys(RETRIEVAL_COLUMNS[:4], object)
         numbers = dict.fromkeys(RETRIEVAL_COLUMNS[4:], float)
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in {**texts, **numbers}.items()})

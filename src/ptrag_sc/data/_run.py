@@ -122,6 +122,7 @@ class VirtualCells:
         TypeError
             If a column of ``obs`` or ``var`` cannot be written.
         """
+        # Columns are converted and checked before the first cell is generated: an error after hours would be too late.
         stored = replace(self, obs=storable(self.obs), var=storable(self.var))
         check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
         # Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.

@@ -91,7 +91,7 @@ def run_training(model: SavedModel, runner: TrainRunner, plan: PTRAGTrainingPlan
     finally:
         model.epochs_ = None
         model.module.eval()
-        model.is_trained_ = model.is_trained_ or was_trained  # checkpoints of scvi-tools forget it
+        model.is_trained_ = model.is_trained_ or was_trained  # the checkpoints of scvi-tools reset it
         plan.running = False
         if epochs.keep is not None:
             epochs.keep.restore(plan)

@@ -46,6 +46,7 @@ def read_model(path: Path) -> ModelFile:
     except Exception as error:  # what torch raises depends on the content of the file
         remedy = "Pass a folder written by PTRAG.save of this package."
         raise ValueError(unusable("The file", str(path), "is not a ptrag_sc model", remedy)) from error
+    # A newer file needs a newer package; older formats are not converted.
     if meta["format"] != FORMAT:
         problem = f"has format {meta['format']}, this version reads format {FORMAT}"
         remedy = "Update ptrag_sc." if meta["format"] > FORMAT else "Train and save the model again."

@@ -90,6 +90,7 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         memory=memory,
         cell_types=tuple(meta.get("memory_cell_types", ())),
     )
+    # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
     state = {name.removeprefix(MODULE): tensor for name, tensor in tensors.items() if name.startswith(MODULE)}
     return tables, ScreenKeys(**meta["keys"]), state
 
@@ -229,6 +230,7 @@ class SavedModel(BaseModelClass):
         if adata is None:
             adata = _read_data(files)
         model = cls.__new__(cls)  # without the constructor, which computes the tables
+        # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
         _attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)

@@ -51,6 +51,7 @@ def training_sets(
         remedy = "Pass the training data to load(), or construct a new model."
         raise ValueError(unusable("The registered object", "model.adata", "holds no training condition", remedy))
     _warn_few_controls(index, np.unique(table["cell_type"]), set_size)
+    # Queries are numbered over training and validation together, because both use one query table.
     used = np.unique(table["perturbation"])  # (Q,)
 
     def sets(name: str) -> RandomSets:

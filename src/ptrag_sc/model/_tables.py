@@ -91,6 +91,7 @@ def training_tables(
     train = split[split["split"] == "train"]
     if train.empty:
         raise ValueError(unusable("The split", "the data", "has no training condition", "Label conditions 'train'."))
+    # Vectors of test genes are kept too: a saved model can then predict them without the table of the user.
     labels = [p for p in screen.index.perturbations if p != keys.control]
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
     candidates = np.unique(screen.index.perturbations[train["perturbation"]]).astype(str)  # (P,)
@@ -175,6 +176,7 @@ def usable_conditions(
         shown = listed(rows["perturbation"] + " in " + rows["cell_type"])
         logger.warning("Left %d conditions of a single cell out of training: %s.", single.sum(), shown)
     table = table[~excluded & ~single].reset_index(drop=True)
+    # Drawn last, so that no condition is drawn that is left out.
     if split is None:
         table["split"] = _own_split(index.named(table), seed, keys.sep)
     _check_controls(index, table)
