@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,12 +28,13 @@ from ptrag_sc.data._dataset import BATCH
 
 logger = logging.getLogger(__name__)
 
-SET_SIZE = 512  # cells are shifted one by one: the size of a set changes nothing
+SET_SIZE = 512  # cells are shifted one by one, so the size of a set changes nothing
 NOTHING = np.zeros(0)
+Vectors: TypeAlias = np.ndarray | None  # embeddings (Q, D) of the queries of a call, if the baseline needs them
 
 
 class Answer(NamedTuple):
-    """The shift of one query, and the K candidates behind it (none where nothing is retrieved)."""
+    """The shift of one query, and the K candidates behind it; none if nothing is retrieved."""
 
     shift: np.ndarray  # (G,)
     candidates: np.ndarray = NOTHING  # (K,) rows of ``candidates_``
@@ -59,15 +60,17 @@ class Baseline(Predictor):
     _splits: tuple[str, ...] = ("train",)  # which conditions are learned from
 
     def __init__(self, adata: AnnData):
-        self.adata, self.keys_, self.set_size_ = adata, ScreenKeys.of(adata), SET_SIZE
-        self.candidates_ = np.array([], dtype=str)
+        self.adata = adata
+        self.keys_ = ScreenKeys.of(adata)
+        self.set_size_ = SET_SIZE
+        self.candidates_ = np.array([], dtype=str)  # a baseline that retrieves nothing keeps none
         self.fitted_ = False
 
-    def fit(self) -> "Baseline":
+    def fit(self) -> Self:
         """Learn from the training conditions and return the baseline itself.
 
-        Conditions of a single cell, and of genes without embedding where one is needed, are left out with a warning
-        that names them, as in PTRAG.
+        Conditions of a single cell are left out, and conditions of genes without an embedding if the baseline needs
+        one. A warning names them, as in PTRAG.
 
         Raises
         ------
@@ -77,27 +80,29 @@ class Baseline(Predictor):
         screen = read_screen(self.adata, self.keys_)
         self.genes_ = screen.genes
         table = self._learnable(screen.index)
-        shifts = mean_shifts(screen.reader, screen.index, table, control_means(screen.reader, screen.index)).shift
+        controls = control_means(screen.reader, screen.index)
+        shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
         named = screen.index.named(table)
         self._learn(named, shifts)
-        self.trained_on_, self.fitted_ = named[["perturbation", "cell_type"]], True
+        self.trained_on_ = named[["perturbation", "cell_type"]]
+        self.fitted_ = True
         return self
 
     def _learnable(self, index: ConditionIndex) -> pd.DataFrame:
         """Return the conditions (codes) that are learned from, each with its split."""
-        split, place = read_split(self.adata, self.keys_), f"adata.obs[{self.keys_.split_key!r}]"
         table = index.conditions.assign(split="train")
+        split = read_split(self.adata, self.keys_)
         if split is not None:
-            table = condition_split(index, split, place=place)
+            table = condition_split(index, split, place=f"adata.obs[{self.keys_.split_key!r}]")
         table = table[table["split"].isin(self._splits)]
         if not (table["split"] == "train").any():
-            raise ValueError(
-                unusable("The split", "the data", "has no training condition", "Label conditions 'train'.")
-            )
+            remedy = "Label conditions 'train'."
+            raise ValueError(unusable("The split", "the data", "has no training condition", remedy))
         names = index.named(table)
         parts = [components(p, self.keys_.sep) for p in names["perturbation"]]
-        excluded = np.array([not set(self.excluded_).isdisjoint(part) for part in parts])
-        single = (table["n_cells"] < 2).to_numpy() & ~excluded
+        excluded = np.array([not set(self.excluded_).isdisjoint(part) for part in parts])  # (C,)
+        single = (table["n_cells"] < 2).to_numpy() & ~excluded  # (C,)
+        # Two warnings, because the remedies differ: a vector for the gene, or more cells.
         for left_out, why in ((excluded, "without gene embedding"), (single, "of a single cell")):
             if left_out.any():
                 shown = listed(names["perturbation"][left_out] + " in " + names["cell_type"][left_out])
@@ -138,16 +143,17 @@ class Baseline(Predictor):
         return None
 
     def predict_batch(
-        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: object, seed: int | None
+        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Vectors, seed: int | None
     ) -> PredictedSets:
         """Return control cells plus the shift of each set's condition; the control itself is not shifted."""
-        unchanged = Answer(np.zeros(len(self.genes_)))
-        answers = [
-            self._shift(labels[q - 1], None if state is None else state[q - 1], str(screen.index.cell_types[t]))
-            if q > 0
-            else unchanged
-            for q, t in zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)
-        ]
+        answers = []
+        for q, t in zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True):
+            answer = Answer(np.zeros(len(self.genes_)))  # of the control, which is query 0
+            if q > 0:
+                vector = None if state is None else state[q - 1]  # (D,)
+                answer = self._shift(labels[q - 1], vector, str(screen.index.cell_types[t]))
+            answers.append(answer)
+        # Sets with fewer neighbours than the largest number K are padded; their last places are not present.
         n_neighbours = max(len(answer.candidates) for answer in answers)
         shape = len(answers), n_neighbours  # (B, K)
         rows = np.zeros(shape, dtype=np.int64)

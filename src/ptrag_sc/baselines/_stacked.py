@@ -110,5 +110,5 @@ class Stacked(EmbeddedBaseline):
     def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         assert vector is not None  # resolve() returns an embedding for every query
         parts, neighbours = self._parts(label, vector, cell_type)
-        # The neighbours' candidates are reported as what the prediction rests on: no other part has any.
+        # The neighbours' candidates are reported as the evidence, because no other part has candidates.
         return neighbours._replace(shift=self._mean(cell_type) + self.weights_ @ parts)

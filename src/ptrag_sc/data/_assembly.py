@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._constants import PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
-from ptrag_sc.data._fields import ScreenKeys
+from ptrag_sc.data._fields import AnnOrMuData, ScreenKeys
 from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import CellSets
 
@@ -18,14 +18,14 @@ ROLES = ("own", "component", "neighbour")
 
 
 class PredictedSets(NamedTuple):
-    """Cells that a predictor returns for one mini-batch of B sets, and what they rest on.
+    """Cells that a predictor returns for one mini-batch of B sets, and the evidence behind them.
 
-    J places of evidence: :data:`ROLES` says of which kinds. J is 0 where nothing is retrieved.
+    There are J places of evidence, each of one of the kinds :data:`ROLES`; J is 0 if nothing is retrieved.
     """
 
     cells: np.ndarray  # (B, S, G)
-    rows: np.ndarray  # (B, J) of the predictor's candidates
-    present: np.ndarray  # (B, J)
+    rows: np.ndarray  # (B, J) rows of the predictor's candidates
+    present: np.ndarray  # (B, J) False for a place without evidence
     role: np.ndarray  # (J,) index into ROLES
     similarity: np.ndarray  # (B, J, R), one or two spaces
     weights: np.ndarray  # (B, S, J)
@@ -34,37 +34,41 @@ class PredictedSets(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Predicted rows and what they rest on."""
+    """Predicted rows and the evidence behind them."""
 
     cells: np.ndarray  # (N, G) float32, NaN where not predicted
-    weights: sp.csr_matrix  # (N, C)
+    weights: sp.csr_matrix  # (N, C) retrieval weight of each candidate
 
 
 def assemble(batches: Iterable[tuple[CellSets, PredictedSets]], *, shape: tuple[int, int, int]) -> Prediction:
     """Put generated sets into row order; ``shape`` is (N, G, C)."""
     n_rows, n_genes, n_candidates = shape
     cells = np.full((n_rows, n_genes), np.nan, dtype=np.float32)
-    entries = []
+    none = np.zeros(0, dtype=np.int64)
+    entries = [(none, none, np.zeros(0))]  # an empty list could not be concatenated
     for sets, predicted in batches:
         cells[sets.target[sets.target_mask]] = predicted.cells[sets.target_mask]
-        weights = predicted.weights * (sets.target_mask[:, :, None] & predicted.present[:, None, :])
-        b, s, k = np.nonzero(weights)
-        entries.append((sets.target[b, s], predicted.rows[b, k], weights[b, s, k]))
-    rows, columns, values = (np.concatenate(e) for e in zip(*entries, strict=True)) if entries else ([], [], [])
-    weights = sp.csr_matrix((values, (rows, columns)), shape=(n_rows, n_candidates), dtype=np.float32)
-    return Prediction(cells, weights)
+        counts = sets.target_mask[:, :, None] & predicted.present[:, None, :]  # (B, S, J): no padding on either side
+        weights = predicted.weights * counts
+        b, s, j = np.nonzero(weights)
+        entries.append((sets.target[b, s], predicted.rows[b, j], weights[b, s, j]))
+    rows, columns, values = map(np.concatenate, zip(*entries, strict=True))
+    matrix = sp.csr_matrix((values, (rows, columns)), shape=(n_rows, n_candidates), dtype=np.float32)
+    return Prediction(cells, matrix)
 
 
-def source_obs(adata, keys: ScreenKeys) -> pd.DataFrame:
-    """Return what predicted cells take over from their source: the user's own obs columns and the registered ones.
+def source_obs(adata: AnnOrMuData, keys: ScreenKeys) -> pd.DataFrame:
+    """Return the columns that predicted cells take over from their source: the user's own and the registered ones.
 
-    The split is left out, as it speaks of the source cell's condition, and so is what earlier predictions wrote.
+    The split is left out because it belongs to the source cell's condition. Columns that scvi-tools or earlier
+    predictions wrote are left out too.
     """
     obs = keys.expression_holder(adata).obs.copy(deep=False)
     for argument in ("perturbation_key", "cell_type_key", "batch_key"):
         column = getattr(keys, argument)
         if column is not None:
             obs[column] = keys.container(adata, argument).obs[column].array
+    # scvi-tools and earlier predictions describe the source cell, not the predicted one.
     written = {name + suffix for name in adata.uns for suffix in (SOURCE_SUFFIX, PREDICTED_SUFFIX)}
     dropped = [c for c in obs if str(c).startswith("_scvi_") or c in written or c == keys.split_key]
     return obs.drop(columns=dropped)
@@ -85,21 +89,22 @@ def population_anndata(
     Parameters
     ----------
     prediction, request
-        The rows (N) and where they come from.
+        The rows (N) and their plan.
     obs
         Columns of every cell of the screen (:func:`source_obs`).
     var
         Genes (G) of the prediction.
     labels
-        Perturbations of the call; all are categories, also of a piece that holds a few.
+        Perturbations of the call; all are categories, even if a piece holds only a few of them.
     column
-        Where the perturbation stands in ``obs``.
+        Column of ``obs`` that holds the perturbation.
     key
         Name of the prediction.
     """
-    sources = obs.index[request.source].astype(str)
+    sources = obs.index[request.source].astype(str)  # (N,)
+    perturbation = np.array(labels, dtype=object)[request.query - 1]  # (N,), because query q is labels[q - 1]
     obs = obs.iloc[request.source].copy()
-    obs[column] = pd.Categorical(np.array(labels, dtype=object)[request.query - 1], categories=sorted(labels))
+    obs[column] = pd.Categorical(perturbation, categories=sorted(labels))
     obs[key + SOURCE_SUFFIX] = sources.to_numpy()
-    obs.index = pd.Index([f"{s}-{p}" for s, p in zip(sources, obs[column], strict=True)])
+    obs.index = pd.Index([f"{s}-{p}" for s, p in zip(sources, perturbation, strict=True)])
     return AnnData(prediction.cells, obs=obs, var=var, obsm={key + RETRIEVAL_SUFFIX: prediction.weights})

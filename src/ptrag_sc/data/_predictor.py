@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -24,7 +25,7 @@ class Predictor(ABC):
     Attributes
     ----------
     keys_
-        Where things stand in the AnnData.
+        Where everything is in the AnnData.
     genes_
         Genes (G,), in the order of every prediction.
     candidates_
@@ -32,7 +33,7 @@ class Predictor(ABC):
     set_size_
         Largest number of cells in a prediction set.
     excluded_
-        Genes that were excluded for want of an embedding; perturbations of them are not predicted by label.
+        Genes that were excluded because they have no embedding; their perturbations are not predicted by label.
     """
 
     keys_: ScreenKeys
@@ -44,7 +45,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray | None:
-        """Return the embedding (Q, D) of each perturbation, or None where the predictor needs none.
+        """Return the embedding (Q, D) of each perturbation, or None if the predictor needs none.
 
         Raises
         ------
@@ -54,12 +55,12 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict_batch(
-        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: object, seed: int | None
+        self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Any, seed: int | None
     ) -> PredictedSets:
-        """Return the predicted cells of one mini-batch of sets; ``state`` is what :meth:`prepare` returned."""
+        """Return the predicted cells of one mini-batch of sets; ``state`` is the value of :meth:`prepare`."""
 
-    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> object:
-        """Return what is computed once per call, before any set is generated."""
+    def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> Any:
+        """Return the state that is computed once per call, before any set is generated."""
         return vectors
 
     def read(self, adata: AnnData) -> Screen:
@@ -67,10 +68,17 @@ class Predictor(ABC):
         return read_screen(adata, self.keys_, genes=self.genes_)
 
     def run(
-        self, adata: AnnData, screen: Screen, labels: tuple[str, ...], *, gene_embedding=None, seed: int | None = None
+        self,
+        adata: AnnData,
+        screen: Screen,
+        labels: tuple[str, ...],
+        *,
+        gene_embedding: object = None,
+        seed: int | None = None,
     ) -> Run:
-        """Prepare what all requests of one call share."""
-        state = self.prepare(labels, self.resolve(labels, adata, gene_embedding), screen)
+        """Return a run, which holds all that the requests of one call share."""
+        vectors = self.resolve(labels, adata, gene_embedding)  # (Q, D) or None
+        state = self.prepare(labels, vectors, screen)
         return Run(self, screen, labels, state=state, seed=seed)
 
     def canonical_labels(self, perturbations: str | Iterable[str]) -> tuple[str, ...]:
@@ -81,12 +89,16 @@ class Predictor(ABC):
         ValueError
             If none is named, or the control is among them or their components.
         """
+        control = self.keys_.control
+        sep = self.keys_.sep
         names = as_name_list(perturbations, "perturbations")
-        labels = tuple(dict.fromkeys(canonical_labels(names, control=self.keys_.control, sep=self.keys_.sep).tolist()))
-        control, sep = self.keys_.control, self.keys_.sep
-        held = [label for label in labels if label == control or control in components(label, sep)]
-        if held or not labels:
-            problem = f"hold the control {control!r} (in {held[0]!r})" if held else "are empty"
+        labels = tuple(dict.fromkeys(canonical_labels(names, control=control, sep=sep).tolist()))
+        problem = None
+        if not labels:
+            problem = "are empty"
+        elif held := [label for label in labels if label == control or control in components(label, sep)]:
+            problem = f"hold the control {control!r} (in {held[0]!r})"
+        if problem is not None:
             raise ValueError(unusable("The perturbations", "the request", problem, "Name perturbed genes."))
         return labels
 
@@ -112,7 +124,8 @@ class Predictor(ABC):
 
         Returns
         -------
-        New AnnData, as described at :func:`ptrag_sc.tl.perturb` (which can also write it to a file).
+        AnnData
+            Predicted cells, as described at :func:`ptrag_sc.tl.perturb`, which can also write them to a file.
         """
         virtual = self.virtual_cells(
             adata,
@@ -148,11 +161,13 @@ class Predictor(ABC):
         for name, value, minimum in (("n_cells", n_cells, 1), ("seed", seed, 0)):
             if value is not None:
                 check_whole(name, value, "the request", minimum=minimum)
-        adata = self.training_data() if adata is None else adata
-        labels, screen = self.canonical_labels(perturbations), self.read(adata)
+        if adata is None:
+            adata = self.training_data()
+        # B+A and A+B are one perturbation, and one that is named twice is predicted once.
+        labels = self.canonical_labels(perturbations)
+        screen = self.read(adata)
         types = find_cell_types(screen, cell_types)
-        size = {"n_cells": n_cells, "set_size": self.set_size_}
-        population = request_population(screen, len(labels), types, **size, seed=seed)
+        population = request_population(screen, len(labels), types, n_cells=n_cells, set_size=self.set_size_, seed=seed)
         run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
         var = self.keys_.expression_holder(adata).var.loc[self.genes_].copy()
         params = {"seed": seed, "nonnegative": nonnegative, "n_cells": n_cells}
@@ -168,16 +183,17 @@ class Predictor(ABC):
             If it was loaded without one.
         """
 
-    def params(self, **given) -> dict:
-        """Return what ``.uns[key]["params"]`` says: the model, the keys, and the arguments that were given."""
+    def params(self, **given: Any) -> dict[str, Any]:
+        """Return the content of ``.uns[key]["params"]``: the model, the keys, and the arguments that were given."""
+        # None is left out, because it cannot be written to h5ad and zarr.
         arguments = {name: value for name, value in given.items() if value is not None}
         return {"model": type(self).__name__, **self.keys_.to_uns(), **arguments}
 
-    def describe(self, retrieved: RetrievalTally, params: dict) -> dict:
-        """Return what stands in ``.uns[key]`` beside a prediction."""
+    def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of ``.uns[key]`` that goes with a prediction."""
         return {
             "params": self.params(**params),
-            "genes": self.genes_.astype(object),
-            "candidates": self.candidates_.astype(object),
+            "genes": self.genes_.astype(object),  # (G,)
+            "candidates": self.candidates_.astype(object),  # (P,)
             "retrieval": retrieved.table(),
         }

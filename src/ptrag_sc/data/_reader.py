@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from anndata.abc import CSCDataset, CSRDataset
+
+RowMatrix: TypeAlias = np.ndarray | sp.csr_matrix | CSRDataset  # rows are cheap to read
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,12 @@ class CellReader:
     Parameters
     ----------
     matrix
-        Cells x genes as it stands in the AnnData.
+        Cells x genes, stored in the same way as in the AnnData.
     columns
         Columns to return, in order; None returns all.
     """
 
-    matrix: np.ndarray | sp.csr_matrix | CSRDataset
+    matrix: RowMatrix
     columns: np.ndarray | None = None
 
     @property
@@ -33,7 +35,9 @@ class CellReader:
     @property
     def n_genes(self) -> int:
         """Number of genes returned."""
-        return self.matrix.shape[1] if self.columns is None else len(self.columns)
+        if self.columns is None:
+            return self.matrix.shape[1]
+        return len(self.columns)
 
     @property
     def in_memory(self) -> bool:
@@ -46,10 +50,13 @@ class CellReader:
             dense = self.matrix[indices].toarray()
         elif isinstance(self.matrix, np.ndarray):
             dense = self.matrix[indices]
-        else:  # on disk: unique ascending rows are read, then order and duplicates restored
-            unique, inverse = np.unique(indices, return_inverse=True)
-            block = self.matrix[unique]
-            dense = (block.toarray() if sp.issparse(block) else np.asarray(block))[inverse]
+        else:
+            # A matrix on disk reads ascending distinct rows only, so order and duplicates are restored afterwards.
+            unique, inverse = np.unique(indices, return_inverse=True)  # (m,), (n,)
+            block = self.matrix[unique]  # (m, genes of the matrix)
+            if sp.issparse(block):
+                block = block.toarray()
+            dense = np.asarray(block)[inverse]
         if self.columns is not None:
             dense = dense[:, self.columns]
         return np.ascontiguousarray(dense, dtype=np.float32)
@@ -63,15 +70,19 @@ class CellReader:
     def values(self, size: int = 65536) -> Iterator[np.ndarray]:
         """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
         if sp.issparse(self.matrix):
-            yield from np.array_split(self.matrix.data, max(1, len(self.matrix.data) // 2**24))
+            stored = self.matrix.data  # (number of stored values,)
+            yield from np.array_split(stored, max(1, len(stored) // 2**24))
             return
         for start in range(0, self.n_obs, size):
-            block = self.matrix[start : start + size]
-            yield block.data if sp.issparse(block) else np.asarray(block)
+            block: Any = self.matrix[start : start + size]  # sparse if a sparse matrix is on disk
+            if sp.issparse(block):
+                yield block.data
+            else:
+                yield np.asarray(block)
 
 
-def as_row_matrix(matrix: object) -> np.ndarray | sp.csr_matrix | CSRDataset:
-    """Return the matrix in a form whose rows are cheap to read (CSC is converted once, in memory)."""
+def as_row_matrix(matrix: Any) -> RowMatrix:
+    """Return the matrix in a form whose rows are cheap to read; CSC is converted once, in memory."""
     if isinstance(matrix, CSCDataset):
         return matrix.to_memory().tocsr()
     if sp.issparse(matrix):
@@ -80,7 +91,7 @@ def as_row_matrix(matrix: object) -> np.ndarray | sp.csr_matrix | CSRDataset:
 
 
 class RowSource(Protocol):
-    """Where dense rows come from: :class:`CellReader`, or :class:`DeviceMatrix` on an accelerator."""
+    """The source of dense rows: :class:`CellReader`, or :class:`DeviceMatrix` on an accelerator."""
 
     def rows(self, indices: np.ndarray) -> np.ndarray | torch.Tensor:
         """Return rows in the order asked for, duplicates included, as float32 (n, G)."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -10,19 +10,21 @@ from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._fields import Screen
 from ptrag_sc.data._set_sampler import PlannedSet, deal_sets, name_hash
 
+DealtSet: TypeAlias = tuple[np.ndarray, np.ndarray]  # cells to predict (s,) and their control cells (s,), as rows
+
 
 class Request(NamedTuple):
     """What is to be predicted: N output rows in sets."""
 
     planned: list[PlannedSet]
-    source: np.ndarray  # (N,) row of the control cell that each output is generated from; -1: not predicted
+    source: np.ndarray  # (N,) row of the control cell that each output row is generated from; -1: not predicted
     query: np.ndarray  # (N,) q > 0 is the q-th perturbation of the call, 0 the control
 
 
 class Population(NamedTuple):
     """What is to be predicted: the same sets of control cells under every perturbation.
 
-    Output rows stand perturbation by perturbation and set by set, so that consecutive sets are consecutive rows.
+    Output rows are ordered by perturbation and then by set, so that consecutive sets are consecutive rows.
     """
 
     n_labels: int
@@ -30,7 +32,7 @@ class Population(NamedTuple):
 
     @property
     def rows(self) -> np.ndarray:
-        """Control rows under one perturbation."""
+        """Control rows (n,) under one perturbation."""
         return np.concatenate([rows for _, _, rows in self.sets])
 
     @property
@@ -48,19 +50,23 @@ class Population(NamedTuple):
 
     def pieces(self, n_sets: int) -> Iterator[Request]:
         """Yield requests of up to ``n_sets`` sets each; together they are the population, row by row."""
-        run = range(self.n_labels * len(self.sets))
+        every = range(self.n_labels * len(self.sets))
         for i in range(self.n_pieces(n_sets)):
-            yield self._piece(run[i * n_sets : (i + 1) * n_sets])
+            yield self._piece(every[i * n_sets : (i + 1) * n_sets])
 
-    def _piece(self, run: range) -> Request:
-        planned, n_rows = [], 0
-        for i in run:
-            q, s = divmod(i, len(self.sets))
+    def _piece(self, numbers: range) -> Request:
+        """Return the request for the sets of these numbers, counted over perturbations and then over sets."""
+        planned = []
+        n_rows = 0
+        for number in numbers:
+            label, s = divmod(number, len(self.sets))
             cell_type, ordinal, rows = self.sets[s]
-            planned.append(PlannedSet(q + 1, cell_type, ordinal, np.arange(n_rows, n_rows + len(rows)), rows))
+            output = np.arange(n_rows, n_rows + len(rows))  # (s,)
+            planned.append(PlannedSet(label + 1, cell_type, ordinal, output, rows))  # query 0 is the control
             n_rows += len(rows)
-        query = np.repeat([each.query for each in planned], [len(each.source) for each in planned])
-        return Request(planned, np.concatenate([each.source for each in planned]), query)
+        source = np.concatenate([one.source for one in planned])  # (N,)
+        query = np.repeat([one.query for one in planned], [len(one.source) for one in planned])  # (N,)
+        return Request(planned, source, query)
 
 
 def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
@@ -89,23 +95,28 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
     assigned
         Query of every cell (n,): 0 control, q > 0 the q-th perturbation, -1 not predicted.
     set_size
-        Largest set.
+        Largest number of cells in a set.
     seed
         Draw of the control cells; None is a fixed draw.
 
     Notes
     -----
-    A control cell that is predicted is its own source.
+    The source of a predicted control cell is the cell itself.
     """
-    index, planned = screen.index, []
-    source = np.full(index.n_obs, -1, dtype=np.int64)
-    order = name_hash(screen.names, seed or 0)
-    active = np.flatnonzero(assigned >= 0)
-    pairs, of_pair = np.unique(np.stack([assigned[active], index.cell_type[active]]), axis=1, return_inverse=True)
-    of_pair = of_pair.ravel()
+    index = screen.index
+    order = name_hash(screen.names, seed or 0)  # (n,)
+    source = np.full(index.n_obs, -1, dtype=np.int64)  # (n,)
+    active = np.flatnonzero(assigned >= 0)  # (m,) cells that are predicted
+    asked = np.stack([assigned[active], index.cell_type[active]])  # (2, m) query and cell type
+    pairs, of_pair = np.unique(asked, axis=1, return_inverse=True)
+    of_pair = of_pair.ravel()  # (m,): one version of numpy returns (1, m)
+    planned = []
+    # Sets are dealt per condition, so that other conditions in the call do not change them.
     for i, (q, t) in enumerate(pairs.T):
-        cells, controls = active[of_pair == i], require_controls(screen, t)
-        itself, others = cells[index.is_control[cells]], cells[~index.is_control[cells]]
+        cells = active[of_pair == i]
+        controls = require_controls(screen, t)
+        itself = cells[index.is_control[cells]]
+        others = cells[~index.is_control[cells]]
         sets = [(rows, rows) for rows, _ in _dealt(index.batch, order, itself, itself, set_size)]
         sets += _dealt(index.batch, order, others, controls, set_size)
         for ordinal, (rows, sources) in enumerate(sets):
@@ -114,7 +125,10 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
     return Request(planned, source, np.asarray(assigned))
 
 
-def _dealt(batch, order, cells, controls, set_size):
+def _dealt(
+    batch: np.ndarray, order: np.ndarray, cells: np.ndarray, controls: np.ndarray, set_size: int
+) -> list[DealtSet]:
+    """Deal cells (rows) and control cells (rows) into sets, given batch and hash of every cell (n,)."""
     if not len(cells):
         return []
     sets = deal_sets(batch[cells], order[cells], batch[controls], order[controls], set_size)
@@ -130,14 +144,31 @@ def request_population(
     set_size: int,
     seed: int | None,
 ) -> Population:
-    """Plan one output row per (perturbation, cell type, control cell); ``n_cells`` takes that many of the controls.
+    """Plan one output row per perturbation, cell type and control cell.
+
+    Parameters
+    ----------
+    screen
+        The screen.
+    n_labels
+        Number of perturbations.
+    cell_types
+        Codes of the cell types.
+    n_cells
+        Number of control cells taken of each cell type; None takes all.
+    set_size
+        Largest number of cells in a set.
+    seed
+        Draw of the control cells; None is a fixed draw.
 
     Raises
     ------
     ValueError
         If a cell type has no controls, or fewer than ``n_cells``.
     """
-    order, sets = name_hash(screen.names, seed or 0), []
+    # The hash of a name, not its row, orders the cells: permuting the rows of the AnnData changes no prediction.
+    order = name_hash(screen.names, seed or 0)  # (n,)
+    sets = []
     for t in cell_types:
         controls = _first_controls(screen, t, order, n_cells)
         dealt = _dealt(screen.index.batch, order, controls, controls, set_size)
@@ -146,17 +177,17 @@ def request_population(
 
 
 def _first_controls(screen: Screen, cell_type: int, order: np.ndarray, n_cells: int | None) -> np.ndarray:
+    """Return the rows, ascending, of the ``n_cells`` controls of lowest hash (``order``), or of all controls."""
     controls = require_controls(screen, cell_type)
     if n_cells is None:
         return controls
     if not 0 < n_cells <= len(controls):
-        what = f"n_cells={n_cells}"
-        problem = (
-            f"cannot be drawn from the {len(controls)} control cells of {str(screen.index.cell_types[cell_type])!r}"
-        )
+        name = str(screen.index.cell_types[cell_type])
+        problem = f"cannot be drawn from the {len(controls)} control cells of {name!r}"
         remedy = "Leave n_cells=None to use every control cell once, or ask for fewer."
-        raise ValueError(unusable(what, "the request", problem, remedy))
-    return np.sort(controls[np.argsort(order[controls], kind="stable")[:n_cells]])
+        raise ValueError(unusable(f"n_cells={n_cells}", "the request", problem, remedy))
+    first = np.argsort(order[controls], kind="stable")[:n_cells]  # (n_cells,)
+    return np.sort(controls[first])
 
 
 def as_name_list(names: object, argument: str) -> list[str]:
@@ -167,7 +198,7 @@ def as_name_list(names: object, argument: str) -> list[str]:
     TypeError
         If it is neither a string nor a collection.
     """
-    if isinstance(names, str):
+    if isinstance(names, str):  # a string is a collection of letters too
         return [names]
     if not isinstance(names, Iterable):
         problem = f"is {names!r}"
@@ -176,21 +207,23 @@ def as_name_list(names: object, argument: str) -> list[str]:
 
 
 def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
-    """Return the codes of named cell types; None means all that have controls.
+    """Return the codes of named cell types; None takes all that have control cells.
 
     Raises
     ------
     KeyError
         If a name does not occur.
+    ValueError
+        If no name is given.
     """
     index = screen.index
     if names is None:
         return [t for t in range(len(index.cell_types)) if len(index.controls(t))]
     known = {name: t for t, name in enumerate(index.cell_types)}
-    names = list(dict.fromkeys(as_name_list(names, "cell_types")))
-    if not names:
+    wanted = list(dict.fromkeys(as_name_list(names, "cell_types")))
+    if not wanted:
         raise ValueError(unusable("cell_types", "the request", "is empty", "Leave cell_types=None to take all."))
-    for name in names:
+    for name in wanted:
         if name not in known:
             raise KeyError(absent("Cell type", name, "the cell types of this object", known, "Correct cell_types=..."))
-    return [known[name] for name in names]
+    return [known[name] for name in wanted]

@@ -13,10 +13,10 @@ SIMILARITIES = ["similarity", "similarity_response"]  # columns of the spaces, i
 
 
 class _Sums(NamedTuple):
-    """What was retrieved for one condition, over its cells so far; J' places are filled."""
+    """What was retrieved for one condition, summed over its cells so far; J' places hold evidence."""
 
     candidate: np.ndarray  # (J',) row of the candidates
-    role: np.ndarray  # (J',)
+    role: np.ndarray  # (J',) index into ROLES
     similarity: np.ndarray  # (J', R)
     weight: np.ndarray  # (J',) summed over cells
     gate: np.ndarray  # (J',) summed over cells
@@ -32,22 +32,26 @@ class RetrievalTally:
     labels
         Perturbations; query q > 0 is ``labels[q - 1]``, query 0 the control.
     candidates
-        Names of what can be retrieved (P,).
+        Names of the perturbations that can be retrieved (P,).
     cell_types
-        Names of the cell types.
+        Names of the cell types (T,).
     """
 
     def __init__(self, labels: tuple[str, ...], candidates: np.ndarray, cell_types: np.ndarray):
-        self.labels, self.candidates, self.cell_types = labels, candidates, cell_types
+        self.labels = labels
+        self.candidates = candidates
+        self.cell_types = cell_types
         self._sums: dict[tuple[int, int], _Sums] = {}
 
     def add(self, sets: CellSets, predicted: PredictedSets) -> None:
         """Add one mini-batch of sets."""
         for b, condition in enumerate(zip(sets.query.tolist(), sets.cell_type.tolist(), strict=True)):
-            is_cell, is_filled = sets.target_mask[b], predicted.present[b]
+            is_cell = sets.target_mask[b]  # (S,)
+            is_filled = predicted.present[b]  # (J,)
             n_cells = int(is_cell.sum())
-            weight = predicted.weights[b][is_cell][:, is_filled].sum(0, dtype=float)
-            gate = predicted.gates[b][is_cell][:, is_filled].sum(0, dtype=float)
+            weight = predicted.weights[b][is_cell][:, is_filled].sum(0, dtype=float)  # (J',)
+            gate = predicted.gates[b][is_cell][:, is_filled].sum(0, dtype=float)  # (J',)
+            # The strength belongs to the set; its cells count, because sets of one condition differ in size.
             strength = n_cells * float(predicted.strength[b])
             previous = self._sums.get(condition)
             if previous is not None:
@@ -85,7 +89,7 @@ class RetrievalTally:
         """
         tables = []
         for name, cell_type, sums in self._conditions():
-            if not len(sums.candidate):
+            if not len(sums.candidate):  # an empty table would change the types of the columns
                 continue
             columns = {
                 "perturbation": name,
@@ -100,5 +104,7 @@ class RetrievalTally:
             tables.append(pd.DataFrame(columns))
         if tables:
             return pd.concat(tables, ignore_index=True)
-        kinds = {c: object if c in RETRIEVAL_COLUMNS[:4] else float for c in RETRIEVAL_COLUMNS}
-        return pd.DataFrame({c: pd.Series(dtype=kind) for c, kind in kinds.items()})
+        # Nothing was retrieved: an empty table with the same columns and types.
+        texts = dict.fromkeys(RETRIEVAL_COLUMNS[:4], object)
+        numbers = dict.fromkeys(RETRIEVAL_COLUMNS[4:], float)
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in {**texts, **numbers}.items()})

@@ -24,7 +24,7 @@ CHUNK = 4096  # output rows in memory at a time when predictions go to a file
 
 
 class Answering(Protocol):
-    """What a run needs of a predictor; see :class:`ptrag_sc.data.Predictor`."""
+    """The parts of a predictor that a run uses; see :class:`ptrag_sc.data.Predictor`."""
 
     keys_: ScreenKeys
     genes_: np.ndarray  # (G,)
@@ -37,26 +37,34 @@ class Answering(Protocol):
         """Return the predicted cells of one mini-batch of sets."""
 
     def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
-        """Return what stands in ``.uns[key]`` beside a prediction."""
+        """Return the content of ``.uns[key]`` that goes with a prediction."""
 
 
 class Run:
-    """One call of a predictor: what was prepared once, and the sums of what was retrieved so far.
+    """One call of a predictor: the state that was prepared once, and a tally of what was retrieved so far.
 
     Parameters
     ----------
-    predictor, screen, labels
-        What answers, the cells that it starts from, and the perturbations.
+    predictor
+        The predictor.
+    screen
+        Cells that predictions start from.
+    labels
+        Perturbations of the call.
     state
-        What :meth:`Predictor.prepare` returned.
+        The value that :meth:`Predictor.prepare` returned.
     seed
-        None is deterministic.
+        Seed of sampled predictions; None is deterministic.
     """
 
     def __init__(
         self, predictor: Answering, screen: Screen, labels: tuple[str, ...], *, state: object, seed: int | None
     ):
-        self.predictor, self.screen, self.labels, self.state, self.seed = predictor, screen, labels, state, seed
+        self.predictor = predictor
+        self.screen = screen
+        self.labels = labels
+        self.state = state
+        self.seed = seed
         self.retrieved = RetrievalTally(labels, predictor.candidates_, screen.index.cell_types)
 
     def answer(self, request: Request) -> Prediction:
@@ -65,21 +73,23 @@ class Run:
         return assemble(self._generate(request), shape=shape)
 
     def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
-        dataset, predict_batch = CellSetDataset(self.screen.reader, with_target=False), self.predictor.predict_batch
+        dataset = CellSetDataset(self.screen.reader, with_target=False)
         for sets in SequentialSets(request.planned, batch_size=self.predictor._prediction_batch_size):
-            predicted = predict_batch(dataset[sets], sets, self.labels, self.screen, state=self.state, seed=self.seed)
+            predicted = self.predictor.predict_batch(
+                dataset[sets], sets, self.labels, self.screen, state=self.state, seed=self.seed
+            )
             self.retrieved.add(sets, predicted)
             yield sets, predicted
 
 
 @dataclass(frozen=True)
 class VirtualCells:
-    """Populations that are planned, and generated once: in memory, or piece by piece into a file.
+    """Planned populations, to be generated once: in memory, or piece by piece into a file.
 
     Parameters
     ----------
     run
-        What generates them.
+        The call that generates them.
     population
         Their sets.
     obs
@@ -94,7 +104,7 @@ class VirtualCells:
     population: Population
     obs: pd.DataFrame
     var: pd.DataFrame
-    params: dict
+    params: dict[str, Any]
 
     def in_memory(self) -> AnnData:
         """Return all cells."""
@@ -103,29 +113,40 @@ class VirtualCells:
         return whole
 
     def write(self, path: Path, *, progress: bool) -> None:
-        """Write all cells to a file ``.h5ad`` or ``.zarr``, with about ``CHUNK`` of them in memory, or one mini-batch.
+        """Write all cells to a file ``.h5ad`` or ``.zarr``.
+
+        About ``CHUNK`` cells are in memory at a time, or one mini-batch if that is more.
 
         Raises
         ------
         TypeError
             If a column of ``obs`` or ``var`` cannot be written.
         """
+        # Columns are converted and checked before the first cell is generated: an error after hours would be too late.
         stored = replace(self, obs=storable(self.obs), var=storable(self.var))
         check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
-        # Pieces are whole mini-batches: every set is generated beside the same sets as in memory.
+        # Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
         batch_size = self.run.predictor._prediction_batch_size
         largest = max(len(rows) for _, _, rows in self.population.sets)
         n_sets = max(1, CHUNK // (largest * batch_size)) * batch_size
-        n_pieces, requests = self.population.n_pieces(n_sets), self.population.pieces(n_sets)
-        pieces = map(stored._piece, track(requests, "Predicting", not progress, total=n_pieces))
+        n_pieces = self.population.n_pieces(n_sets)
+        requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
+        pieces = map(stored._piece, requests)
         write_beside(path, lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns))
 
     def _piece(self, request: Request) -> AnnData:
-        prediction, keys = self.run.answer(request), self.run.predictor.keys_
+        prediction = self.run.answer(request)
         if self.params["nonnegative"]:
             np.maximum(prediction.cells, 0, out=prediction.cells)
-        names = {"labels": self.run.labels, "column": keys.perturbation_key, "key": DEFAULT_KEY}
-        return population_anndata(prediction, request, self.obs, self.var, **names)
+        return population_anndata(
+            prediction,
+            request,
+            self.obs,
+            self.var,
+            labels=self.run.labels,
+            column=self.run.predictor.keys_.perturbation_key,
+            key=DEFAULT_KEY,
+        )
 
-    def _uns(self) -> dict:
+    def _uns(self) -> dict[str, dict[str, Any]]:
         return {DEFAULT_KEY: self.run.predictor.describe(self.run.retrieved, self.params)}

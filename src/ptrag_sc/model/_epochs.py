@@ -1,11 +1,11 @@
-"""How many epochs were done in all trainings, and the weights of which one does a model have?"""
+"""How many epochs have been run, and which epoch's weights are kept?"""
 
 import logging
-from typing import Any
 
 import pandas as pd
 from scvi.train import TrainRunner
 
+from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._trainer import KeepBest
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Epochs:
-    """Epochs of one training, numbered beyond those of earlier ones.
+    """Epochs of one training, numbered on from those of earlier trainings.
 
-    What is written into the model: ``n_epochs_``; ``kept_epoch_``, None for the weights of before the first training;
-    and ``history_``, which scvi-tools numbers by rows in a further training (wrong where a value is not logged in every
-    epoch) and forgets where checkpoints are saved. Unlike the history both numbers are known to every process of a
-    distributed training.
+    Three attributes of the model are written: ``n_epochs_``; ``kept_epoch_``, which is None for the weights before the
+    first training; and ``history_``. In a further training scvi-tools numbers the history by rows, which is wrong if a
+    value is not logged in every epoch, and it forgets the history if checkpoints are saved. Every process of a
+    distributed training knows both numbers, but only one has the history.
 
     Parameters
     ----------
@@ -26,61 +26,77 @@ class Epochs:
         As in :func:`run_training`.
     """
 
-    def __init__(self, model: Any, runner: TrainRunner, plan: PTRAGTrainingPlan):
-        self.model, self.trainer, self.plan = model, runner.trainer, plan
-        plan.n_before, plan.kept_before = model.n_epochs_, model.kept_epoch_
-        self.history = dict(model.history_ or {})
+    def __init__(self, model: SavedModel, runner: TrainRunner, plan: PTRAGTrainingPlan):
+        self.model = model
+        self.trainer = runner.trainer
+        self.plan = plan
+        plan.n_before = model.n_epochs_
+        plan.kept_before = model.kept_epoch_
+        self.history: dict[str, pd.DataFrame] = dict(model.history_ or {})
         self.keep = next((callback for callback in self.trainer.callbacks if isinstance(callback, KeepBest)), None)
 
     def write(self) -> None:
-        """Write what was done so far."""
-        model, plan, offset = self.model, self.plan, self.plan.epoch_offset
+        """Write the state so far into the model."""
+        offset = self.plan.epoch_offset
         added = getattr(self.trainer.logger, "history", None)
-        added = added if isinstance(added, dict) else {}  # not of every logger
+        if not isinstance(added, dict):  # loggers other than that of scvi-tools have none
+            added = {}
         logged = [frame.index[-1] + 1 for frame in added.values() if frame.index.name == "epoch" and len(frame)]
-        done = max([min(self.trainer.current_epoch + plan.running, self.trainer.max_epochs), *logged])
-        model.n_epochs_ = max(plan.n_before, offset + int(done))
-        if not plan.running and self.keep is not None and self.keep.best_state is not None:
-            model.kept_epoch_ = self.keep.best_epoch
-        else:
-            model.kept_epoch_ = model.n_epochs_ - 1 if model.n_epochs_ > plan.n_before else plan.kept_before
+        # The trainer counts an epoch when it ends, so the running one is added; a log may be ahead of the count.
+        counted = min(self.trainer.current_epoch + self.plan.running, self.trainer.max_epochs)
+        self.model.n_epochs_ = max(self.plan.n_before, offset + int(max([counted, *logged])))
+        self.model.kept_epoch_ = self._kept_epoch()
         if self.trainer.is_global_zero and (added or self.history):
-            model.history_ = {name: self._joined(name, added.get(name), offset) for name in {**self.history, **added}}
+            names = {**self.history, **added}
+            self.model.history_ = {name: self._joined(name, added.get(name), offset) for name in names}
+
+    def _kept_epoch(self) -> int | None:
+        """Return the epoch of the model's weights, given the number of epochs that were run."""
+        if not self.plan.running and self.keep is not None and self.keep.best_state is not None:
+            return self.keep.best_epoch
+        if self.model.n_epochs_ > self.plan.n_before:
+            return self.model.n_epochs_ - 1
+        return self.plan.kept_before
 
     def _joined(self, name: str, added: pd.DataFrame | None, offset: int) -> pd.DataFrame:
-        """Return the values of earlier trainings and of this one; what is logged by steps is numbered on."""
+        """Return the values of earlier trainings and of this one; values logged by step are numbered on."""
         before = self.history.get(name)
-        if added is None or before is None:
-            return before if added is None else added.set_index(added.index + offset * (added.index.name == "epoch"))
-        shift = offset if added.index.name == "epoch" else before.index[-1] + 1
+        if added is None:
+            return before
+        by_epoch = added.index.name == "epoch"
+        if before is None:
+            return added.set_index(added.index + offset * by_epoch)
+        shift = offset if by_epoch else before.index[-1] + 1
         both = pd.concat([before, added.set_index(added.index + shift)])
-        return both[~both.index.duplicated(keep="last")]
+        return both[~both.index.duplicated(keep="last")]  # a resumed training repeats epochs
 
 
-def run_training(model: Any, runner: TrainRunner, plan: PTRAGTrainingPlan) -> None:
-    """Train; whether that ends, fails or is interrupted, the best weights so far are the model's, and it knows which.
+def run_training(model: SavedModel, runner: TrainRunner, plan: PTRAGTrainingPlan) -> None:
+    """Train, and leave the best weights so far in the model even if training fails or is interrupted.
 
     Parameters
     ----------
     model
-        :class:`ptrag_sc.PTRAG`.
+        Instance of :class:`ptrag_sc.PTRAG`; its ``kept_epoch_`` becomes the epoch of these weights.
     runner, plan
-        Of this training.
+        Runner and plan of this training.
     """
-    epochs, was_trained = Epochs(model, runner, plan), model.is_trained_
-    model.epochs_, model.support_ = epochs, None
+    epochs = Epochs(model, runner, plan)
+    was_trained = model.is_trained_
+    model.epochs_ = epochs
+    model.support_ = None  # calibrated with other weights
     model.module.train()
     try:
         runner()
     finally:
         model.epochs_ = None
         model.module.eval()
-        model.is_trained_ = model.is_trained_ or was_trained  # checkpoints of scvi-tools forget it
+        model.is_trained_ = model.is_trained_ or was_trained  # the checkpoints of scvi-tools reset it
         plan.running = False
         if epochs.keep is not None:
             epochs.keep.restore(plan)
         epochs.write()
     if epochs.keep is not None and epochs.keep.is_start and epochs.keep.best_state is not None:
         how = "clearly better" if plan.has_memory else "better"
-        found = f"was {how} on" if epochs.keep.n_checks else "was checked on"
+        found = f"was {how} on" if epochs.keep.n_checks > 0 else "was checked on"
         logger.warning("No epoch %s the validation conditions: weights stay as before.", found)

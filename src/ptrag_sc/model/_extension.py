@@ -1,4 +1,4 @@
-"""How does a memory learn of new experiments, without training?"""
+"""How are new experiments added to a memory, without training?"""
 
 import logging
 from dataclasses import replace
@@ -22,6 +22,7 @@ from ptrag_sc.data import (
 from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._prediction import ModulePredictor
+from ptrag_sc.model._support import CONDITION
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory, shrink, squared_errors
 
 logger = logging.getLogger(__name__)
@@ -30,19 +31,20 @@ IN_MEMORY = "memory"  # split of a condition that was added later
 
 
 class GrowingMemory(ModulePredictor):
-    """The memory's side of :class:`ptrag_sc.PTRAG`."""
+    """The part of :class:`ptrag_sc.PTRAG` that adds to the memory."""
 
     def extend_memory(self, adata: AnnData, *, gene_embedding: object = None) -> None:
         """Add experiments to the memory; nothing is trained, and no weight changes.
 
-        Conditions that the memory lacks are added with the mean shift that ``adata`` shows, shrunk like the others. New
-        perturbations become candidates, new cell types bring their own mean shift. What the memory holds stays. The
-        added conditions count as seen: :func:`ptrag_sc.benchmark.compare` refuses to test on them.
+        Conditions that the memory lacks are added with their mean shift in ``adata``, shrunk like the others. New
+        perturbations become candidates, and new cell types bring their own mean shift. Entries that the memory already
+        has do not change. The added conditions count as seen, so :func:`ptrag_sc.benchmark.compare` refuses to test on
+        them.
 
         Parameters
         ----------
         adata
-            New experiments with their control cells, genes and columns as at set-up. Where it has the column that was
+            New experiments with their control cells, genes and columns as at set-up. If it has the column that was
             registered as ``split_key``, only conditions of ``train`` are added.
         gene_embedding
             Table for genes that neither the model nor ``adata`` knows.
@@ -66,54 +68,69 @@ class GrowingMemory(ModulePredictor):
         >>> len(model.candidates_)
         10
         """
-        if self.tables_.memory is None:
+        memory = self.module.memory
+        if memory is None:
             remedy = 'Construct it with memory="response".'
             raise ValueError(unusable("The model", "extend_memory", "has no memory", remedy))
         screen = self.read(adata)
         if bad := design_warnings(screen.index):
             logger.warning("The new experiments: %s.", bad)
-        table = self._new_conditions(adata, screen.index)
-        known, names = set(self.candidates_), tuple(dict.fromkeys(table["perturbation"]))
-        candidates = np.array([*self.candidates_, *(p for p in names if p not in known)], dtype=str)
-        cell_types = tuple(dict.fromkeys([*self.tables_.cell_types, *table["cell_type"]]))
-        embedding = self._embedding_with(names, adata, gene_embedding)
+        table = self._new_conditions(adata, screen.index, memory)
+        # New names are appended, so that the rows and columns of the memory stay where they are.
+        candidates = np.array(list(dict.fromkeys([*self.candidates_, *table["perturbation"]])), dtype=str)  # (P',)
+        cell_types = tuple(dict.fromkeys([*self.tables_.cell_types, *table["cell_type"]]))  # (T',)
+        embedding = self._embedding_with(tuple(table["perturbation"].unique()), adata, gene_embedding)
         matching = matching_weights(screen.reader, screen.index, self.init_params_["control_matching"])
         controls = control_means(screen.reader, screen.index, matching)
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, screen.index.coded(table), controls)
-        places = pd.Index(screen.index.cell_types).get_indexer(list(cell_types))
+        places = pd.Index(screen.index.cell_types).get_indexer(list(cell_types))  # (T',); what -1 picks is not used
         memory = _extended(
-            self.module.memory,
+            memory,
             pd.Index(candidates).get_indexer(table["perturbation"]),
             pd.Index(cell_types).get_indexer(table["cell_type"]),
             shifts=shifts,
             spread=spread._replace(variance=spread.variance[places]),
             controls=controls.cell_type[places],
         )
-        added = pd.MultiIndex.from_frame(table[["perturbation", "cell_type"]])
-        old = self.split_[~pd.MultiIndex.from_frame(self.split_[["perturbation", "cell_type"]]).isin(added)]
-        split = pd.concat([old, table.assign(split=IN_MEMORY)[old.columns]], ignore_index=True)
-        changed = {"candidates": candidates, "embedding": embedding, "split": split, "cell_types": cell_types}
-        self.tables_ = replace(self.tables_, memory=memory, **changed)
-        self.candidates_, self.split_ = candidates, split
-        vectors = torch.as_tensor(embedding.vectors_for(candidates, self.keys_.sep))
-        tables = {"embeddings": vectors, **{MEMORY + name: tensor for name, tensor in memory._asdict().items()}}
-        for name, tensor in tables.items():
-            self.module.register_buffer(name, tensor.to(self.module.device))
+        self.tables_ = replace(
+            self.tables_,
+            candidates=candidates,
+            embedding=embedding,
+            split=self._split_with(table),
+            memory=memory,
+            cell_types=cell_types,
+        )
+        self.candidates_ = self.tables_.candidates
+        self.split_ = self.tables_.split
+        vectors = torch.as_tensor(embedding.vectors_for(candidates, self.keys_.sep))  # (P', D)
+        self.module.register_buffer("embeddings", vectors.to(self.module.device))
+        for name, tensor in memory._asdict().items():
+            self.module.register_buffer(MEMORY + name, tensor.to(self.module.device))
         logger.info("Added %d conditions to the memory.", len(table))
 
-    def _new_conditions(self, adata: AnnData, index: ConditionIndex) -> pd.DataFrame:
-        """Return the conditions (names) to add; what the memory holds is left out with a warning."""
-        table, key = index.conditions, self.keys_.split_key
+    def _split_with(self, added: pd.DataFrame) -> pd.DataFrame:
+        """Return the model's split with added conditions, which may have had another label before."""
+        pairs = pd.MultiIndex.from_frame(added[CONDITION])
+        old = self.split_[~pd.MultiIndex.from_frame(self.split_[CONDITION]).isin(pairs)]
+        return pd.concat([old, added.assign(split=IN_MEMORY)[old.columns]], ignore_index=True)
+
+    def _new_conditions(self, adata: AnnData, index: ConditionIndex, memory: ResponseMemory) -> pd.DataFrame:
+        """Return the conditions (names) to add; those that the memory has are left out with a warning."""
+        table = index.conditions
+        key = self.keys_.split_key
+        split = None
         if key is not None and key in self.keys_.container(adata, "split_key").obs:
-            table = condition_split(index, read_split(adata, self.keys_), place=f"adata.obs[{key!r}]")
+            split = read_split(adata, self.keys_)  # (n,)
+        if split is not None:
+            table = condition_split(index, split, place=f"adata.obs[{key!r}]")
             table = table[table["split"] == "train"].drop(columns="split")
         single = (table["n_cells"] < 2).to_numpy()
         if single.any():
             logger.warning("Left %d conditions of a single cell out of the memory.", single.sum())
         table = index.named(table[~single])
-        pairs = (self.module.memory.n_cells > 0).nonzero().tolist()
+        pairs = (memory.n_cells > 0).nonzero().tolist()
         held = pd.MultiIndex.from_tuples([(self.candidates_[p], self.tables_.cell_types[t]) for p, t in pairs])
-        is_held = pd.MultiIndex.from_frame(table[["perturbation", "cell_type"]]).isin(held)
+        is_held = pd.MultiIndex.from_frame(table[CONDITION]).isin(held)  # (C,)
         if is_held.all():
             remedy = "Pass experiments with other perturbations or cell types."
             raise ValueError(unusable("The data", "extend_memory", "hold no condition that the memory lacks", remedy))
@@ -122,13 +139,13 @@ class GrowingMemory(ModulePredictor):
         return table[~is_held].reset_index(drop=True)
 
     def _embedding_with(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object) -> GeneEmbedding:
-        """Return the model's table with the genes of some perturbations."""
-        own, sep = self.tables_.embedding, self.keys_.sep
-        lacking = tuple(own.missing(labels, sep))
-        vectors = self.resolve(lacking, adata, gene_embedding)
-        both = np.concatenate([own.genes, lacking]).astype(str), np.concatenate([own.vectors, vectors])
+        """Return the model's table, extended by the genes that some perturbations need."""
+        own = self.tables_.embedding
+        lacking = tuple(own.missing(labels, self.keys_.sep))
+        genes = np.concatenate([own.genes, lacking]).astype(str)
+        vectors = np.concatenate([own.vectors, self.resolve(lacking, adata, gene_embedding)])  # (genes, D)
         excluded = [gene for gene in own.excluded if gene not in lacking]
-        return GeneEmbedding.from_table(*both, source=own.source, excluded=excluded)
+        return GeneEmbedding.from_table(genes, vectors, source=own.source, excluded=excluded)
 
 
 def _extended(
@@ -140,31 +157,34 @@ def _extended(
     spread: Spread,
     controls: np.ndarray,
 ) -> ResponseMemory:
-    """Return a memory with further conditions; in cell types that it knows, means and reliabilities stay.
+    """Return a memory with further conditions; known cell types keep their means and reliabilities.
 
     Parameters
     ----------
     memory
         The memory.
     perturbation, cell_type
-        Row and column of each new condition (C,), beyond the memory where new.
+        Row and column of each new condition (C,); new perturbations and cell types come after those of the memory.
     shifts, spread, controls
-        As in :func:`build_memory`; rows of cell types that have no new condition are not read.
+        As in :func:`build_memory`; rows of cell types that have no new condition are not used.
     """
-    n, n_types = len(memory.entries), len(memory.mean)
-    shape = max(n, int(perturbation.max()) + 1), max(n_types, int(cell_type.max()) + 1)
+    n, n_types = memory.n_cells.shape
+    shape = max(n, int(perturbation.max()) + 1), max(n_types, int(cell_type.max()) + 1)  # (P', T')
     old = ResponseMemory(*(tensor.cpu() for tensor in memory))
-    directions = old.directions.numpy()
+    directions = old.directions.numpy()  # (L, G)
     new = build_memory(
         perturbation, cell_type, shape, shifts=shifts, spread=spread, controls=controls, directions=directions
     )
+    # No condition is in both, so the sum keeps each.
     new.n_cells[:n, :n_types] += old.n_cells
     new.entries[:n, :n_types] += old.entries * (old.n_cells > 0)[..., None]
     for name in ("between", "mean", "controls"):
         getattr(new, name)[:n_types] = getattr(old, name)
-    known = cell_type < n_types
-    p, t = perturbation[known], cell_type[known]
-    deviation = (shifts.shift[known] - old.mean.numpy()[t]) @ directions.T
-    error = squared_errors(spread, cell_type, directions)[known]
+    # In a known cell type new entries are deviations from its kept mean, shrunk by its kept variance.
+    known = cell_type < n_types  # (C,)
+    p = perturbation[known]
+    t = cell_type[known]
+    deviation = (shifts.shift[known] - old.mean.numpy()[t]) @ directions.T  # (known, L)
+    error = squared_errors(spread, cell_type, directions)[known]  # (known, L)
     new.entries[p, t] = torch.as_tensor(shrink(deviation, error, old.between.numpy()[t]), dtype=new.entries.dtype)
     return new

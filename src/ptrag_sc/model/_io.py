@@ -1,4 +1,4 @@
-"""How does a model become one file, and back? Tensors and one JSON string, nothing that is executed on reading."""
+"""How does a model become one file, and back? Tensors and one JSON string; nothing in it is executed on reading."""
 
 import json
 from pathlib import Path
@@ -32,20 +32,21 @@ def read_model(path: Path) -> ModelFile:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the file does not exist.
     ValueError
-        If the file is something else or of another format.
+        If the file is not a model, or has another format.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            unusable("A saved model", str(path), "was not found", "Pass the folder given to save().")
-        )
+        remedy = "Pass the folder given to save()."
+        raise FileNotFoundError(unusable("A saved model", str(path), "was not found", remedy))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors, meta = content["tensors"], json.loads(content["json"])
-    except Exception as error:
+        tensors = content["tensors"]
+        meta = json.loads(content["json"])
+    except Exception as error:  # what torch raises depends on the content of the file
         remedy = "Pass a folder written by PTRAG.save of this package."
         raise ValueError(unusable("The file", str(path), "is not a ptrag_sc model", remedy)) from error
+    # A newer file needs a newer package; older formats are not converted.
     if meta["format"] != FORMAT:
         problem = f"has format {meta['format']}, this version reads format {FORMAT}"
         remedy = "Update ptrag_sc." if meta["format"] > FORMAT else "Train and save the model again."

@@ -1,15 +1,18 @@
-"""Which options does the module have, and which values can they take?"""
+"""Which options does the module have, and which values are allowed?"""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.nn import LOSSES
 
-RETRIEVAL = ("gumbel", "attention", "none")
-MEMORIES = (None, "response")
-RANGES = {
+Retrieval = Literal["gumbel", "attention", "none"]
+Memory = Literal["response"]
+
+RETRIEVAL: tuple[Retrieval, ...] = get_args(Retrieval)
+MEMORIES = (None, *get_args(Memory))
+RANGES = {  # both ends are allowed
     "n_hidden": (1, math.inf),
     "n_layers": (1, math.inf),
     "n_heads": (1, math.inf),
@@ -25,8 +28,8 @@ RANGES = {
 class ModuleParams:
     """Parameters of the module that are not shapes; they are described at :class:`ptrag_sc.PTRAG`."""
 
-    retrieval: Literal["gumbel", "attention", "none"]
-    memory: Literal["response"] | None
+    retrieval: Retrieval
+    memory: Memory | None
     n_hidden: int
     n_layers: int
     n_heads: int
@@ -37,16 +40,17 @@ class ModuleParams:
     sparsity_weight: float
     loss: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is built."""
         for name, known in (("retrieval", RETRIEVAL), ("memory", MEMORIES), ("loss", tuple(LOSSES))):
-            if getattr(self, name) not in known:
-                remedy = f"Pass one of {known}."
-                raise ValueError(absent(f"{name}=", getattr(self, name), "the known values", known, remedy))
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(absent(f"{name}=", value, "the known values", known, f"Pass one of {known}."))
         for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                problem, remedy = f"is not between {low:g} and {high:g}", "Choose a value in range."
-                raise ValueError(unusable(f"{name}={getattr(self, name)}", "the constructor", problem, remedy))
-        if self.n_hidden % self.n_heads:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                problem = f"is not between {low:g} and {high:g}"
+                raise ValueError(unusable(f"{name}={value}", "the constructor", problem, "Choose a value in range."))
+        if self.n_hidden % self.n_heads:  # every head gets an equal part of the hidden values
             problem = f"is no multiple of n_heads={self.n_heads}"
             raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))

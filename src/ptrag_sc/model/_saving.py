@@ -4,14 +4,13 @@ from abc import abstractmethod
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import anndata
 import mudata as mudata_io
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
@@ -19,13 +18,20 @@ from scvi.model.base import BaseModelClass
 from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
-from ptrag_sc.data._fields import setup
-from ptrag_sc.data._files import make_folder, write_beside
+from ptrag_sc.data._fields import AnnOrMuData, setup
+from ptrag_sc.data._files import StrPath, make_folder, write_beside
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._support import Calibration
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory
+
+if TYPE_CHECKING:
+    from ptrag_sc.model._epochs import Epochs
+
+History: TypeAlias = dict[str, pd.DataFrame]  # for each logged quantity a table of one column
+SavedHistory: TypeAlias = dict[str, dict[str, list[float]]]  # for each one "epoch" and "value"
+Data: TypeAlias = AnnOrMuData | Literal[False]  # False: a model without data
 
 MODULE = "module."
 VECTORS = "gene_embedding.vectors"
@@ -40,7 +46,7 @@ def pack(
     init_params: dict[str, Any],
     state: dict[str, Any],
 ) -> ModelFile:
-    """Return everything that prediction needs, and the history, as tensors and JSON-able values."""
+    """Return everything that prediction needs, and the history, as tensors and values that JSON can hold."""
     tensors = {MODULE + name: tensor for name, tensor in module.state_dict().items()}
     tensors[VECTORS] = torch.as_tensor(tables.embedding.vectors)
     meta = {
@@ -63,14 +69,16 @@ def pack(
 
 def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, torch.Tensor]]:
     """Return tables, keys and the state of the module from a model file."""
-    meta, tensors = content.meta, content.tensors
+    meta = content.meta
+    tensors = content.tensors
     embedding = GeneEmbedding(
         genes=np.array(meta["embedding"]["genes"], dtype=str),
         vectors=tensors[VECTORS].numpy(),
         source=meta["embedding"]["source"],
         excluded=tuple(meta["embedding"]["excluded"]),
     )
-    prefix, memory = MODULE + MEMORY, None
+    prefix = MODULE + MEMORY
+    memory = None
     if prefix + "entries" in tensors:
         memory = ResponseMemory(**{name: tensors[prefix + name] for name in ResponseMemory._fields})
     tables = TrainingTables(
@@ -82,28 +90,29 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         memory=memory,
         cell_types=tuple(meta.get("memory_cell_types", ())),
     )
-    state = {name.removeprefix(MODULE): t for name, t in tensors.items() if name.startswith(MODULE)}
+    # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
+    state = {name.removeprefix(MODULE): tensor for name, tensor in tensors.items() if name.startswith(MODULE)}
     return tables, ScreenKeys(**meta["keys"]), state
 
 
-def history_to_json(history: dict[str, pd.DataFrame] | None) -> dict | None:
+def history_to_json(history: History | None) -> SavedHistory | None:
     """Return the training history as lists of epochs and values."""
     if history is None:
         return None
-    return {
-        name: {"epoch": [int(e) for e in frame.index], "value": [float(v) for v in frame.iloc[:, 0]]}
-        for name, frame in history.items()
-    }
+    saved: SavedHistory = {}
+    for name, frame in history.items():
+        saved[name] = {"epoch": [int(e) for e in frame.index], "value": [float(v) for v in frame.iloc[:, 0]]}
+    return saved
 
 
-def history_from_json(saved: dict | None) -> dict[str, pd.DataFrame] | None:
+def history_from_json(saved: SavedHistory | None) -> History | None:
     """Return the training history in the layout of scvi-tools."""
     if saved is None:
         return None
-    return {
-        name: pd.DataFrame({name: column["value"]}, index=pd.Index(column["epoch"], name="epoch"))
-        for name, column in saved.items()
-    }
+    history = {}
+    for name, column in saved.items():
+        history[name] = pd.DataFrame({name: column["value"]}, index=pd.Index(column["epoch"], name="epoch"))
+    return history
 
 
 class SavedModel(BaseModelClass):
@@ -115,7 +124,7 @@ class SavedModel(BaseModelClass):
     set_size_: int
     n_epochs_: int
     kept_epoch_: int | None
-    epochs_: Any  # of the training that is running, else None
+    epochs_: "Epochs | None"  # epochs of the training that is running
     support_: Calibration | None
 
     @abstractmethod
@@ -124,13 +133,13 @@ class SavedModel(BaseModelClass):
 
     def save(
         self,
-        dir_path: str | Path,
+        dir_path: StrPath,
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
-        **anndata_write_kwargs,
+        **anndata_write_kwargs: Any,
     ) -> None:
-        """Write ``model.pt`` (and the data, if asked for) into a folder.
+        """Write ``model.pt``, and the data if asked for, into a folder.
 
         Parameters
         ----------
@@ -141,22 +150,25 @@ class SavedModel(BaseModelClass):
         overwrite
             Whether existing files may be replaced.
         save_anndata
-            Whether to write the registered AnnData beside the model.
+            Whether to write the registered data into the same folder.
         **anndata_write_kwargs
-            Of :meth:`anndata.AnnData.write_h5ad`.
+            Options of :meth:`anndata.AnnData.write_h5ad`.
 
         Raises
         ------
         FileExistsError
-            If a file is there and ``overwrite`` is False.
+            If a file exists and ``overwrite`` is False.
         """
-        model, data, mudata = _paths(dir_path, prefix)
-        data = mudata if isinstance(self.adata, MuData) else data
-        for path in (model, data) if save_anndata else (model,):
+        files = _Files.of(dir_path, prefix)
+        data_file = files.mudata if isinstance(self.adata, MuData) else files.anndata
+        written = [files.model]
+        if save_anndata:
+            written.append(data_file)
+        for path in written:
             if path.exists() and not overwrite:
                 raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
-        make_folder(model.parent)
-        if self.epochs_ is not None:  # a checkpoint of scvi-tools
+        make_folder(files.model.parent)
+        if self.epochs_ is not None:  # scvi-tools saves checkpoints during a training
             self.epochs_.write()
         state = {
             "class": type(self).__name__,
@@ -167,20 +179,21 @@ class SavedModel(BaseModelClass):
             "set_size": self.set_size_,
             "support": None if self.support_ is None else self.support_.to_json(),
         }
-        write_model(model, pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state))
+        content = pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state)
+        write_model(files.model, content)
         if save_anndata:
             in_memory = self.adata.to_memory() if self.adata.isbacked else self.adata
-            write_beside(data, lambda path: in_memory.write(path, **anndata_write_kwargs))
+            write_beside(data_file, lambda path: in_memory.write(path, **anndata_write_kwargs))
 
     @classmethod
     def load(
         cls,
-        dir_path: str | Path,
-        adata: AnnData | bool | None = None,
+        dir_path: StrPath,
+        adata: Data | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
         prefix: str | None = None,
-    ):
+    ) -> Self:
         """Rebuild a saved model.
 
         Parameters
@@ -189,15 +202,16 @@ class SavedModel(BaseModelClass):
             Folder given to :meth:`save`.
         adata
             Data to attach; control cells are enough for predictions. None attaches the data saved with the model,
-            False none.
+            False attaches none.
         accelerator, device
-            Where the module is put.
+            Device of the module.
         prefix
             As given to :meth:`save`.
 
         Returns
         -------
-        The model, in evaluation mode.
+        Self
+            The model, in evaluation mode.
 
         Raises
         ------
@@ -206,27 +220,24 @@ class SavedModel(BaseModelClass):
         ValueError
             If the file is not a model of this class.
         """
-        model_file, data_file, mudata_file = _paths(dir_path, prefix)
-        content = read_model(model_file)
+        files = _Files.of(dir_path, prefix)
+        content = read_model(files.model)
         tables, keys, module_state = unpack(content)
         saved = content.meta["state"]
         if saved["class"] != cls.__name__:
             problem = f"is a {saved['class']}, not a {cls.__name__}"
-            raise ValueError(unusable("The model", str(model_file), problem, f"Call {saved['class']}.load."))
+            raise ValueError(unusable("The model", str(files.model), problem, f"Call {saved['class']}.load."))
         if adata is None:
-            if mudata_file.is_file():
-                adata = mudata_io.read_h5mu(mudata_file)
-            elif data_file.is_file():
-                adata = anndata.read_h5ad(data_file)
-            else:
-                remedy = "Pass adata=..., or adata=False to load without data."
-                raise FileNotFoundError(unusable("Data", str(data_file), "was not saved with the model", remedy))
-        model = cls.__new__(cls)
+            adata = _read_data(files)
+        model = cls.__new__(cls)  # without the constructor, which computes the tables
+        # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
         _attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)
-        for name in ("set_size", "is_trained", "n_epochs", "kept_epoch"):
-            setattr(model, f"{name}_", saved[name])
+        model.set_size_ = saved["set_size"]
+        model.is_trained_ = saved["is_trained"]
+        model.n_epochs_ = saved["n_epochs"]
+        model.kept_epoch_ = saved["kept_epoch"]
         model.history_ = history_from_json(saved["history"])
         model.support_ = None if saved["support"] is None else Calibration.from_json(saved["support"])
         _, _, target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
@@ -235,13 +246,31 @@ class SavedModel(BaseModelClass):
         return model
 
 
-def _paths(dir_path: str | Path, prefix: str | None) -> tuple[Path, Path, Path]:
-    """Return where the model, an AnnData and a MuData stand in a folder."""
-    names = (MODEL_FILE, "adata.h5ad", "mdata.h5mu")
-    return tuple(Path(dir_path) / f"{prefix or ''}{name}" for name in names)
+class _Files(NamedTuple):
+    """Paths of a saved model and its data, which is one of the two kinds."""
+
+    model: Path
+    anndata: Path
+    mudata: Path
+
+    @classmethod
+    def of(cls, dir_path: StrPath, prefix: str | None) -> Self:
+        start = prefix or ""
+        folder = Path(dir_path)
+        return cls(folder / f"{start}{MODEL_FILE}", folder / f"{start}adata.h5ad", folder / f"{start}mdata.h5mu")
 
 
-def _attach(model: SavedModel, keys: ScreenKeys, adata: AnnData | bool) -> None:
+def _read_data(files: _Files) -> AnnOrMuData:
+    """Return the data that was saved with a model."""
+    if files.mudata.is_file():
+        return mudata_io.read_h5mu(files.mudata)
+    if files.anndata.is_file():
+        return anndata.read_h5ad(files.anndata)
+    remedy = "Pass adata=..., or adata=False to load without data."
+    raise FileNotFoundError(unusable("Data", str(files.anndata), "was not saved with the model", remedy))
+
+
+def _attach(model: SavedModel, keys: ScreenKeys, adata: Data) -> None:
     """Register data with a rebuilt model, or give it an empty registry."""
     method = "setup_mudata" if keys.modalities else "setup_anndata"
     arguments = {"model_name": type(model).__name__, "setup_method_name": method, "setup_args": keys.to_uns()}
@@ -249,6 +278,7 @@ def _attach(model: SavedModel, keys: ScreenKeys, adata: AnnData | bool) -> None:
         BaseModelClass.__init__(model, registry={"field_registries": {}, **arguments})
         return
     if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
-        keys = replace(keys, split_key=None)  # the split of the saved conditions is known: new data needs no column
+        # The model knows the split of its conditions, so new data needs no column for it.
+        keys = replace(keys, split_key=None)
     setup(type(model), adata, keys, arguments)
     BaseModelClass.__init__(model, adata)

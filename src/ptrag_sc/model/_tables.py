@@ -1,11 +1,11 @@
-"""What does a model take from the training data before the first step?"""
+"""Which tables does a model compute from the training data before the first step?"""
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import (
@@ -23,12 +23,15 @@ from ptrag_sc.data import (
     read_screen,
     read_split,
 )
+from ptrag_sc.data._conditions import Holdout
+from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._shifts import ControlMeans
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory
 
 logger = logging.getLogger(__name__)
 
 N_DIRECTIONS = 30  # rank of the output; a full-rank output memorises conditions
-MEMORY_DIRECTIONS = 100  # rank of the memory; what is noise in a direction is shrunk away
+MEMORY_DIRECTIONS = 100  # rank of the memory; shrinkage removes the noise of each direction
 OWN_VALIDATION_FRACTION = 0.1
 
 
@@ -49,7 +52,7 @@ class TrainingTables:
     basis
         Leading directions of the training shifts (R, G).
     memory
-        What the training conditions did, if the model has a memory.
+        Responses of the training conditions; None for a model without a memory.
     cell_types
         Names of the cell types (T,) of the memory.
     """
@@ -64,9 +67,14 @@ class TrainingTables:
 
 
 def training_tables(
-    adata: AnnData, keys: ScreenKeys, *, with_memory: bool, control_matching: str, seed: int
+    adata: AnnOrMuData,
+    keys: ScreenKeys,
+    *,
+    with_memory: bool,
+    control_matching: Literal["batch", "auto"],
+    seed: int,
 ) -> tuple[TrainingTables, Screen]:
-    """Read the training data and compute everything that comes before the first step.
+    """Read the training data and compute all tables that a model has before its first step.
 
     Only conditions of the training split enter the candidates, the basis and the memory.
 
@@ -83,29 +91,21 @@ def training_tables(
     train = split[split["split"] == "train"]
     if train.empty:
         raise ValueError(unusable("The split", "the data", "has no training condition", "Label conditions 'train'."))
-    perturbations = screen.index.perturbations
-    labels = [p for p in perturbations if p != keys.control]
+    # Vectors of test genes are kept too: a saved model can then predict them without the table of the user.
+    labels = [p for p in screen.index.perturbations if p != keys.control]
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
-    candidates = np.unique(perturbations[train["perturbation"]]).astype(str)
-    matching = matching_weights(screen.reader, screen.index, control_matching)
+    candidates = np.unique(screen.index.perturbations[train["perturbation"]]).astype(str)  # (P,)
+    matching = matching_weights(screen.reader, screen.index, control_matching)  # (n_batches,)
     controls = control_means(screen.reader, screen.index, matching)
-    memory, types = None, np.unique(train["cell_type"])
+    memory = None
+    cell_types: tuple[str, ...] = ()
     if with_memory:
-        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
-        directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS)
-        memory = build_memory(
-            np.searchsorted(candidates, perturbations[train["perturbation"]].astype(str)),
-            np.searchsorted(types, train["cell_type"]),
-            (len(candidates), len(types)),
-            shifts=shifts,
-            spread=spread._replace(variance=spread.variance[types]),
-            controls=controls.cell_type[types],
-            directions=directions,
-        )
+        memory = _training_memory(screen, train, candidates, controls)
+        directions = memory.directions.numpy()  # (L, G), the first of which are the basis too
+        cell_types = tuple(screen.index.cell_types[np.unique(train["cell_type"])].tolist())
     else:
-        directions, _ = leading_directions(
-            mean_shifts(screen.reader, screen.index, train, controls).shift, N_DIRECTIONS
-        )
+        shifts = mean_shifts(screen.reader, screen.index, train, controls)
+        directions, _ = leading_directions(shifts.shift, N_DIRECTIONS)  # (R, G)
     tables = TrainingTables(
         genes=screen.genes,
         candidates=candidates,
@@ -113,12 +113,30 @@ def training_tables(
         split=screen.index.named(split),
         basis=directions[:N_DIRECTIONS].astype(np.float32),
         memory=memory,
-        cell_types=tuple(screen.index.cell_types[types].tolist()) if with_memory else (),
+        cell_types=cell_types,
     )
     return tables, screen
 
 
-def read_embedding_table(adata: AnnData, keys: ScreenKeys) -> GeneEmbedding:
+def _training_memory(
+    screen: Screen, train: pd.DataFrame, candidates: np.ndarray, controls: ControlMeans
+) -> ResponseMemory:
+    """Return the memory of the training conditions (codes); its columns are their cell types, sorted."""
+    shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
+    directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS)  # (L, G)
+    types = np.unique(train["cell_type"])  # (T,)
+    return build_memory(
+        np.searchsorted(candidates, screen.index.perturbations[train["perturbation"]].astype(str)),
+        np.searchsorted(types, train["cell_type"]),
+        (len(candidates), len(types)),
+        shifts=shifts,
+        spread=spread._replace(variance=spread.variance[types]),
+        controls=controls.cell_type[types],
+        directions=directions,
+    )
+
+
+def read_embedding_table(adata: AnnOrMuData, keys: ScreenKeys) -> GeneEmbedding:
     """Return the registered gene embedding.
 
     Raises
@@ -136,29 +154,29 @@ def read_embedding_table(adata: AnnData, keys: ScreenKeys) -> GeneEmbedding:
 def usable_conditions(
     index: ConditionIndex, embedding: GeneEmbedding, split: np.ndarray | None, *, keys: ScreenKeys, seed: int
 ) -> pd.DataFrame:
-    """Return the conditions (codes) that can be trained or validated on or tested, each with its split.
+    """Return the conditions (codes) that can be used in training, validation or test, each with its split.
 
-    Conditions whose gene was excluded with ``missing="drop"``, and training or validation conditions of one cell,
-    are left out with a warning that names them.
+    Two kinds are left out with a warning that names them: conditions whose gene was excluded with ``missing="drop"``,
+    and training or validation conditions of one cell.
     """
     table = index.conditions
     names = index.perturbations[table["perturbation"]]
-    excluded = np.array([not set(components(p, keys.sep)).isdisjoint(embedding.excluded) for p in names], dtype=bool)
+    parts = [components(p, keys.sep) for p in names]
+    excluded = np.array([not set(part).isdisjoint(embedding.excluded) for part in parts], dtype=bool)  # (C,)
     if excluded.any():
-        logger.warning(
-            "Left out %d conditions without gene embedding: %s.", excluded.sum(), listed(np.unique(names[excluded]))
-        )
-    embedding.vectors_for(np.unique(names[~excluded]), keys.sep)  # raises for genes that nobody excluded
-    labels = (
-        "train" if split is None else condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")["split"]
-    )
-    table = table.assign(split=labels)
-    single = ~excluded & (table["n_cells"] < 2).to_numpy() & (table["split"] != "test").to_numpy()
+        shown = listed(np.unique(names[excluded]))
+        logger.warning("Left out %d conditions without gene embedding: %s.", excluded.sum(), shown)
+    embedding.vectors_for(np.unique(names[~excluded]), keys.sep)  # raises if another gene has no vector
+    table = table.assign(split="train")
+    if split is not None:
+        table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
+    single = ~excluded & (table["n_cells"] < 2).to_numpy() & (table["split"] != "test").to_numpy()  # (C,)
     if single.any():
         rows = index.named(table[single])
         shown = listed(rows["perturbation"] + " in " + rows["cell_type"])
         logger.warning("Left %d conditions of a single cell out of training: %s.", single.sum(), shown)
     table = table[~excluded & ~single].reset_index(drop=True)
+    # Drawn last, so that no condition is drawn that is left out.
     if split is None:
         table["split"] = _own_split(index.named(table), seed, keys.sep)
     _check_controls(index, table)
@@ -166,21 +184,26 @@ def usable_conditions(
 
 
 def _own_split(conditions: pd.DataFrame, seed: int, sep: str) -> np.ndarray:
-    """Hold out a tenth of the conditions for validation: pairs where there are several cell types, else genes.
+    """Return split labels (C,) that hold out a tenth of the conditions for validation.
 
-    Where combinations tie the genes together so that holding out genes leaves less than half for training, single
-    conditions are held out.
+    With several cell types pairs are held out, otherwise genes. If many genes share combinations, holding out genes can
+    leave less than half of the conditions for training; then single conditions are held out instead.
     """
-    options = {"test_fraction": 0.0, "val_fraction": OWN_VALIDATION_FRACTION, "seed": seed}
-    holdout = "pair" if conditions["cell_type"].nunique() > 1 else "perturbation"
-    labels = draw_split(conditions, holdout=holdout, **options, sep=sep)
+
+    def draw(table: pd.DataFrame, holdout: Holdout) -> np.ndarray:
+        fraction = OWN_VALIDATION_FRACTION
+        return draw_split(table, holdout=holdout, test_fraction=0.0, val_fraction=fraction, seed=seed, sep=sep)
+
+    several = conditions["cell_type"].nunique() > 1
+    labels = draw(conditions, "pair" if several else "perturbation")
     if (labels == "train").sum() < len(conditions) / 2:
-        numbered = conditions.assign(perturbation=np.arange(len(conditions)).astype(str))
-        labels = draw_split(numbered, holdout="perturbation", **options, sep=sep)
+        # With a number in place of its name every condition is a gene of its own.
+        labels = draw(conditions.assign(perturbation=np.arange(len(conditions)).astype(str)), "perturbation")
     return labels
 
 
 def _check_controls(index: ConditionIndex, table: pd.DataFrame) -> None:
+    """Refuse training and validation conditions in cell types without control cells."""
     used = table.loc[table["split"] != "test", "cell_type"].unique()
     bare = [index.cell_types[t] for t in used if not len(index.controls(t))]
     if bare:

@@ -5,16 +5,17 @@ from those of the thirds. With :math:`W' = W\,\mathrm{diag}(g) = [W_c|W_p|W_k]`,
 :math:`b' = W\beta + b`, its value at cell s and candidate j is :math:`r_{sj}(A_s + Q_j) + b'`.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Hidden values of pairs that exist at once: on a CPU they stay in its cache, elsewhere few launches count.
-CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**25
+# Hidden values of pairs that exist at once.
+CPU_BLOCK = 2**18  # stays in the cache
+DEVICE_BLOCK = 2**25  # few launches
 
 
 class PairTerms(NamedTuple):
@@ -33,13 +34,16 @@ def pair_terms(
     keys: Float[Tensor, "B K H"],
 ) -> PairTerms:
     """Return the terms of ``linear(norm([c; p; k]))``."""
-    weight = linear.weight * norm.weight
-    w_cell, w_query, w_key = weight.chunk(3, dim=1)
-    row_sum = weight.sum(1)
-    mean_c, mean_p, mean_k = cells.mean(-1), query.mean(-1), keys.mean(-1)
-    shared = query @ w_query.T - (mean_p / 3)[:, None] * row_sum
-    cell = cells @ w_cell.T + shared[:, None] - (mean_c / 3)[..., None] * row_sum
-    key = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum
+    weight = linear.weight * norm.weight  # (H', 3 H)
+    w_cell, w_query, w_key = weight.chunk(3, dim=1)  # (H', H) each
+    row_sum = weight.sum(1)  # (H',)
+    mean_c = cells.mean(-1)  # (B, S)
+    mean_p = query.mean(-1)  # (B,)
+    mean_k = keys.mean(-1)  # (B, K)
+    # The mean of a pair is a third of the sum of these means, so each part subtracts its own third.
+    shared = query @ w_query.T - (mean_p / 3)[:, None] * row_sum  # (B, H')
+    cell = cells @ w_cell.T + shared[:, None] - (mean_c / 3)[..., None] * row_sum  # (B, S, H')
+    key = keys @ w_key.T - (mean_k / 3)[..., None] * row_sum  # (B, K, H')
     return PairTerms(cell, key, linear.weight @ norm.bias + linear.bias)
 
 
@@ -47,10 +51,15 @@ def inverse_std(
     cells: Float[Tensor, "B S H"], query: Float[Tensor, "B H"], keys: Float[Tensor, "B K H"], eps: float
 ) -> Float[Tensor, "B S K"]:
     """Return 1 / std of every concatenation [c; p; k], from the moments of its thirds."""
-    mean_c, mean_p, mean_k = cells.mean(-1)[:, :, None], query.mean(-1)[:, None, None], keys.mean(-1)[:, None]
-    var_c, var_p, var_k = (x.var(-1, unbiased=False) for x in (cells, query, keys))
-    mean = (mean_c + mean_p + mean_k) / 3
-    within = (var_c[:, :, None] + var_p[:, None, None] + var_k[:, None]) / 3
+    mean_c = cells.mean(-1)[:, :, None]  # (B, S, 1)
+    mean_p = query.mean(-1)[:, None, None]  # (B, 1, 1)
+    mean_k = keys.mean(-1)[:, None]  # (B, 1, K)
+    var_c = cells.var(-1, unbiased=False)[:, :, None]
+    var_p = query.var(-1, unbiased=False)[:, None, None]
+    var_k = keys.var(-1, unbiased=False)[:, None]
+    mean = (mean_c + mean_p + mean_k) / 3  # (B, S, K)
+    # The variance of three parts of equal length: the mean of their variances plus the variance of their means.
+    within = (var_c + var_p + var_k) / 3
     between = ((mean_c - mean) ** 2 + (mean_p - mean) ** 2 + (mean_k - mean) ** 2) / 3
     return torch.rsqrt(within + between + eps)
 
@@ -59,34 +68,41 @@ def score_pairs(
     terms: PairTerms, scale: Float[Tensor, "B S K"], last: Float[Tensor, "B H O"]
 ) -> Float[Tensor, "B S K O"]:
     """Return ``GELU(scale * (cell + key) + bias) @ last`` for every pair; memory grows with S x K, not S x K x H."""
-    # Float32 whatever autocast says: the hidden layer is never stored, so that half precision would save nothing.
+    # Float32 even under mixed precision: the hidden layer is never stored, so half precision would save nothing.
     full = torch.promote_types(last.dtype, torch.float32)
-    return _ScorePairs.apply(*(x.to(full) for x in (*terms, scale, last)))
+    apply: Callable[..., Tensor] = _ScorePairs.apply  # torch leaves it without annotations
+    return apply(*(x.to(full) for x in (*terms, scale, last)))
 
 
 class _ScorePairs(torch.autograd.Function):
-    """The hidden layer of one block of pairs exists at a time, and again in the backward pass."""
+    """Only one block of the hidden layer exists at a time; the backward pass computes each block again."""
 
     @staticmethod
-    def forward(ctx, cell, key, bias, scale, last):
+    def forward(ctx: Any, cell: Tensor, key: Tensor, bias: Tensor, scale: Tensor, last: Tensor) -> Tensor:
         ctx.save_for_backward(cell, key, bias, scale, last)
-        scores = cell.new_empty(*cell.shape[:2], key.shape[1], last.shape[-1])
+        scores = cell.new_empty(*cell.shape[:2], key.shape[1], last.shape[-1])  # (B, S, K, O)
         with torch.autocast(cell.device.type, enabled=False):
             for sets, rows in _blocks(cell, key):
-                pairs = cell[sets, rows, None] + key[sets, None]
+                pairs = cell[sets, rows, None] + key[sets, None]  # (b, s, K, H) of the block
                 hidden = F.gelu(pairs.mul_(scale[sets, rows, :, None]).add_(bias))
                 scores[sets, rows] = (hidden.flatten(1, 2) @ last[sets]).unflatten(1, hidden.shape[1:3])
         return scores
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (grad,) = gradients  # (B, S, K, O), of the only output
         cell, key, bias, scale, last = ctx.saved_tensors
-        d_cell, d_scale = torch.empty_like(cell), torch.empty_like(scale)
-        d_key, d_bias, d_last = torch.zeros_like(key), torch.zeros_like(bias), torch.zeros_like(last)
+        # Every block writes its own part of these two, and adds to the other three.
+        d_cell = torch.empty_like(cell)
+        d_scale = torch.empty_like(scale)
+        d_key = torch.zeros_like(key)
+        d_bias = torch.zeros_like(bias)
+        d_last = torch.zeros_like(last)
         with torch.autocast(cell.device.type, enabled=False):
             for sets, rows in _blocks(cell, key):
-                pairs, block = cell[sets, rows, None] + key[sets, None], grad[sets, rows]
-                hidden = (pairs * scale[sets, rows, :, None]).add_(bias)
+                block = grad[sets, rows]  # (b, s, K, O)
+                pairs = cell[sets, rows, None] + key[sets, None]  # (b, s, K, H)
+                hidden = (pairs * scale[sets, rows, :, None]).add_(bias)  # before the GELU
                 d_last[sets] += F.gelu(hidden).flatten(1, 2).transpose(1, 2) @ block.flatten(1, 2)
                 d_hidden = (block.flatten(1, 2) @ last[sets].transpose(1, 2)).view_as(hidden)
                 d_hidden = torch.ops.aten.gelu_backward(d_hidden, hidden)
@@ -99,10 +115,12 @@ class _ScorePairs(torch.autograd.Function):
 
 
 def _blocks(cell: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield (sets, cells) so that the hidden layer of a block stays below the limit: whole sets where they fit."""
+    """Yield (sets, cells) so that the hidden layer of a block stays below the limit: whole sets if they fit."""
     n_sets, n_cells, n_hidden = cell.shape
-    limit = (CPU_BLOCK if cell.device.type == "cpu" else DEVICE_BLOCK) // max(1, key.shape[1] * n_hidden)
-    per_block, rows = max(1, limit // max(1, n_cells)), max(1, min(n_cells, limit))
+    n_values = CPU_BLOCK if cell.device.type == "cpu" else DEVICE_BLOCK
+    limit = n_values // max(1, key.shape[1] * n_hidden)  # cells in a block
+    per_block = max(1, limit // max(1, n_cells))
+    rows = max(1, min(n_cells, limit))
     for i in range(0, n_sets, per_block):
         for j in range(0, n_cells, rows):
             yield slice(i, i + per_block), slice(j, j + rows)

@@ -1,6 +1,7 @@
 """How far is a generated population from the observed one?"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,9 +24,11 @@ def energy_distance(
 
     Returns
     -------
-    One value per set; can be slightly negative.
+    Tensor
+        One value per set (B,), in units of the features; it can be slightly negative.
     """
-    n, m = x_mask.sum(1), y_mask.sum(1)
+    n = x_mask.sum(1)  # (B,)
+    m = y_mask.sum(1)  # (B,)
     cross, within_x, within_y = summed_distances(x, y, x_mask, y_mask)
     return 2 * cross / (n * m) - within_x / (n * (n - 1)).clamp(min=1) - within_y / (m * (m - 1)).clamp(min=1)
 
@@ -33,25 +36,28 @@ def energy_distance(
 def mean_distance(
     mean: Float[Tensor, "B G"], y: Float[Tensor, "B T G"], y_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, " B"]:
-    r"""Squared distance of a mean from that of a set, in units of :func:`energy_distance`.
+    r"""Squared distance between a mean and the mean of a set, in units of :func:`energy_distance`.
 
     Two populations of many dimensions that differ by a shift :math:`\delta` have an energy distance of about
     :math:`|\delta|^2 / s`, with s the distance of two cells of one population; s is taken from ``y``.
 
     Returns
     -------
-    One value per set.
+    Tensor
+        One value per set (B,).
     """
     with torch.autocast(y.device.type, enabled=False):
-        y, n = y.float(), y_mask.sum(1)
-        mean_y = masked_mean(y, y_mask)
-        squares = (y.square().sum(-1) * y_mask).sum(1)
-        variance = (squares - n * mean_y.square().sum(-1)).clamp(min=0) / (n - 1).clamp(min=1)
+        y = y.float()
+        n = y_mask.sum(1)  # (B,)
+        mean_y = masked_mean(y, y_mask)  # (B, G)
+        squares = (y.square().sum(-1) * y_mask).sum(1)  # (B,)
+        variance = (squares - n * mean_y.square().sum(-1)).clamp(min=0) / (n - 1).clamp(min=1)  # (B,), over all genes
+        # The squared distance of two cells of one population is twice their variance, on average.
         return (mean.float() - mean_y).square().sum(-1) / (2 * variance).sqrt().clamp(min=1e-6)
 
 
 def masked_mean(x: Float[Tensor, "B S G"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B G"]:
-    """Return the mean over the real cells of each set, in float32 whatever autocast says: shifts are small."""
+    """Return the mean over the real cells of each set, at least in float32 because shifts are small."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return (mask.to(x.dtype)[:, None] @ x).squeeze(1) / mask.sum(1, keepdim=True)
@@ -64,38 +70,43 @@ def summed_distances(
     y_mask: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Return the sums (B,) of the distances of all real pairs: x to y, within x, within y."""
-    # Sums of squares need float32 whatever autocast says.
-    with torch.autocast(x.device.type, enabled=False):
-        x, y = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (x, y))
-        # Distances do not change when both sets move; near the origin float32 products lose fewer digits.
-        centre = (y * y_mask[..., None]).sum(1, keepdim=True) / y_mask.sum(1)[:, None, None]
-        x, y = x - centre, y - centre
-        x_square, y_square = x.square().sum(-1), y.square().sum(-1)
-        cross = _summed_distance((x, x_square, x_mask), (y, y_square, y_mask), own=False)
-        within = [_summed_distance(z, z, own=True) for z in ((x, x_square, x_mask), (y, y_square, y_mask))]
-    return cross, *within
+    with torch.autocast(x.device.type, enabled=False):  # sums of squares need float32 even under mixed precision
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        # Distances do not change when both sets move, and near the origin float32 products lose fewer digits.
+        centre = (y * y_mask[..., None]).sum(1, keepdim=True) / y_mask.sum(1)[:, None, None]  # (B, 1, G)
+        x = x - centre
+        y = y - centre
+        first = _Cells(x, x.square().sum(-1), x_mask)
+        second = _Cells(y, y.square().sum(-1), y_mask)
+        cross = _summed_distance(first, second, own=False)
+        within_x = _summed_distance(first, first, own=True)
+        within_y = _summed_distance(second, second, own=True)
+    return cross, within_x, within_y
 
 
-def _summed_distance(first: tuple[Tensor, ...], second: tuple[Tensor, ...], *, own: bool) -> Tensor:
-    """Return the sum of the distances of all real pairs (B,), rows in chunks so that memory stays bounded.
+class _Cells(NamedTuple):
+    """Sets of cells, with what each block of pairs needs again."""
 
-    Parameters
-    ----------
-    first, second
-        Cells (B, S, G), their squared norms (B, S) and masks (B, S).
-    own
-        Whether both are one set, whose diagonal is 0.
-    """
-    y, y_square, y_mask = second
-    column = torch.arange(y.shape[1], device=y.device)
-    total = 0.0
-    for start in range(0, first[0].shape[1], ROWS):
-        x, x_square, x_mask = (z[:, start : start + ROWS] for z in first)
-        square = x_square[:, :, None] + y_square[:, None] - 2 * (x @ y.transpose(1, 2))
-        used = x_mask[:, :, None] & y_mask[:, None] & ~(square <= 0)  # a NaN stays one
+    values: Tensor  # (B, S, G)
+    square: Tensor  # (B, S), squared norms
+    mask: Tensor  # (B, S)
+
+
+def _summed_distance(first: _Cells, second: _Cells, *, own: bool) -> Tensor:
+    """Return the sum of the distances of all real pairs (B,); ``own``: both are one set, whose diagonal is left out."""
+    column = torch.arange(second.values.shape[1], device=second.values.device)  # (T,)
+    total = first.values.new_zeros(len(first.values))  # (B,)
+    # The distances of a block of rows exist at a time, so that memory stays bounded.
+    for start in range(0, first.values.shape[1], ROWS):
+        rows = slice(start, start + ROWS)
+        product = first.values[:, rows] @ second.values.transpose(1, 2)  # (B, ROWS, T)
+        square = first.square[:, rows, None] + second.square[:, None] - 2 * product  # (B, ROWS, T)
+        # Rounding can give a negative square. A NaN is not <= 0, so it is used and shows in the loss.
+        used = first.mask[:, rows, None] & second.mask[:, None] & ~(square <= 0)
         if own:
-            used = used & (column != column[start : start + ROWS, None])
-        # The root has no gradient at 0: there the pair adds nothing.
+            used = used & (column != column[rows, None])
+        # The gradient of the root is infinite at 0: there 1 takes the place of the square, and the pair adds nothing.
         total = total + (torch.where(used, square, 1.0).sqrt() * used).sum((1, 2))
     return total
 
