@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ptrag_sc._validation import absent
 from ptrag_sc.nn import Refined, summed_distances
-from ptrag_sc.retrieval import Evidence, Recall
+from ptrag_sc.retrieval import Evidence, QueryTable, Recall
 from published.selection import SingleHeadAttention, SummedSelection
 
 VARIANTS = ("state", "vanilla", "ptrag")
@@ -145,6 +145,8 @@ class PublishedModule(BaseModuleClass):
         Widths and constants.
     """
 
+    memory = None  # which PTRAG asks for
+
     def __init__(self, embeddings: Float[Tensor, "P D"], sizes: PublishedSizes, params: PublishedParams):
         super().__init__()
         if params.variant not in VARIANTS:
@@ -182,6 +184,11 @@ class PublishedModule(BaseModuleClass):
         if self.params.variant == "vanilla":
             return self.refiner.encode_candidates(embeddings)
         return self.encode_embedding(embeddings)
+
+    @torch.no_grad()
+    def with_keys(self, table: QueryTable) -> QueryTable:
+        """Return the query table of a prediction, with every candidate encoded once."""
+        return table._replace(keys=self.encode_keys()) if self.reads_keys else table
 
     @auto_move_data
     def inference(
