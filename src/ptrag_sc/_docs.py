@@ -33,6 +33,7 @@ def documented(function: Callable[P, R]) -> Callable[P, R]:
     """Replace the ``{name}`` lines of a function's docstring by the shared texts."""
     # Without the indentation of the source, so that the texts above line up with it.
     text = inspect.cleandoc(function.__doc__ or "")
+    # str.replace, because format would stumble over braces in examples.
     for name, shared in SHARED.items():
         text = text.replace(f"{{{name}}}", shared)
     function.__doc__ = text

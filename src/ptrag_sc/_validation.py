@@ -95,6 +95,7 @@ def check_key(key: object, place: str, *, taken: Iterable[str] = ()) -> None:
     >>> check_key("ptrag", "tl.predict", taken=["gene_embedding"])
     """
     problem = None
+    # The first problem found is enough for one message.
     if not isinstance(key, str) or not key:
         problem = "is no name"
     elif "/" in key:

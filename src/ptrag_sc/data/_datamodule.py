@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-import lightning.pytorch as pl
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ptrag_sc._validation import absent, unusable
@@ -51,6 +50,7 @@ class CellSetDataModule(LightningDataModule):
         super().__init__()
         if data_device not in DATA_DEVICES:
             raise ValueError(absent("data_device=", data_device, "train", DATA_DEVICES, "Pass one of them."))
+        # Rows on disk are read one by one, so the matrix as a whole never exists on the host either.
         if data_device == "accelerator" and not reader.in_memory:
             remedy = "Read it with adata.to_memory(), or leave data_device='auto'."
             raise ValueError(unusable("data_device='accelerator'", "train", "cannot hold a matrix on disk", remedy))
@@ -62,7 +62,7 @@ class CellSetDataModule(LightningDataModule):
         self.dataset = CellSetDataset(reader, with_target=True)
 
     @property
-    def _attached(self) -> pl.Trainer:
+    def _attached(self) -> Trainer:
         """The trainer, which exists in every hook that Lightning calls."""
         if self.trainer is None:
             raise RuntimeError("No trainer is attached; pass this module to Trainer.fit.")
@@ -103,6 +103,7 @@ class CellSetDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Return the loader of validation sets; an empty list without validation conditions."""
+        # To Lightning an empty list means that there is no validation.
         if self.val_sets is None:
             return []
         return self._loader(self.val_sets)

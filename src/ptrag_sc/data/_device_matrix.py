@@ -64,6 +64,7 @@ class DeviceMatrix:
     def _sent(self, array: np.ndarray) -> torch.Tensor:
         """Return whole numbers as a tensor on the device; to a GPU without waiting for the copy."""
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+        # Only from pinned memory does the copy run beside the computation.
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)

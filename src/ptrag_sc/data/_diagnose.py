@@ -110,4 +110,5 @@ def _cells_per_condition(sizes: np.ndarray) -> Finding:
 
 def design_warnings(index: ConditionIndex) -> str:
     """Return the warnings about a design in one line; empty if there are none."""
+    # With sets of one cell the message asks for no more than FEW_CELLS.
     return "; ".join(f.message for f in design_findings(index, set_size=1) if f.level == "warning")

@@ -50,6 +50,7 @@ class ScreenKeys:
 
     def to_uns(self) -> dict[str, object]:
         """Return what can be written to h5ad and zarr (no None)."""
+        # h5ad and zarr cannot store None.
         return {k: v for k, v in asdict(self).items() if v not in (None, {})}
 
     @classmethod
@@ -109,6 +110,7 @@ class OpenLabelField(CategoricalObsField):
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
 
 
+# scvi-tools finds the modality of a field through this wrapper.
 MuDataOpenLabelField = MuDataWrapper(OpenLabelField)
 
 
@@ -119,6 +121,7 @@ def scvi_fields(keys: ScreenKeys, *, mudata: bool) -> list[BaseAnnDataField]:
         "cell_type_key": (CELL_TYPE_FIELD, keys.cell_type_key),
         "batch_key": (REGISTRY_KEYS.BATCH_KEY, keys.batch_key),
     }
+    # is_count_data=False, because scvi-tools would warn about values that are not whole numbers.
     if not mudata:
         labels = [OpenLabelField(name, column) for name, column in columns.values()]
         return [LayerField(REGISTRY_KEYS.X_KEY, keys.layer, is_count_data=False), *labels]
@@ -190,6 +193,7 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
         batch,
         control=keys.control,
     )
+    # Prediction sets are ordered by a hash of the cell names, so that the order of rows does not matter.
     if not holder.obs_names.is_unique:
         twice = holder.obs_names[holder.obs_names.duplicated()].unique()
         problem = f"are not unique ({listed(twice)})"
@@ -239,6 +243,7 @@ def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
     whole = True
     largest = 0.0
     for values in reader.values():
+        # First of all, because comparisons with NaN are False and would pass below.
         n_bad = int(values.size - np.isfinite(values).sum())
         if n_bad:
             problem = f"holds {n_bad} NaN or infinite values"
@@ -249,6 +254,7 @@ def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
             raise ValueError(unusable("Expression", place, problem, remedy))
         whole = whole and bool((values == np.rint(values)).all())
         largest = max(largest, float(values.max(initial=0.0)))
+    # Normalised expression has fractions, so whole numbers everywhere are counts.
     if not declared and whole:
         if largest == 0:
             raise ValueError(unusable("Expression", place, "is zero everywhere", "Load the expression matrix."))
@@ -276,6 +282,7 @@ def setup(
     # Writing into a view would copy it, and the caller's variable would still be the view.
     if adata.is_view:
         raise ValueError(unusable("This object", "memory", "is a view of another", "Pass adata.copy()."))
+    # All checks come before the first write, so a call that fails leaves the object unchanged.
     screen = read_screen(adata, keys)
     split = read_split(adata, keys)
     if split is not None:

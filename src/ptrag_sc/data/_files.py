@@ -40,6 +40,7 @@ def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -
     FileExistsError
         If it exists and ``overwrite`` is False, or a folder that is no zarr store is in its place.
     """
+    # Callers check before they predict, because predictions may take hours.
     if not isinstance(path, str | os.PathLike):
         raise TypeError(unusable(f"out={path!r}", "the request", "is no path", "Pass the name of a file."))
     path = Path(path)
@@ -54,6 +55,7 @@ def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -
         raise FileNotFoundError(unusable(f"out={str(path)!r}", "the request", problem, "Make the folder first."))
     if path.exists() and not overwrite:
         raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another name."))
+    # Any other folder may hold work of the user, which overwrite=True must not delete.
     if path.is_dir() and not any((path / name).is_file() for name in ZARR_GROUP):
         raise FileExistsError(unusable("A folder", str(path), "is no zarr store", "Pass another name."))
     return path
@@ -68,6 +70,7 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as beside:
         part = Path(beside) / path.name
         write(part)
+        # Path.replace cannot replace a folder that is not empty.
         if path.is_dir() or (part.is_dir() and path.exists()):
             _exchange(part, path, Path(beside) / "replaced")
         else:

@@ -29,6 +29,7 @@ def matching_weights(reader: CellReader, index: ConditionIndex, how: Literal["ba
     """
     rows = np.flatnonzero(index.is_control)
     of_type = types_of_batches(index)  # (n_batches,)
+    # This needs labels only, so it spares the pass over the cells below.
     if how == "batch":
         return (np.bincount(index.batch[rows], minlength=len(of_type)) > 0).astype(float)
     # Squares are pooled by cell type, whose batches share one variance between cells.

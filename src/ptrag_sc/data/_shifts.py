@@ -91,6 +91,7 @@ def group_means(
 def types_of_batches(index: ConditionIndex) -> np.ndarray:
     """Return the cell type of every batch (n_batches,)."""
     batches, first = np.unique(index.batch, return_index=True)
+    # A batch belongs to one cell type (see ConditionIndex.batch), so its first cell has that type.
     types = np.zeros(int(index.batch.max()) + 1, dtype=np.int64)  # (n_batches,)
     types[batches] = index.cell_type[first]
     return types
@@ -168,6 +169,7 @@ def _shifts(
     """Return the mean shifts and, in ``square`` if asked for, the sums of squares of the cell types' conditions."""
     t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
     used = np.unique(t)
+    # The mean of a cell type without controls is NaN.
     bare = index.cell_types[used[np.isnan(controls.cell_type[used]).any(1)]]
     if len(bare):
         remedy = "Add their control cells, or remove these cell types."
@@ -222,5 +224,6 @@ def leading_directions(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarr
     axes = vectors[:, kept].T  # (R, side)
     if wide:  # these are left singular vectors: V = U' values / s
         axes = axes @ values / singular[:, None]
+    # A singular vector is defined up to its sign; without this choice it could differ between machines.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
     return axes * np.sign(largest), singular

@@ -52,6 +52,7 @@ def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Call
         for piece in pieces:
             _write_rows(root, columns, piece, start)
             start += piece.n_obs
+        # Last, because uns may hold what was counted while the pieces were made.
         write_elem(root, "uns", uns())
 
 
@@ -83,6 +84,7 @@ def check_columns(path: Path, **frames: pd.DataFrame) -> None:
     for place, frame in frames.items():
         for name in frame:
             try:
+                # Written to memory and thrown away, because only anndata itself knows what it can write.
                 _encoded(frame[[name]], like_zarr=path.suffix == ".zarr")
             except Exception as error:  # anndata, h5py and zarr raise many kinds
                 problem = f"cannot be written to {path.name} ({error})"
@@ -138,6 +140,7 @@ def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
 def _write_rows(root: Group, columns: dict[str, Array], piece: AnnData, start: int) -> None:
     rows = slice(start, start + piece.n_obs)
     root["X"][rows] = piece.X
+    # anndata splits a column into several arrays (codes, values, masks), other ones in each format.
     for name, values in _encoded(piece.obs, like_zarr=isinstance(root, zarr.Group)).items():
         columns[name][rows] = values
     for name, matrix in piece.obsm.items():

@@ -75,6 +75,7 @@ def genept(
     if not table.exists():
         _write(_converted(_downloaded(folder, url, known_hash)), table)
     with np.load(table, allow_pickle=False) as arrays:
+        # Read as a whole, because an .npz gives no single rows.
         everything = GeneVectors(arrays["genes"], arrays["vectors"])
     if genes is None:
         return everything

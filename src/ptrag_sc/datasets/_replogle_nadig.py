@@ -157,6 +157,7 @@ def select_training_genes(
         raise ValueError(unusable("The split", place, "has no cell labelled 'train'", "Split it."))
     mean, variance = _moments(adata, seen, counts, target_sum)  # (G,) each
     chosen = np.sort(_most_variable(mean, variance, n_genes))  # sorted, so that genes keep the order of the file
+    # A second pass over the file; only the chosen genes stay in memory.
     parts = [sp.csr_matrix(cells[:, chosen]) for _, cells in _logged(adata, counts, target_sum)]
     logger.info("%d of %d genes kept: the most variable in %d training cells.", len(chosen), adata.n_vars, seen.sum())
     return AnnData(sp.vstack(parts, format="csr"), obs=adata.obs.copy(), var=adata.var.iloc[chosen].copy())

@@ -155,6 +155,7 @@ def simulated(
 
     adata = AnnData(_log_normalised(counts), _obs(cells, perturbations, cell_types), pd.DataFrame(index=genes))
     adata.layers["counts"] = counts
+    # The truth comes from the network alone, without the noise of the cells drawn above.
     vectors = embed(network.members, embedding_rng)
     adata.uns[EMBEDDING_KEY] = {"genes": names[targets], "vectors": vectors, "source": "simulated"}
     adata.uns["truth"] = truth(network, expected_effects(screen), pairs, perturbations, cell_types) | {"genes": genes}
@@ -164,6 +165,7 @@ def simulated(
 def _check(**sizes: int) -> None:
     """Refuse arguments that cannot make a screen."""
     for name, value in sizes.items():
+        # True is an int to Python.
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             problem = f"is {value!r}, which is no whole number"
             raise TypeError(unusable(f"Argument {name}", "datasets.simulated", problem, f"Pass {name} as an int."))
@@ -230,6 +232,7 @@ def _log_normalised(counts: csr_matrix) -> csr_matrix:
 
 
 def _obs(cells: _Cells, perturbations: np.ndarray, cell_types: np.ndarray) -> pd.DataFrame:
+    # With the cell type in its name no batch is shared between cell types.
     batches = np.array([[f"{t}_batch_{b}" for b in range(N_BATCHES)] for t in cell_types])  # (T, N_BATCHES)
     return pd.DataFrame(
         {

@@ -102,11 +102,14 @@ def draw_network(n_genes: int, targets: np.ndarray, n_cell_types: int, rng: np.r
     n, n_modules = members.shape
     regulation = np.zeros((n_modules, n_modules))
     for row in range(FIRST, n_modules):
+        # Each module has two regulators, itself not among them.
         regulators = rng.choice(np.setdiff1d(np.arange(FIRST, n_modules), row), 2, replace=False)
         regulation[row, regulators] = rng.standard_normal(2)
     regulation /= 2 * np.linalg.norm(regulation, 2)  # with a spectral norm of 1/2 every steady state exists
     loadings = _sparse_normal((n_genes, n_modules), TARGETS, LOADING, rng)
+    # The shared modules move more genes, but each of them less.
     loadings[:, :FIRST] = _sparse_normal((n_genes, FIRST), SHARED_TARGETS, SHARED_LOADING, rng)
+    # A perturbation removes the same share of both its modules.
     hits = members * rng.uniform(*STRENGTH, (n, 1))
     hits[:, STRESS] = rng.uniform(*STRESS_STRENGTH, n)
     direct = _sparse_normal((n, n_genes), PRIVATE_TARGETS, PRIVATE_LOADING, rng)

@@ -45,6 +45,7 @@ def expected_effects(screen: Screen) -> np.ndarray:
     weights = np.outer(strength_weights / 2, state_weights / state_weights.sum()) / N_BATCHES  # (3, 3), sum 1 / B
     n_cell_types, n_rows, n_genes = screen.response.shape
     expected = np.empty((n_rows, n_cell_types, n_genes))
+    # One condition at a time, which bounds the memory.
     for t, baseline in enumerate(screen.baseline):
         unperturbed = baseline[:, None] + state[:, None] * screen.state  # (B, 3, G)
         for p, response in enumerate(screen.response[t]):
@@ -59,10 +60,12 @@ def truth(
 ) -> dict[str, np.ndarray | pd.DataFrame]:
     """Return the truth as arrays and long tables, because these survive h5ad and zarr."""
     n_singles, n_genes = network.direct.shape
+    # What the sum of the two single effects does not explain.
     interaction = np.zeros_like(effects)  # (P, T, G)
     interaction[n_singles:] = effects[n_singles:] - effects[pairs].sum(axis=1)
     members = np.concatenate([network.members, network.members[pairs].any(axis=1)])  # (P, M)
     acting = (members & network.active[:, None]).astype(np.float32)  # (T, P, M)
+    # Relevant candidates share a module with the query that acts in the cell type.
     shared = acting @ acting.transpose(0, 2, 1) > 0  # (T, P, P)
     shared[:, np.arange(len(members)), np.arange(len(members))] = False  # no perturbation is its own candidate
     query, cell_type, candidate = np.nonzero(shared.transpose(1, 0, 2))

@@ -224,6 +224,7 @@ def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
             x = _at_most(x, n)
             y = _at_most(y, n)
         else:
+            # By default POT stops after 10^5 iterations, whether the plan is optimal or not.
             return float(ot.emd2([], [], cdist(x, y, cost), numItermax=10**7))  # []: equal weights
     # With equal sizes and weights a best plan moves whole cells, so an assignment finds it without POT.
     costs = cdist(x, y, cost)  # (n, n)
@@ -233,6 +234,7 @@ def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
 def _summed_kernel(x: np.ndarray, y: np.ndarray, scale: float) -> float:
     """Return the sum over all pairs of the kernel, averaged over its bandwidths."""
     total = 0.0
+    # In pieces, because all distances of a large condition would fill the memory.
     for start in range(0, len(x), ROWS):
         square = cdist(x[start : start + ROWS], y, "sqeuclidean")  # (rows, m)
         total += sum(float(np.exp(square / (-2 * factor * scale)).sum()) for factor in BANDWIDTHS)

@@ -111,6 +111,7 @@ def de_overlap(real: DifferentialExpression, predicted: DifferentialExpression) 
     if n == 0:
         return float("nan")
     size = np.where(predicted.significant, np.abs(_finite(predicted)), -1.0)  # (G,); -1 sorts after every real size
+    # No more than are significant, so that genes without a predicted response never count.
     top = np.argsort(-size, kind="stable")[: min(n, int(predicted.significant.sum()))]
     return float(real.significant[top].sum() / n)
 

@@ -163,6 +163,7 @@ def r2w_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray, we
     shift = real - reference  # (G,)
     error = weights @ np.square(predicted - real)  # the reference cancels in the difference of the shifts
     spread = weights @ np.square(shift - weights @ shift)
+    # Without variance there is no share to explain; only an exact prediction is right.
     if spread < MIN_NORM**2:
         return float(error < MIN_NORM**2)
     return float(1 - error / spread)

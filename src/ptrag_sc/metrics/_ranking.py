@@ -100,6 +100,7 @@ def _share_behind(distances: Callable[[np.ndarray], np.ndarray], n: int, *, scal
     if n < 2:
         return np.full(n, np.nan)
     behind = np.empty(n)
+    # In pieces, because (P, P) distances of a genome-wide screen would fill the memory.
     for start in range(0, n, ROWS):
         rows = np.arange(start, min(start + ROWS, n))
         found = distances(rows)  # (r, n)

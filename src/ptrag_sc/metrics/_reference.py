@@ -82,6 +82,7 @@ class Reference:
         screen = read_screen(adata, keys)
         index = screen.index
         train = index.conditions
+        # Training conditions only, because a reference made from test cells would leak them into the scores.
         split = read_split(adata, keys)
         if split is not None:
             table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
@@ -89,6 +90,7 @@ class Reference:
         controls = control_means(screen.reader, index)
         shifts = mean_shifts(screen.reader, index, train, controls).shift
         centre = controls.cell_type.copy()  # (T, G)
+        # A cell type without training perturbations keeps its control mean.
         for t in train["cell_type"].unique():
             centre[t] += shifts[(train["cell_type"] == t).to_numpy()].mean(0)
         perturbed = [index.rows(p, t) for p, t in zip(train["perturbation"], train["cell_type"], strict=True)]
@@ -129,6 +131,7 @@ class Reference:
         if batches is None or not self.control_of_batch:
             return fallback
         names, count = np.unique(batches, return_counts=True)
+        # A batch that the reference does not have takes the mean of its cell type.
         means = [self.control_of_batch.get((cell_type, name), fallback) for name in names]
         return (count / count.sum()) @ np.stack(means)
 

@@ -43,6 +43,7 @@ class EmbeddingEncoder(nn.Module):
     def __init__(self, n_embedding: int, n_hidden: int):
         super().__init__()
         self.scale = math.sqrt(n_embedding)  # a constant, so that it is neither trained nor saved
+        # A bias would give the control, whose vector is zero, an embedding of its own.
         self.linear = nn.Linear(n_embedding, n_hidden, bias=False)
 
     def forward(self, vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows H"]:

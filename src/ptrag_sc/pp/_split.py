@@ -83,6 +83,7 @@ def split(
     check_whole("seed", seed, "pp.split")
     perturbation = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     cell_type = read_labels(adata.obs, cell_type_key)
+    # No batches, because a condition is held out in all of them.
     index = ConditionIndex.from_labels(perturbation, cell_type, None, control=control)
     _check(index.cell_types, holdout, test_cell_type, (test_fraction, val_fraction))
     labels = draw_split(
@@ -97,6 +98,7 @@ def split(
     of_cell = np.full(index.n_obs, "train", dtype=object)  # (n,); control cells keep this label
     for p, t, label in zip(index.conditions["perturbation"], index.conditions["cell_type"], labels, strict=True):
         of_cell[index.rows(p, t)] = label
+    # All three categories exist even if no condition is in one of them.
     adata.obs[key_added] = pd.Categorical(of_cell, categories=["train", "val", "test"])
 
 

@@ -16,6 +16,7 @@ CANCELLED = 1e-5  # a sum of unit vectors this short is rounding, not a directio
 REMEDY = "Add them with ptrag_sc.pp.gene_embedding(adata, genes=[...]), or name their symbols with aliases=."
 
 
+# Without ==, because comparing arrays gives no single truth value.
 @dataclass(frozen=True, eq=False)
 class GeneEmbedding:
     """Unit vectors of genes, and of combinations of them.
@@ -102,6 +103,7 @@ class GeneEmbedding:
         [[0.0, 1.0]]
         """
         place = f"adata.uns[{key!r}]"
+        # A table that the user put there, instead of one that pp.gene_embedding wrote.
         if isinstance(value, pd.DataFrame):
             genes, vectors = frame_arrays(value, place)
             return cls.from_table(genes, vectors, source=place)
@@ -120,6 +122,7 @@ class GeneEmbedding:
         >>> sorted(GeneEmbedding.from_table(["AARS"], [[1.0]], source="example").to_uns())
         ['excluded', 'genes', 'source', 'vectors']
         """
+        # An array, because h5ad and zarr have no tuples.
         excluded = np.array(self.excluded, dtype=str)
         return {"genes": self.genes, "vectors": self.vectors, "source": self.source, "excluded": excluded}
 

@@ -43,6 +43,7 @@ def resolve_vectors(
         return np.zeros((0, own.vectors.shape[1]), dtype=np.float32)
     found: dict[str, np.ndarray] = {}  # vector (D,) of each gene
     known = list(own.genes)  # for the closest symbols in a message
+    # The own table first, because the model was trained with its vectors.
     _take(found, own, genes)
     if table is not None and len(found) < len(genes):
         of_adata = GeneEmbedding.from_uns(table, key)
@@ -51,6 +52,7 @@ def resolve_vectors(
         if of_adata.source == own.source and _agree(own, of_adata):
             _take(found, of_adata, genes)
     lacking = [g for g in genes if g not in found]
+    # Read only if needed, because it may be a large file.
     if lacking and extra is not None:
         _take(found, _read_extra(extra, own, lacking), lacking)
     missing = [g for g in genes if g not in found]

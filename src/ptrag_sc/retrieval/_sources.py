@@ -106,11 +106,12 @@ def _from_genept(_: Path) -> GeneVectors:
 def _from_npz(path: Path) -> GeneVectors:
     remedy = "Save arrays 'genes' (text, not objects) and 'vectors' (n x D)."
     try:
+        # Objects in an .npz are pickles, which could run code.
         with np.load(path, allow_pickle=False) as arrays:
             found = set(arrays.files)
-            for name in ("vectors", "emb"):
-                if {"genes", name} <= found:
-                    return GeneVectors(arrays["genes"].astype(str), arrays[name])
+            name = next((key for key in ("vectors", "emb") if {"genes", key} <= found), None)
+            if name is not None:
+                return GeneVectors(arrays["genes"].astype(str), arrays[name])
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(unusable("Gene embedding", str(path), f"could not be read ({error})", remedy)) from error
     raise ValueError(unusable("Gene embedding", str(path), f"holds the arrays {listed(sorted(found))}", remedy))
