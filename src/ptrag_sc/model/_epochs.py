@@ -52,8 +52,9 @@ class Epochs:
 
     def _kept_epoch(self) -> int | None:
         """Return the epoch of the model's weights, given the number of epochs that were run."""
-        if not self.plan.running and self.keep is not None and self.keep.best_state is not None:
-            return self.keep.best_epoch
+        best = None if self.keep is None else self.keep.best
+        if not self.plan.running and best is not None:
+            return best.epoch
         if self.model.n_epochs_ > self.plan.n_before:
             return self.model.n_epochs_ - 1
         return self.plan.kept_before
@@ -96,7 +97,7 @@ def run_training(model: SavedModel, runner: TrainRunner, plan: PTRAGTrainingPlan
         if epochs.keep is not None:
             epochs.keep.restore(plan)
         epochs.write()
-    if epochs.keep is not None and epochs.keep.is_start and epochs.keep.best_state is not None:
+    if epochs.keep is not None and epochs.keep.keeps_initial:
         how = "clearly better" if plan.has_memory else "better"
         found = f"was {how} on" if epochs.keep.n_checks > 0 else "was checked on"
         logger.warning("No epoch %s the validation conditions: weights stay as before.", found)

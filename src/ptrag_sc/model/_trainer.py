@@ -68,6 +68,11 @@ class KeepBest(Callback):
             return self.trained
         return self.initial
 
+    @property
+    def keeps_initial(self) -> bool:
+        """Whether the weights before training are the ones to keep."""
+        return self.initial is not None and self.best is self.initial
+
     def restore(self, plan: Any) -> None:
         """Give the module the best weights."""
         best = self.best
