@@ -58,9 +58,11 @@ def test_a_gain_of_two_standard_deviations_is_found_with_ten_conditions():
 
 
 def test_the_order_of_conditions_and_checks_does_not_matter():
-    gains = traces(np.random.default_rng(4), 9, correlation=0.5, gain=0.6, n_checks=20)
-    order = torch.randperm(9), torch.randperm(20)
-    assert surpasses(gains) == surpasses(gains[:, order[0]]) == surpasses(gains[order[1]])
+    for n_conditions in (9, 30):
+        for gain in np.linspace(0.2, 0.7, 6):
+            gains = traces(np.random.default_rng(4), n_conditions, correlation=0.5, gain=gain, n_checks=20)
+            conditions, checks = torch.randperm(n_conditions), torch.randperm(20)
+            assert surpasses(gains) == surpasses(gains[:, conditions]) == surpasses(gains[checks])
 
 
 def test_checks_that_are_not_finite_do_not_count():
