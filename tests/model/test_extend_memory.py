@@ -70,7 +70,7 @@ def test_weights_and_old_entries_stay_and_new_ones_are_the_observed_shifts(scree
             [control[b].mean(0) for b in cells["gem"]], axis=0
         )
         deviation = (shift - after.mean[t].numpy()) @ after.directions.numpy().T
-        kept = after.low[k, t].numpy() / deviation
+        kept = after.entries[k, t].numpy() / deviation
         assert ((kept > -1e-4) & (kept < 1)).all() and kept.max() > 0.5  # shrunk, each direction by its reliability
         assert int(after.n_cells[k, t]) == len(cells)
 

@@ -51,11 +51,11 @@ def slow_regression(x, y):
     for penalty in [p * base for p in PENALTIES[:-1]] + [1e12]:
         fits.append(Ridge(penalty, fit_intercept=False).fit(z, centred))
         left = [
-            Ridge(penalty, fit_intercept=False).fit(z[rows != i], centred[rows != i]).predict(z[[i]])[0] for i in rows
+            Ridge(penalty, fit_intercept=True).fit(z[rows != i], centred[rows != i]).predict(z[[i]])[0] for i in rows
         ]
         errors.append((left - centred) ** 2)
     behind = np.array(errors) - errors[np.mean(errors, axis=1).argmin()]
-    best = np.flatnonzero(behind.mean(1) <= behind.std(1) / np.sqrt(len(x)))[-1]
+    best = np.flatnonzero(behind.mean(1) <= behind.std(1, ddof=1) / np.sqrt(len(x)))[-1]
     return lambda new: y.mean() + fits[best].predict((new - center) / scale)
 
 

@@ -13,7 +13,7 @@ from ptrag_sc.data import Screen, control_means
 from ptrag_sc.data._requests import request_population
 from ptrag_sc.metrics import pearson_delta
 from ptrag_sc.nn import energy_distance
-from ptrag_sc.retrieval import fit_ridge
+from ptrag_sc.retrieval import fit_ridge, neighbours_only
 
 if TYPE_CHECKING:
     from ptrag_sc.model._prediction import ModulePredictor
@@ -244,7 +244,8 @@ def support_table(retrieved: pd.DataFrame, strength: pd.DataFrame) -> pd.DataFra
     table["share"] = (table["weight"] / total.where(total > 0)).fillna(0.0)
     table["squared"] = table["share"] ** 2
     table["used"] = table["weight"] > 0
-    table["own"] = table["share"].where(table["role"] != "neighbour", 0.0)
+    is_neighbour = table.index.isin(neighbours_only(table).index)
+    table["own"] = table["share"].where(~is_neighbour, 0.0)
     found = table.groupby(CONDITION, observed=True, sort=True).agg(
         n_experiments=("used", "sum"),
         effective_number=("squared", "sum"),

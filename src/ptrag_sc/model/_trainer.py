@@ -49,7 +49,8 @@ class KeepBest(Callback):
         if not (math.isfinite(loss) and plan.is_finite):
             return
         if trainer.sanity_checking:
-            self.initial = Kept(loss, plan.kept_before, _copied(plan))
+            if self.initial is None:  # else this training resumes, and the checkpoint holds the weights before it
+                self.initial = Kept(loss, plan.kept_before, _copied(plan))
             return
         if plan.gain is not None:
             self.gains.append(plan.gain.cpu())
