@@ -1,9 +1,9 @@
 """Which small mistakes in the code would no test notice?
 
-``python benchmarks/mutants.py --n 40 --seed 0`` draws mutants of the packages, uniformly over the places of the syntax
-tree where one is possible, puts each into a copy of the repository, and runs the tests there until one fails: first the
-tests of the same package, then the others. It prints a table. Finished mutants are kept in the file that ``--out``
-names, so an interrupted run continues; ``--again`` runs the survivors once more.
+``python benchmarks/mutants.py --n 40 --seed 0`` draws places of the syntax tree of the packages, puts a mutant of each
+into a copy of the repository, and runs the tests there until one fails: first the tests of the same package, then the
+others. It prints a table. Finished mutants are kept in the file that ``--out`` names, so an interrupted run continues;
+``--again`` runs the survivors once more.
 """
 
 import argparse
@@ -150,7 +150,8 @@ def judged(mutant: Mutant, copy: Path, timeout: float, sound: set[str]) -> str:
     """Return what becomes of a mutant in the copy; ``sound`` are tests that are known to pass without a mutant."""
     if mutant.name in EQUIVALENT:
         return f"equivalent: {EQUIVALENT[mutant.name]}"
-    path, source = copy / mutant.file, (ROOT / mutant.file).read_bytes()
+    path = copy / mutant.file
+    source = path.read_bytes()
     path.write_bytes(source[: mutant.start] + mutant.new.encode() + source[mutant.end :])
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         compiled.unlink()  # two changes within a second look alike to Python

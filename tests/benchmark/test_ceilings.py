@@ -91,6 +91,21 @@ def test_interpolation_equals_a_slow_one(gene):
     np.testing.assert_allclose(predicted.X[chosen].std(0), duplicate.std(0), atol=1e-5)
 
 
+def test_two_cells_on_each_side_are_tested():
+    def few(adata):
+        rows = np.flatnonzero(of(adata, "G4"))
+        return adata[np.delete(np.arange(adata.n_obs), rows[4:])].copy()
+
+    adata = screen(few)
+    predicted = interpolated_duplicate(adata, 0).predicted
+    chosen = of(predicted, "G4")
+    assert chosen.sum() == 2
+    fitted = ptrag_sc.baselines.MeanShift(adata).fit()
+    expected, adjusted = slow_interpolation(adata, predicted.obs_names[chosen], fitted.of_type_["RPE1"])
+    np.testing.assert_allclose(predicted.X[chosen].mean(0), expected, atol=1e-5)
+    assert adjusted.min() < 0.9
+
+
 def test_two_cells_leave_the_mean():
     """One cell on each side: no variance, no test, hence the mean training shift."""
 

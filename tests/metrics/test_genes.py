@@ -89,6 +89,11 @@ def test_agreement_equals_sets_and_loops(seed):
     assert lfc_nmae(real, predicted) == pytest.approx(error / sum(abs(real.log2_fold_change[i]) for i in sets[0]))
 
 
+def test_a_gene_is_significant_below_the_level_and_not_at_it():
+    test = DifferentialExpression(np.array([0.0499, 0.05, 0.0501]), np.ones(3))
+    assert test.significant.tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 9, 10])
 def test_few_significant_genes(n):
     """None: NaN, but two empty sets agree; below ten a ratio of fold changes is not given."""

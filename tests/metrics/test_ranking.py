@@ -43,6 +43,7 @@ def test_ties_count_half():
     np.testing.assert_allclose(pds_cosine(real, real, np.zeros(2)), [0.75, 0.75, 1])
     twins = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     np.testing.assert_allclose(centroid_accuracy(twins, twins), [0.75, 0.75, 1])
+    np.testing.assert_allclose(centroid_accuracy(np.ones((3, 2)), real), 0.5)  # no perturbation differs
 
 
 def test_a_single_perturbation_has_no_rank():

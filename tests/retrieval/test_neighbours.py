@@ -49,6 +49,13 @@ def test_places_that_cannot_be_filled_are_absent():
     assert (found.similarity[:, 2] == 0).all()
 
 
+def test_a_vector_with_zeros_is_no_control():
+    table = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]]), dim=1)
+    found = nearest_neighbours(table, table, torch.arange(4), 2)
+    assert found.present.all()
+    assert found.rows[:3].tolist() == [[1, 2], [0, 2], [1, 0]]
+
+
 def test_the_control_is_a_zero_vector_that_retrieves_nothing():
     rng = np.random.default_rng(2)
     table = unit(rng, 6, 4)
