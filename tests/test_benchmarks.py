@@ -16,7 +16,7 @@ def benchmark_module(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.filterwarnings("ignore:Trying to query inferred values from an untrained model")
+@pytest.mark.slow
 def test_speed(benchmark_module):
     speed = benchmark_module("speed")
     small = {"sets": 2, "cells": 4, "genes": 12, "embedding": 6, "hidden": 16, "candidates": 3, "layers": 1}

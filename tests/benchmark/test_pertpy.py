@@ -64,6 +64,7 @@ def test_identical_cells_are_best(name, cells):
     assert np.isnan(row.best) or same == pytest.approx(row.best, abs=1e-9)
 
 
+@pytest.mark.slow  # jax compiles it
 def test_wasserstein_needs_jax_and_is_not_zero_at_the_truth(cells):
     pytest.importorskip("jax", reason="pertpy's wasserstein needs jax")
     row = pertpy_metric("wasserstein")

@@ -264,7 +264,10 @@ def test_training_continues_and_resumes_from_a_checkpoint(screen, tmp_path, monk
     assert list(model.history["train_loss"].index) == list(range(10))
 
 
-@pytest.mark.parametrize("memory", [None, "response"])
+either_form = [pytest.param(None, marks=pytest.mark.slow), "response"]
+
+
+@pytest.mark.parametrize("memory", either_form)
 def test_further_training_goes_on_with_the_epochs(screen, memory):
     model = train_small(screen, max_epochs=12, memory=memory)
     model.train(6, **TRAIN, check_val_every_n_epoch=3)
@@ -279,7 +282,7 @@ def test_further_training_goes_on_with_the_epochs(screen, memory):
     assert model.kept_epoch_ == kept
 
 
-@pytest.mark.parametrize("memory", [None, "response"])
+@pytest.mark.parametrize("memory", either_form)
 def test_a_further_training_that_harms_changes_no_weight(screen, memory):
     model = train_small(screen, max_epochs=12, memory=memory)
     weights, kept = {name: x.clone() for name, x in model.module.named_parameters()}, model.kept_epoch_

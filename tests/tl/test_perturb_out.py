@@ -22,6 +22,7 @@ from screens import KEYS, make_screen, train_small
 REQUEST = ["G5", "G0", "G2+G1"]
 SUFFIXES = ("h5ad", "zarr")
 each_format = pytest.mark.parametrize("suffix", SUFFIXES)
+zarr_is_slow = pytest.mark.parametrize("suffix", ["h5ad", pytest.param("zarr", marks=pytest.mark.slow)])
 
 
 def small_screen():
@@ -177,7 +178,7 @@ def test_strings_with_gaps_become_categories_as_in_anndata(trained, in_small_pie
         assert values[0].count("gap") == n
 
 
-@each_format
+@zarr_is_slow
 def test_baselines_and_mudata_stream_too(in_small_pieces, tmp_path, suffix):
     adata = small_screen()
     mdata = mudata.MuData({"rna": adata})
@@ -198,7 +199,7 @@ def test_baselines_and_mudata_stream_too(in_small_pieces, tmp_path, suffix):
     assert not expected.obsm["ptrag_retrieval"].nnz
 
 
-@each_format
+@zarr_is_slow
 def test_vectors_can_be_given_and_prepared_once(trained, in_small_pieces, tmp_path, suffix, monkeypatch):
     calls, prepare = [], type(trained).prepare
     monkeypatch.setattr(type(trained), "prepare", lambda *args: calls.append(1) or prepare(*args))
