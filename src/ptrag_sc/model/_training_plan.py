@@ -149,10 +149,9 @@ class PTRAGTrainingPlan(TrainingPlan):
 
         Of the shares whose distance is :func:`alike` the best one (within two standard errors), this is the largest
         whose agreement is alike the best of them: measured responses are preferred to what was learned from them. The
-        distance alone would favour blends even of a poor answer with a good one, because averaging shrinks
-        predictions. The first check comes before training and leaves the share unchanged. Later ones set ``gain``
-        (N,): by how much the distance fell in each condition. Distances are compared by their roots: squared, the
-        strongest conditions would decide.
+        distance alone would favour blends even of a poor answer with a good one, because averaging shrinks predictions. The first check comes
+        before training and leaves the share unchanged. Later ones set ``gain`` (N,): by how much the distance fell in
+        each condition. Distances are compared by their roots: squared, the strongest conditions would decide.
         """
         losses, agreement = (self._of_all_ranks(torch.cat(found)) for found in zip(*self._found, strict=True))
         mean = losses.mean(0)  # (n shares,)
