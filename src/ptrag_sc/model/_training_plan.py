@@ -11,8 +11,6 @@ from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._module import SHARES, PTRAGModule
 from ptrag_sc.retrieval import QueryTable, alike
 
-DISTANCE_ERRORS = 2.0  # the distance favours blends of generator and memory, so it decides only if it is clear
-
 
 class PTRAGTrainingPlan(TrainingPlan):
     """Training plan of cell sets.
@@ -147,9 +145,9 @@ class PTRAGTrainingPlan(TrainingPlan):
     def validated_loss(self) -> torch.Tensor:
         """Return the mean loss of what was validated; with a memory under the share of it that the module keeps.
 
-        Of the shares whose distance is :func:`alike` the best one (within two standard errors), this is the largest
-        whose agreement is alike the best of them: measured responses are preferred to what was learned from them. The
-        distance alone would favour blends even of a poor answer with a good one, because averaging shrinks predictions. The first check comes
+        Of the shares whose distance is :func:`alike` the best one, this is the largest whose agreement is alike the
+        best of them: measured responses are preferred to what was learned from them. The distance alone would favour
+        blends even of a poor answer with a good one, because averaging shrinks predictions. The first check comes
         before training and leaves the share unchanged. Later ones set ``gain`` (N,): by how much the distance fell in
         each condition. Distances are compared by their roots: squared, the strongest conditions would decide.
         """
@@ -167,7 +165,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         if len(self._initial_roots) != len(roots):
             problem = f"was validated on {len(self._initial_roots)} conditions, now there are {len(roots)}"
             raise ValueError(unusable("The checkpoint", "train", problem, "Resume with the same data, or train anew."))
-        near = alike(-roots.T, n_errors=DISTANCE_ERRORS)
+        near = alike(-roots.T)
         share = int(alike(agreement.T, among=near).nonzero().max())
         self.gain = self._initial_roots - roots[:, share]
         self.module.recalled_share.fill_(SHARES[share])

@@ -7,9 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def alike(
-    scores: Float[Tensor, "O C"], among: Bool[Tensor, " O"] | None = None, *, n_errors: float = 1.0
-) -> Bool[Tensor, " O"]:
+def alike(scores: Float[Tensor, "O C"], among: Bool[Tensor, " O"] | None = None) -> Bool[Tensor, " O"]:
     """Return the options whose mean score is within one standard error of the best one's, paired by condition.
 
     This is the one-standard-error rule of Breiman et al. (1984). The caller takes the simplest of what is returned.
@@ -20,8 +18,6 @@ def alike(
         Score of each option for each condition; higher is better.
     among
         Options to choose from; None: all.
-    n_errors
-        Standard errors; more than one only if the score is known to favour one kind of option.
 
     Returns
     -------
@@ -35,4 +31,4 @@ def alike(
     best = int(scores.mean(1).masked_fill(~among, -torch.inf).argmax())
     behind = scores[best] - scores  # (O, C)
     error = behind.std(1) / math.sqrt(n_conditions)
-    return among & (behind.mean(1) <= n_errors * error)
+    return among & (behind.mean(1) <= error)
