@@ -172,5 +172,9 @@ def trainer_arguments(
         arguments.pop("check_val_every_n_epoch")
         return arguments
     if n_val < FEW_CONDITIONS:
-        logger.warning("Only %d validation conditions: which weights are kept is largely chance.", n_val)
+        if share is None:
+            logger.warning("Only %d validation conditions: which weights are kept is largely chance.", n_val)
+        else:
+            remedy = "Hold out five or more with ptrag_sc.pp.split(val_fraction=...) to let trained weights be kept."
+            logger.warning("Only %d validation conditions: too few to show a gain of training. %s", n_val, remedy)
     return {**arguments, "callbacks": [KeepBest(), *callbacks]}

@@ -103,7 +103,9 @@ def _mapped(
 ) -> Float[Tensor, "P L"]:
     """Return what responses elsewhere predict for this cell type, by ridge regression over perturbations seen in both.
 
-    Each of these is predicted from the others. Where no map can be learned, the response elsewhere is returned.
+    Each of these is predicted from the others. Where no map can be learned, the response elsewhere is returned. The
+    mean that entries here are deviations from is that of all perturbations of the cell type, so it is not counted in
+    the leverage: what that leaves out is .25 % of a prediction with 60 perturbations, 6 % with 12.
     """
     x, y = elsewhere[in_both], here[in_both]
     if len(x) < MIN_SEEN or torch.equal(x, y):  # an unknown cell type sees the same everywhere
