@@ -91,6 +91,9 @@ def test_interpolation_equals_a_slow_one(gene):
     np.testing.assert_allclose(predicted.X[chosen].std(0), duplicate.std(0), atol=1e-5)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Precision loss occurred:RuntimeWarning"
+)  # of scipy, as two cells can be equal in a gene
 def test_two_cells_on_each_side_are_tested():
     def few(adata):
         rows = np.flatnonzero(of(adata, "G4"))
