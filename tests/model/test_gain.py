@@ -29,14 +29,16 @@ def slow_p_value(gains):
 
 def test_equals_the_enumerated_test_of_the_largest_t_statistic():
     rng, found = np.random.default_rng(0), []
-    for gain in np.linspace(0, 1.5, 12):
-        gains = traces(rng, 6, correlation=0.5, gain=gain, n_checks=5)
+    for gain in np.linspace(0, 1.5, 6):
+        gains = traces(rng, 6, correlation=0.5, gain=gain, n_checks=3)
         found.append(surpasses(gains))
         assert found[-1] == (slow_p_value(gains) <= 0.05)
     assert {True, False} == set(found)
 
 
-@pytest.mark.parametrize("n_conditions", [5, 10, 30])
+@pytest.mark.parametrize(
+    "n_conditions", [pytest.param(5, marks=pytest.mark.slow), 10, pytest.param(30, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("correlation", "heavy"), [(0.0, False), (0.9, False), (0.99, False), (0.9, True)])
 def test_at_most_a_twentieth_of_the_trainings_without_gain_pass(n_conditions, correlation, heavy):
     rng = np.random.default_rng(1)

@@ -59,7 +59,7 @@ def slow_regression(x, y):
     return lambda new: y.mean() + fits[best].predict((new - center) / scale)
 
 
-@pytest.mark.parametrize("n_types", [1, 2])
+@pytest.mark.parametrize("n_types", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_condition_is_expected_from_all_other_perturbations(n_types):
     support, observed = made_up(12)
     names = {"perturbation": [f"G{i // n_types}" for i in range(12)], "cell_type": ["t", "u"] * 6}
@@ -75,6 +75,7 @@ def test_every_condition_is_expected_from_all_other_perturbations(n_types):
         np.testing.assert_allclose(found.expected(support)[f"expected_{name}"], expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_they_promise_and_are_narrower_than_without_features():
     covered, widths = {name: [] for name in OUTCOMES}, []
     for seed in range(20):

@@ -149,7 +149,7 @@ def test_rows_stand_by_perturbation_cell_type_and_set(trained):
     assert list(again.obs_names) == list(virtual.obs_names)
 
 
-@each_format
+@zarr_is_slow
 def test_strings_with_gaps_become_categories_as_in_anndata(trained, in_small_pieces, tmp_path, suffix):
     """A gap may stand in a late piece only: the columns are looked at as a whole."""
     adata, path, beside = small_screen(), tmp_path / f"virtual.{suffix}", tmp_path / f"beside.{suffix}"
@@ -221,7 +221,7 @@ def test_a_backed_screen_streams(trained, in_small_pieces, tmp_path):
     assert list(read(path).obs_names) == list(expected.obs_names)
 
 
-@each_format
+@zarr_is_slow
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_failure_leaves_no_trace(trained, in_small_pieces, tmp_path, suffix, is_there, monkeypatch):
     adata, path, calls = small_screen(), tmp_path / f"virtual.{suffix}", []
