@@ -107,7 +107,7 @@ def _from_npz(path: Path) -> GeneVectors:
     remedy = "Save arrays 'genes' (text, not objects) and 'vectors' (n x D)."
     try:
         # Objects in an .npz are pickles, which could run code.
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = set(arrays.files)
             name = next((key for key in ("vectors", "emb") if {"genes", key} <= found), None)
             if name is not None:
