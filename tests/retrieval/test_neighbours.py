@@ -65,3 +65,11 @@ def test_the_control_is_a_zero_vector_that_retrieves_nothing():
     assert queries.neighbours.present[1:].all()
     only_control = make_query_table(table[:0], table, torch.zeros(0, dtype=torch.long), 3)
     assert only_control.vectors.shape == (1, 4)
+
+
+def test_of_exact_equals_the_first_in_the_table_comes_first():
+    rng = np.random.default_rng(4)
+    table = unit(rng, 1, 6).expand(24, 6).clone().float()  # no more than K + MARGIN
+    found = nearest_neighbours(table[:2], table, torch.tensor([0, 7]), 20)
+    assert found.rows[0].tolist() == list(range(1, 21))
+    assert found.rows[1].tolist() == [i for i in range(21) if i != 7]

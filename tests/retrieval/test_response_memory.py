@@ -12,6 +12,7 @@ from ptrag_sc.retrieval import (
     build_memory,
     make_query_table,
     memory_neighbours,
+    response_scale,
     shrink,
     view_memory,
 )
@@ -288,3 +289,9 @@ def test_an_empty_place_is_not_taken_for_a_known_response():
     assert (~found.present).any(1).all()
     assert found.similarity[..., 1].isnan().all()
     assert not found.similarity[..., 0][~found.present].any()
+
+
+def test_observed_shifts_times_the_scale_have_a_root_mean_square_of_one():
+    p, t, _, memory = make(5)
+    shifts = memory.entries[p, t] + (memory.mean @ memory.directions.T)[t]  # (C, R) of what was observed only
+    assert float((shifts * response_scale(memory)).square().mean().sqrt()) == pytest.approx(1.0, abs=1e-5)
