@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ptrag_sc._constants import PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
+from ptrag_sc._constants import COUNTS_LAYER, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc.data._fields import AnnOrMuData, ScreenKeys
 from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import CellSets
@@ -36,8 +36,9 @@ class PredictedSets(NamedTuple):
 class Prediction(NamedTuple):
     """Predicted rows and the evidence behind them."""
 
-    cells: np.ndarray  # (N, G) float32, NaN where not predicted
+    cells: np.ndarray | sp.csr_matrix  # (N, G) float32; dense with NaN where not predicted, CSR where there are counts
     weights: sp.csr_matrix  # (N, C) retrieval weight of each candidate
+    counts: sp.csr_matrix | None = None  # (N, G) whole numbers, where predictions were realised as such
 
 
 def assemble(batches: Iterable[tuple[CellSets, PredictedSets]], *, shape: tuple[int, int, int]) -> Prediction:
@@ -107,4 +108,8 @@ def population_anndata(
     obs[column] = pd.Categorical(perturbation, categories=sorted(labels))
     obs[key + SOURCE_SUFFIX] = sources.to_numpy()
     obs.index = pd.Index([f"{s}-{p}" for s, p in zip(sources, perturbation, strict=True)])
-    return AnnData(prediction.cells, obs=obs, var=var, obsm={key + RETRIEVAL_SUFFIX: prediction.weights})
+    layers = {}
+    if prediction.counts is not None:
+        layers[COUNTS_LAYER] = prediction.counts
+    weights = {key + RETRIEVAL_SUFFIX: prediction.weights}
+    return AnnData(prediction.cells, obs=obs, var=var, obsm=weights, layers=layers)

@@ -1,37 +1,25 @@
 """How does an AnnData or MuData enter the package?
 
-``setup`` writes down which columns matter and validates them once; ``read_screen`` turns an object that was set up
-(or a new one, with the keys of a trained model) into a :class:`Screen` of arrays.
+``read_screen`` turns an object that was set up (or a new one, with the keys of a trained model) into a :class:`Screen`
+of arrays.
 """
 
-import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import BaseAnnDataField, CategoricalObsField, LayerField, MuDataLayerField, MuDataWrapper
 
 from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
-from ptrag_sc.data._conditions import ConditionIndex, as_names, condition_split, read_labels, read_perturbations
-from ptrag_sc.data._diagnose import design_warnings
+from ptrag_sc.data._conditions import ConditionIndex, as_names, read_labels, read_perturbations
 from ptrag_sc.data._reader import CellReader, as_row_matrix
 
 AnnOrMuData: TypeAlias = AnnData | MuData
-
-logger = logging.getLogger(__name__)
-
-
-class RegisteredModel(Protocol):
-    """A model class of scvi-tools, which keeps the registry of each object that was set up for it."""
-
-    def register_manager(self, manager: AnnDataManager) -> None:
-        """Keep the registry of one object."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +34,7 @@ class ScreenKeys:
     embedding_key: str = "gene_embedding"
     layer: str | None = None
     sep: str = "+"
+    counts_layer: str | None = None
     modalities: dict[str, str] = field(default_factory=dict)
 
     def to_uns(self) -> dict[str, object]:
@@ -149,12 +138,15 @@ class Screen:
         Gene names (G,).
     names
         Cell names (n,), unique.
+    counts
+        Raw counts of the same cells and genes; None where no layer of counts is registered or the object lacks it.
     """
 
     reader: CellReader
     index: ConditionIndex
     genes: np.ndarray
     names: np.ndarray
+    counts: CellReader | None = None
 
 
 def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | None = None) -> Screen:
@@ -198,7 +190,10 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
         twice = holder.obs_names[holder.obs_names.duplicated()].unique()
         problem = f"are not unique ({listed(twice)})"
         raise ValueError(unusable("Cell names", "adata.obs_names", problem, "Call adata.obs_names_make_unique()."))
-    return Screen(reader, index, genes, holder.obs_names.to_numpy(dtype=object))
+    counts = None
+    if keys.counts_layer is not None and keys.counts_layer in holder.layers:
+        counts = replace(reader, matrix=as_row_matrix(holder.layers[keys.counts_layer]))
+    return Screen(reader, index, genes, holder.obs_names.to_numpy(dtype=object), counts)
 
 
 def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None) -> tuple[CellReader, np.ndarray]:
@@ -267,30 +262,3 @@ def read_split(adata: AnnOrMuData, keys: ScreenKeys) -> np.ndarray | None:
     if keys.split_key is None:
         return None
     return read_labels(keys.container(adata, "split_key").obs, keys.split_key).astype(str)
-
-
-def setup(
-    model_class: RegisteredModel, adata: AnnOrMuData, keys: ScreenKeys, setup_method_args: dict[str, Any]
-) -> None:
-    """Validate an object once, write down its keys, and register it with scvi-tools.
-
-    Raises
-    ------
-    KeyError, ValueError
-        As :func:`read_screen` and :func:`read_split` do, and for a view or an unknown split value.
-    """
-    # Writing into a view would copy it, and the caller's variable would still be the view.
-    if adata.is_view:
-        raise ValueError(unusable("This object", "memory", "is a view of another", "Pass adata.copy()."))
-    # All checks come before the first write, so a call that fails leaves the object unchanged.
-    screen = read_screen(adata, keys)
-    split = read_split(adata, keys)
-    if split is not None:
-        condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
-    if bad := design_warnings(screen.index):
-        logger.warning("%s. ptrag_sc.tl.diagnose(adata) has the details.", bad)
-    adata.uns[SETUP_KEY] = keys.to_uns()
-    fields = scvi_fields(keys, mudata=isinstance(adata, MuData))
-    manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-    manager.register_fields(adata)
-    model_class.register_manager(manager)

@@ -15,7 +15,7 @@ from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
-from ptrag_sc.data._run import Run, VirtualCells
+from ptrag_sc.data._run import Counts, Run, VirtualCells
 from ptrag_sc.data._set_sampler import CellSets
 
 
@@ -75,11 +75,13 @@ class Predictor(ABC):
         *,
         gene_embedding: object = None,
         seed: int | None = None,
+        counts: Counts = False,
+        nonnegative: bool = False,
     ) -> Run:
         """Return a run, which holds all that the requests of one call share."""
         vectors = self.resolve(labels, adata, gene_embedding)  # (Q, D) or None
         state = self.prepare(labels, vectors, screen)
-        return Run(self, screen, labels, state=state, seed=seed)
+        return Run(self, screen, labels, state=state, seed=seed, counts=counts, nonnegative=nonnegative)
 
     def canonical_labels(self, perturbations: str | Iterable[str]) -> tuple[str, ...]:
         """Return distinct canonical labels in the order asked for.
@@ -112,6 +114,7 @@ class Predictor(ABC):
         n_cells: int | None = None,
         gene_embedding: object = None,
         seed: int | None = None,
+        counts: Counts = "auto",
         nonnegative: bool = False,
     ) -> AnnData:
         """Predict the populations that perturbations would give.
@@ -134,6 +137,7 @@ class Predictor(ABC):
             n_cells=n_cells,
             gene_embedding=gene_embedding,
             seed=seed,
+            counts=counts,
             nonnegative=nonnegative,
         )
         return virtual.in_memory()
@@ -148,6 +152,7 @@ class Predictor(ABC):
         n_cells: int | None,
         gene_embedding: object,
         seed: int | None,
+        counts: Counts,
         nonnegative: bool,
     ) -> VirtualCells:
         """Plan the populations that perturbations would give; no cell is generated yet.
@@ -168,9 +173,10 @@ class Predictor(ABC):
         screen = self.read(adata)
         types = find_cell_types(screen, cell_types)
         population = request_population(screen, len(labels), types, n_cells=n_cells, set_size=self.set_size_, seed=seed)
-        run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
+        form: dict[str, Any] = {"counts": counts, "nonnegative": nonnegative}
+        run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed, **form)
         var = self.keys_.expression_holder(adata).var.loc[self.genes_].copy()
-        params = {"seed": seed, "nonnegative": nonnegative, "n_cells": n_cells}
+        params = {"seed": seed, **run.form, "n_cells": n_cells}
         return VirtualCells(run, population, source_obs(adata, self.keys_), var, params)
 
     @abstractmethod

@@ -19,6 +19,7 @@ class Request(NamedTuple):
     planned: list[PlannedSet]
     source: np.ndarray  # (N,) row of the control cell that each output row is generated from; -1: not predicted
     query: np.ndarray  # (N,) q > 0 is the q-th perturbation of the call, 0 the control
+    named: np.ndarray  # (N,) row of the cell whose name, beside the perturbation's, fixes what is drawn for the row
 
 
 class Population(NamedTuple):
@@ -66,7 +67,7 @@ class Population(NamedTuple):
             n_rows += len(rows)
         source = np.concatenate([one.source for one in planned])  # (N,)
         query = np.repeat([one.query for one in planned], [len(one.source) for one in planned])  # (N,)
-        return Request(planned, source, query)
+        return Request(planned, source, query, named=source)
 
 
 def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
@@ -122,7 +123,7 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
         for ordinal, (rows, sources) in enumerate(sets):
             source[rows] = sources
             planned.append(PlannedSet(int(q), int(t), ordinal, rows, sources))
-    return Request(planned, source, np.asarray(assigned))
+    return Request(planned, source, np.asarray(assigned), named=np.arange(index.n_obs))
 
 
 def _dealt(

@@ -1,9 +1,10 @@
 """How is one call of a predictor answered: in memory, or piece by piece into a file?"""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,21 @@ from anndata import AnnData
 from scvi.utils import track
 
 from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._validation import absent
 from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, population_anndata
+from ptrag_sc.data._counts import CountsUnknown, find_counts
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys
 from ptrag_sc.data._files import write_beside
+from ptrag_sc.data._realised import Realisation
 from ptrag_sc.data._requests import Population, Request
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
 from ptrag_sc.data._stream import check_columns, storable, write_stream
 
+logger = logging.getLogger(__name__)
+
+Counts: TypeAlias = Literal["auto"] | bool
 CHUNK = 4096  # output rows in memory at a time when predictions go to a file
 
 
@@ -55,10 +62,27 @@ class Run:
         The value that :meth:`Predictor.prepare` returned.
     seed
         Seed of sampled predictions; None is deterministic.
+    counts
+        Whether predictions become cells with counts; ``"auto"``: where the counts of the control cells are known.
+    nonnegative
+        Whether predictions that are not realised as counts are clipped at 0.
+
+    Raises
+    ------
+    ValueError
+        If ``counts`` is True and they are not known.
     """
 
     def __init__(
-        self, predictor: Answering, screen: Screen, labels: tuple[str, ...], *, state: object, seed: int | None
+        self,
+        predictor: Answering,
+        screen: Screen,
+        labels: tuple[str, ...],
+        *,
+        state: object,
+        seed: int | None,
+        counts: Counts = False,
+        nonnegative: bool = False,
     ):
         self.predictor = predictor
         self.screen = screen
@@ -66,11 +90,24 @@ class Run:
         self.state = state
         self.seed = seed
         self.retrieved = RetrievalTally(labels, predictor.candidates_, screen.index.cell_types)
+        self.nonnegative = nonnegative
+        self.realisation = _realisation(screen, labels, seed, counts)
+
+    @property
+    def form(self) -> dict[str, bool]:
+        """In which form predictions leave: the arguments as they were used."""
+        return {"counts": self.realisation is not None, "nonnegative": self.nonnegative}
 
     def answer(self, request: Request) -> Prediction:
         """Generate every set of a request and put the rows in order."""
         shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
-        return assemble(self._generate(request), shape=shape)
+        prediction = assemble(self._generate(request), shape=shape)
+        if self.realisation is not None:
+            cells, counts = self.realisation.realise(prediction.cells, request)
+            return prediction._replace(cells=cells, counts=counts)
+        if self.nonnegative:
+            np.maximum(prediction.cells, 0, out=prediction.cells)  # in place: a second copy may not fit
+        return prediction
 
     def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
         dataset = CellSetDataset(self.screen.reader, with_target=False)
@@ -80,6 +117,21 @@ class Run:
             )
             self.retrieved.add(sets, predicted)
             yield sets, predicted
+
+
+def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, counts: Counts) -> Realisation | None:
+    if counts not in ("auto", True, False):
+        known = ("auto", True, False)
+        raise ValueError(absent("counts=", counts, "the known values", known, "Pass one of them."))
+    if counts is False:
+        return None
+    problem = find_counts(screen)
+    if problem is None:
+        return Realisation(screen, labels, seed=seed)
+    if counts is True:
+        raise CountsUnknown(problem)
+    logger.info("Predictions are smooth expression without counts. %s", problem)
+    return None
 
 
 @dataclass(frozen=True)
@@ -136,8 +188,6 @@ class VirtualCells:
 
     def _piece(self, request: Request) -> AnnData:
         prediction = self.run.answer(request)
-        if self.params["nonnegative"]:
-            np.maximum(prediction.cells, 0, out=prediction.cells)
         return population_anndata(
             prediction,
             request,

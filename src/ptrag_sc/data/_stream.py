@@ -11,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import zarr
 from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
@@ -37,8 +38,8 @@ def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Call
     path
         File to make, named ``.h5ad`` or ``.zarr``.
     pieces
-        Consecutive rows: dense ``X``, ``obs`` with the same columns and categories in every piece, CSR ``obsm``, the
-        same ``var``.
+        Consecutive rows: ``X`` and layers, each dense or CSR in all pieces, ``obs`` with the same columns and
+        categories, CSR ``obsm``, the same ``var``.
     n_obs
         Rows of all pieces together.
     uns
@@ -125,26 +126,43 @@ def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
     if isinstance(root, h5py.Group):  # an HDF5 array cannot grow unless it is told so; a zarr array always can
         of_matrix["maxshape"] = (None, n_genes)
         of_columns["maxshape"] = (None,)
-    write_elem(root, "X", piece.X, dataset_kwargs=of_matrix)
+    matrices = {"X": piece.X}
+    matrices |= {f"layers/{name}": matrix for name, matrix in piece.layers.items()}
+    dense = []
+    for name, matrix in matrices.items():
+        if sp.issparse(matrix):
+            _write_sparse(root, name, matrix, n_obs)
+        else:
+            write_elem(root, name, matrix, dataset_kwargs=of_matrix)
+            dense.append(root[name])
     write_elem(root, "obs", piece.obs, dataset_kwargs=of_columns)
     for name, matrix in piece.obsm.items():
-        # The last row pointer is the number of entries, which may exceed 32 bits although the first piece's does not.
-        indptr_dtype = "int32" if n_obs * matrix.shape[1] < 2**31 else "int64"
-        write_elem(root["obsm"], name, matrix, dataset_kwargs={"chunks": (X_CHUNK,), "indptr_dtype": indptr_dtype})
+        _write_sparse(root, f"obsm/{name}", matrix, n_obs)
     columns = _arrays(root["obs"])
-    for array in (root["X"], *columns.values()):
+    for array in (*dense, *columns.values()):
         array.resize((n_obs, *array.shape[1:]))
     return columns
 
 
+def _write_sparse(root: Group, name: str, matrix: sp.csr_matrix, n_obs: int) -> None:
+    # The last row pointer is the number of entries, which may exceed 32 bits although the first piece's does not.
+    indptr_dtype = "int32" if n_obs * matrix.shape[1] < 2**31 else "int64"
+    write_elem(root, name, matrix, dataset_kwargs={"chunks": (X_CHUNK,), "indptr_dtype": indptr_dtype})
+
+
 def _write_rows(root: Group, columns: dict[str, Array], piece: AnnData, start: int) -> None:
     rows = slice(start, start + piece.n_obs)
-    root["X"][rows] = piece.X
+    sparse = {f"obsm/{name}": matrix for name, matrix in piece.obsm.items()}
+    for name, matrix in [("X", piece.X), *((f"layers/{name}", matrix) for name, matrix in piece.layers.items())]:
+        if sp.issparse(matrix):
+            sparse[name] = matrix
+        else:
+            root[name][rows] = matrix
     # anndata splits a column into several arrays (codes, values, masks), other ones in each format.
     for name, values in _encoded(piece.obs, like_zarr=isinstance(root, zarr.Group)).items():
         columns[name][rows] = values
-    for name, matrix in piece.obsm.items():
-        sparse_dataset(root["obsm"][name]).append(matrix)
+    for name, matrix in sparse.items():
+        sparse_dataset(root[name]).append(matrix)
 
 
 def _encoded(obs: pd.DataFrame, *, like_zarr: bool) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from ptrag_sc.data._assembly import PredictedSets
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._requests import Request, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
-from ptrag_sc.data._run import Run
+from ptrag_sc.data._run import Counts, Run
 from ptrag_sc.model._retriever import Retriever
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._support import Calibration, support_table
@@ -62,10 +62,13 @@ class ModulePredictor(Retriever):
         *,
         gene_embedding: object = None,
         seed: int | None = None,
+        counts: Counts = False,
+        nonnegative: bool = False,
     ) -> Run:
         """Prepare what all requests of one call share; an untrained model is used with a warning."""
         self._check_if_trained(warn=True)
-        return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed)
+        form: dict[str, Any] = {"counts": counts, "nonnegative": nonnegative}
+        return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed, **form)
 
     def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
         """Return what stands in ``.uns[key]`` beside a prediction: also what it rests on, and how wrong it may be."""

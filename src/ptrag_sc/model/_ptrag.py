@@ -12,7 +12,7 @@ from scvi.train import TrainRunner
 from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
-from ptrag_sc.data._fields import setup
+from ptrag_sc.data._setup import setup
 from ptrag_sc.model._epochs import run_training
 from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import PTRAGModule
@@ -152,6 +152,7 @@ class PTRAG(SavedModel, GrowingMemory):
         embedding_key: str = "gene_embedding",
         layer: str | None = None,
         sep: str = "+",
+        counts_layer: str | None = None,
     ) -> None:
         """Register the columns of a screen.
 
@@ -175,6 +176,9 @@ class PTRAG(SavedModel, GrowingMemory):
             Layer to use in place of ``X``; outputs are on its scale.
         sep
             Separator of combinations.
+        counts_layer
+            Layer of the raw counts of ``X``, from which predicted cells get theirs. None: they are recovered from the
+            expression where it is log1p of counts times one factor for each cell.
 
         Raises
         ------
@@ -200,6 +204,7 @@ class PTRAG(SavedModel, GrowingMemory):
         embedding_key: str = "gene_embedding",
         layer: str | None = None,
         sep: str = "+",
+        counts_layer: str | None = None,
         modalities: dict[str, str],
     ) -> None:
         """Register the columns of a screen in a MuData.

@@ -18,7 +18,8 @@ from scvi.model.base import BaseModelClass
 from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
-from ptrag_sc.data._fields import AnnOrMuData, setup
+from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._setup import setup
 from ptrag_sc.data._files import StrPath, make_folder, write_beside
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY

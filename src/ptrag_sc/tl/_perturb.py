@@ -9,6 +9,7 @@ from anndata import AnnData
 from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
 from ptrag_sc.data._files import check_target
+from ptrag_sc.data._run import Counts
 from ptrag_sc.data._stream import STREAMED
 from ptrag_sc.tl._model import check_predictor
 
@@ -23,6 +24,7 @@ def perturb(
     n_cells: int | None = None,
     gene_embedding: object = None,
     seed: int | None = None,
+    counts: Counts = "auto",
     nonnegative: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -48,8 +50,9 @@ def perturb(
     Returns
     -------
     AnnData or Path
-        A new AnnData of len(perturbations) x control cells. ``X`` is dense float32 on the scale of the registered
-        expression, ``var`` has the genes of the model, and ``obs`` has the columns of the source cell, with the
+        A new AnnData of len(perturbations) x control cells. ``X`` is on the scale of the registered
+        expression: CSR with the zeros of real cells where counts are known, beside ``layers["counts"]``, else dense
+        float32. ``var`` has the genes of the model, and ``obs`` has the columns of the source cell, with the
         perturbation replaced and the name of the control cell in ``ptrag_source``. ``uns["ptrag"]`` and
         ``obsm["ptrag_retrieval"]`` are those that :func:`predict` writes. If ``out`` is given, the same object is in
         that file and its path is returned; string columns with gaps become categories there, because a file cannot
@@ -109,6 +112,7 @@ def perturb(
         n_cells=n_cells,
         gene_embedding=gene_embedding,
         seed=seed,
+        counts=counts,
         nonnegative=nonnegative,
     )
     planned = f"{virtual.population.n_obs} cells of {virtual.population.n_labels} perturbations"

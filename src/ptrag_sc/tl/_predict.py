@@ -5,10 +5,11 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
+from ptrag_sc._constants import COUNTS_SUFFIX, DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
 from ptrag_sc.data._requests import request_cells
+from ptrag_sc.data._run import Counts
 from ptrag_sc.tl._model import check_predictor
 
 
@@ -19,6 +20,7 @@ def predict(
     perturbation: str | None = None,
     key_added: str = DEFAULT_KEY,
     seed: int | None = None,
+    counts: Counts = "auto",
     nonnegative: bool = False,
     copy: bool = False,
 ) -> AnnData | None:
@@ -41,8 +43,10 @@ def predict(
         Where results are written; an existing key is replaced.
     seed
         None: deterministic gates and a fixed draw of control cells. An integer samples both.
+    counts
+        As in :func:`perturb`.
     nonnegative
-        Whether negative predicted expression is set to 0.
+        Whether negative predicted expression is set to 0; cells with counts have none.
     copy
         Whether to write to a copy and return it.
 
@@ -92,18 +96,20 @@ def predict(
     screen = model.read(adata)
     labels, assigned = _assign(screen, model, perturbation)
     request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
-    run = model.run(adata, screen, labels, seed=seed)
+    run = model.run(adata, screen, labels, seed=seed, counts=counts, nonnegative=nonnegative)
     prediction = run.answer(request)
-    if nonnegative:
-        np.maximum(prediction.cells, 0, out=prediction.cells)  # (N, G), in place: a second copy may not fit
     done = request.source >= 0  # (N,)
     # Rows without prediction have source -1, which reads the last name: where() makes them missing again.
     sources = pd.Series(screen.names[request.source], index=adata.obs_names).where(done)
     adata.obsm[key_added] = prediction.cells
+    if prediction.counts is not None:
+        adata.obsm[key_added + COUNTS_SUFFIX] = prediction.counts
+    elif key_added + COUNTS_SUFFIX in adata.obsm:
+        del adata.obsm[key_added + COUNTS_SUFFIX]  # of an earlier prediction
     adata.obsm[key_added + RETRIEVAL_SUFFIX] = prediction.weights
     adata.obs[key_added + SOURCE_SUFFIX] = pd.Categorical(sources)
     adata.obs[key_added + PREDICTED_SUFFIX] = done
-    params = {"perturbation": perturbation, "seed": seed, "nonnegative": nonnegative}
+    params = {"perturbation": perturbation, "seed": seed, **run.form}
     adata.uns[key_added] = model.describe(run.retrieved, params)
     sc.logging.info(
         f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]"

@@ -1,0 +1,123 @@
+"""How many molecules were counted in each cell, and by which factor does its expression exceed them?
+
+Expression is log1p of counts times a factor of the cell. Both are taken from a registered layer of counts, or recovered
+from the expression alone: the smallest step between the values ``expm1(x)`` of a cell is its factor if all values are
+whole multiples of it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from ptrag_sc._validation import unusable
+from ptrag_sc.data._fields import Screen
+from ptrag_sc.data._reader import CellReader
+from ptrag_sc.data._set_sampler import name_hash
+
+MAX_CONTROLS = 2000  # control cells that stand for a cell type
+MOLECULES = np.arange(1, 7)  # of the least expressed gene of a cell: which one of them is tried
+TOLERANCE = 0.02  # of a whole number; expression is float32, so that values of 10 are known to .00001
+REMEDY = "Register the raw counts with setup_anndata(counts_layer=...), or pass counts=False."
+
+
+class CellCounts(NamedTuple):
+    """Counts of n cells."""
+
+    counts: sp.csr_matrix  # (n, G) whole numbers, float32
+    factor: np.ndarray  # (n,) expm1(expression) / counts; NaN for a cell without any
+
+    @property
+    def size(self) -> np.ndarray:
+        """Relative library size (n,); that of an average cell where no molecule was counted."""
+        size = 1 / self.factor
+        if np.isnan(size).all():
+            return np.ones_like(size)
+        return np.where(np.isnan(size), np.nanmean(size), size)
+
+
+class CountsUnknown(ValueError):
+    """Expression that is not log1p of counts times a factor of the cell."""
+
+
+def read_counts(screen: Screen, rows: np.ndarray) -> CellCounts:
+    """Return the counts of some cells.
+
+    Raises
+    ------
+    CountsUnknown
+        If they are neither registered nor recoverable, or do not belong to the expression.
+    """
+    logged = sp.csr_matrix(screen.reader.rows(rows))  # (n, G)
+    if logged.nnz and logged.data.min() < 0:
+        raise CountsUnknown(_refusal(screen, rows, "holds negative values"))
+    if screen.counts is None:
+        return _recovered(screen, rows, logged)
+    return _registered(screen, rows, logged, screen.counts)
+
+
+def known_controls(screen: Screen, cell_type: int) -> np.ndarray:
+    """Return up to 2,000 control cells of a cell type (rows), chosen by their names."""
+    controls = screen.index.controls(cell_type)
+    order = name_hash(screen.names[controls], 0)
+    return np.sort(controls[np.argsort(order, kind="stable")[:MAX_CONTROLS]])
+
+
+def find_counts(screen: Screen) -> str | None:
+    """Return why the counts of the control cells are not known; None if they are."""
+    try:
+        for t in range(len(screen.index.cell_types)):
+            read_counts(screen, known_controls(screen, t))
+    except CountsUnknown as error:
+        return str(error)
+    return None
+
+
+def _registered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix, layer: CellReader) -> CellCounts:
+    """Return counts from the registered layer."""
+    counts = sp.csr_matrix(layer.rows(rows))
+    if counts.nnz and not ((counts.data >= 0) & (counts.data == np.rint(counts.data))).all():
+        raise CountsUnknown(_refusal(screen, rows, "belongs to a layer of counts with negative or broken numbers"))
+    counts.eliminate_zeros()
+    total = np.asarray(counts.sum(1)).ravel()
+    units = np.expm1(logged.data.astype(float))
+    factor = _row_sums(units, logged.indptr) / np.where(total > 0, total, np.nan)  # (n,)
+    expected = counts.multiply(np.nan_to_num(factor)[:, None]).tocsr()
+    found = logged.astype(float)
+    found.data = units
+    difference = abs(found - expected)
+    if difference.nnz and (difference - TOLERANCE * found).max() > TOLERANCE * np.nanmin(factor):
+        raise CountsUnknown(_refusal(screen, rows, "is not log1p of these counts times one factor for each cell"))
+    return CellCounts(counts, factor)
+
+
+def _recovered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix) -> CellCounts:
+    """Return counts that are whole multiples of each cell's smallest step."""
+    counts = logged.astype(float)
+    counts.eliminate_zeros()
+    units = np.expm1(counts.data)
+    of_row = np.repeat(np.arange(len(rows)), np.diff(counts.indptr))
+    least = np.full(len(rows), np.inf)
+    np.minimum.at(least, of_row, units)
+    factor = np.full(len(rows), np.nan)
+    for n in MOLECULES:  # the least expressed gene has one molecule in most cells, more in cells with few genes
+        multiple = units * (n / least)[of_row]
+        is_broken = np.abs(multiple - np.rint(multiple)) > TOLERANCE + 1e-6 * multiple
+        broken = np.bincount(of_row, weights=is_broken, minlength=len(rows)) > 0
+        fits = np.isnan(factor) & ~broken & np.isfinite(least)
+        factor[fits] = least[fits] / n
+    if np.isnan(factor[np.isfinite(least)]).any():
+        problem = "is not log1p of whole numbers times one factor for each cell"
+        raise CountsUnknown(_refusal(screen, rows[np.isnan(factor) & np.isfinite(least)], problem))
+    counts.data = np.rint(units / factor[of_row])
+    return CellCounts(counts.astype(np.float32), factor)
+
+
+def _refusal(screen: Screen, rows: np.ndarray, problem: str) -> str:
+    return unusable("The expression", f"cell {str(screen.names[rows[0]])!r}", problem, REMEDY)
+
+
+def _row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return the sums of the rows of a CSR matrix, given its values."""
+    of_row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return np.bincount(of_row, weights=values, minlength=len(indptr) - 1)
