@@ -13,13 +13,16 @@ from ptrag_sc.data import (
     ROLES,
     CellSets,
     ConditionIndex,
+    OwnEffects,
     Predictor,
     Screen,
     ScreenKeys,
     components,
     condition_split,
     control_means,
+    masked_shifts,
     mean_shifts,
+    measured_targets,
     read_screen,
     read_split,
 )
@@ -58,6 +61,7 @@ class Baseline(Predictor):
     """
 
     _splits: tuple[str, ...] = ("train",)  # which conditions are learned from
+    _changes_targets = True  # whether what perturbations do to their own targets is added to the shift
 
     def __init__(self, adata: AnnData):
         self.adata = adata
@@ -83,7 +87,15 @@ class Baseline(Predictor):
         controls = control_means(screen.reader, screen.index)
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
         named = screen.index.named(table)
-        self._learn(named, shifts)
+        own = measured_targets(named["perturbation"].to_numpy(), self.genes_, self.keys_.sep)
+        is_train = (table["split"] == "train").to_numpy()  # (C,)
+        masked = masked_shifts(shifts, own, table["cell_type"].to_numpy(), among=is_train)
+        if self._changes_targets:
+            of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+            self.own_effects_ = OwnEffects.learn(
+                named[is_train], shifts[is_train], masked[is_train], of_type, self.genes_, self.keys_.sep
+            )
+        self._learn(named, masked)
         self.trained_on_ = named[["perturbation", "cell_type"]]
         self.fitted_ = True
         return self
@@ -116,7 +128,7 @@ class Baseline(Predictor):
 
     @abstractmethod
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
-        """Learn from conditions (names, with their split) and their batch-matched mean shifts (C, G)."""
+        """Learn from conditions (names, with their split) and their batch-matched, masked mean shifts (C, G)."""
 
     @abstractmethod
     def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:

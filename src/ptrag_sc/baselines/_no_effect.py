@@ -27,6 +27,8 @@ class NoEffect(Baseline):
     True
     """
 
+    _changes_targets = False
+
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         pass  # a shift of zero needs no training data
 

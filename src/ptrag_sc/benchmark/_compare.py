@@ -1,29 +1,26 @@
 """Which method predicts held-out conditions best, over several splits, compared with floors and ceilings?"""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import CodeType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData, concat
 from scvi.utils import track
 
+from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._validation import check_whole, listed, unusable
 from ptrag_sc.baselines import MeanShift, NoEffect
-from ptrag_sc.benchmark._cache import cached_file, read_scores, write_scores
+from ptrag_sc.benchmark._cache import cached_file, make_fingerprint, read_scores, write_scores
 from ptrag_sc.benchmark._ceilings import interpolated_duplicate, split_half
 from ptrag_sc.benchmark._evaluate import MetricChoice, chosen_metrics, evaluate
-from ptrag_sc.data import Predictor, Screen, ScreenKeys, condition_split, read_screen, read_split
+from ptrag_sc.data import Predictor, ScreenKeys, condition_split, read_screen, read_split
 from ptrag_sc.metrics import Metric, Reference
 from ptrag_sc.model import PTRAG
-from ptrag_sc.retrieval import GeneEmbedding
 
 N_CELLS = 1000
+SMOOTH, COUNTS, AS_GIVEN = "smooth", "counts", "as given"  # forms of predicted cells
 FLOORS = {
     "no effect": lambda adata, seed: NoEffect(adata).fit(),
     "mean shift": lambda adata, seed: MeanShift(adata).fit(),
@@ -45,6 +42,7 @@ class _Fitted(Protocol):
         perturbations: Iterable[str],
         cell_types: Iterable[str] | None = None,
         n_cells: int | None = None,
+        counts: Literal["auto"] | bool = ...,
     ) -> AnnData: ...
 
 
@@ -105,7 +103,10 @@ def compare(
     -------
     DataFrame
         Columns ``method``, ``kind`` (``"method"``, ``"floor"``, ``"ceiling"``), ``seed``, ``truth``, ``perturbation``,
-        ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``, ``direction`` and ``best`` (of the metric).
+        ``cell_type``, ``metric``, ``value``, ``n_real``, ``n_predicted``, ``form``, ``direction`` and ``best`` (of the
+        metric). ``form`` is that of the predicted cells: means are scored in the ``"smooth"`` form, without the noise
+        of counts, cells and tests of genes as ``"counts"`` where these are known. An AnnData of yours is scored
+        ``"as given"``.
 
     Raises
     ------
@@ -168,7 +169,7 @@ class _Ready:
             raise ValueError(unusable("The split", f"seed {seed}", "holds no test condition", "Label some 'test'."))
         control = screen.index.is_control  # (N,)
         self.n_controls = pd.Series(screen.index.cell_types[screen.index.cell_type[control]]).value_counts()
-        self.fingerprint = _fingerprint(screen, split, adata.uns.get(keys.embedding_key), metrics, n_cells)
+        self.fingerprint = make_fingerprint(screen, split, adata.uns.get(keys.embedding_key), metrics, n_cells)
         self._real_rows = (split == "test") | control  # (N,)
 
     @cached_property
@@ -189,56 +190,24 @@ class _Ready:
         return copy
 
 
-def _fingerprint(screen: Screen, split: np.ndarray, embedding: object, metrics: dict[str, Metric], n_cells: int) -> str:
-    """Return a digest of everything but the method that scores depend on."""
-    rows = {name: (row.level, row.space, list(row.reference), row.best, row.direction) for name, row in metrics.items()}
-    digest = hashlib.sha256(json.dumps([n_cells, screen.genes.tolist(), rows], default=str).encode())
-    for row in metrics.values():
-        code = getattr(row.function, "__code__", None)
-        if code is not None:  # a metric written in C has none
-            digest.update(_code_text(code).encode())
-    # The sum of every cell stands for its expression: a digest of all values would take too long.
-    sums = [cells.sum(1, dtype=np.float64) for _, cells in screen.reader.chunks(np.arange(screen.reader.n_obs))]
-    index = screen.index
-    vectors = np.zeros(0)
-    if embedding is not None:
-        vectors = GeneEmbedding.from_uns(embedding, "gene_embedding").vectors  # (n, D)
-    for array in (*sums, index.perturbation, index.cell_type, index.batch, vectors):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for names in (screen.names, split, index.perturbations, index.cell_types):
-        digest.update("\n".join(map(str, names)).encode())
-    return digest.hexdigest()[:16]
-
-
-def _code_text(code: CodeType) -> str:
-    """Return a function's code as text that is the same in every process: no address, no order of a set."""
-    consts = []
-    for const in code.co_consts:
-        if isinstance(const, CodeType):
-            consts.append(_code_text(const))
-        elif isinstance(const, frozenset):
-            consts.append(repr(sorted(map(repr, const))))
-        else:
-            consts.append(repr(const))
-    return repr((code.co_code, consts, code.co_names))
-
-
 def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
     """Return the scores of one method on one split."""
     truths = ready.truths
     answer = task.call(ready.screen(), task.seed)
     if task.kind == "ceiling":
-        predicted = answer.predicted
+        forms = {AS_GIVEN: answer.predicted}
         truths = {"half": truths["half"]}  # the other cells are those that it predicts from
     elif isinstance(answer, AnnData):
-        predicted = answer
+        forms = {AS_GIVEN: answer}
     else:
-        predicted = _predicted(answer, ready, task)
+        forms = _predicted(answer, ready, task)
     parts = []
     for truth, real in truths.items():
-        scores = evaluate(real, predicted, reference=ready.reference, metrics=ready.metrics)
-        scores.insert(0, "truth", truth)
-        parts.append(scores)
+        for form, metrics in _by_form(ready.metrics, forms).items():
+            scores = evaluate(real, forms[form], reference=ready.reference, metrics=metrics)
+            scores.insert(0, "truth", truth)
+            scores["form"] = form
+            parts.append(scores)
     scores = pd.concat(parts)
     # A method's AnnData may contain conditions that are not held out.
     scores = scores[_as_index(scores).isin(_as_index(ready.test))]
@@ -251,24 +220,49 @@ def _as_index(table: pd.DataFrame) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table[["perturbation", "cell_type"]].astype(str))
 
 
-def _predicted(fitted: _Fitted, ready: _Ready, task: Task) -> AnnData:
-    """Return populations of the test conditions, after a check that the predictor was not trained on any."""
+def _by_form(metrics: dict[str, Metric], forms: Mapping[str, AnnData]) -> dict[str, dict[str, Metric]]:
+    """Return which metrics are computed from which form of the predictions."""
+    chosen: dict[str, dict[str, Metric]] = {}
+    for name, row in metrics.items():
+        form = next(iter(forms))
+        if len(forms) > 1:  # means are smooth; sets of cells and tests of genes need counts
+            form = SMOOTH if row.level in ("means", "panel") else COUNTS
+        chosen.setdefault(form, {})[name] = row
+    return chosen
+
+
+def _predicted(fitted: _Fitted, ready: _Ready, task: Task) -> dict[str, AnnData]:
+    """Return populations of the test conditions, after a check that the predictor was not trained on any.
+
+    They are smooth and, where counts are known and a metric needs cells, also realised as counts.
+    """
     leaked = _as_index(ready.test).intersection(_as_index(fitted.trained_on_))
     if len(leaked):
         shown = listed([f"{p} in {t}" for p, t in leaked])
         problem = f"was trained on test conditions: {shown}"
         remedy = "Fit it on the object and the split that it is given."
         raise ValueError(unusable(f"Method {task.name!r}", f"seed {task.seed}", problem, remedy))
+    if not isinstance(fitted, Predictor):
+        return {AS_GIVEN: _populations(fitted, ready)}
+    forms = {SMOOTH: _populations(fitted, ready, counts=False)}
+    if any(row.level in ("cells", "tests") for row in ready.metrics.values()):
+        realised = _populations(fitted, ready)
+        if realised.uns[DEFAULT_KEY]["params"]["counts"]:
+            forms[COUNTS] = realised
+    return forms
+
+
+def _populations(fitted: _Fitted, ready: _Ready, **form: Any) -> AnnData:
     screen = ready.screen()
     parts = []
     for cell_type, rows in ready.test.groupby("cell_type", observed=True):
         # None if there are no control cells: predict() then names the cell type in its error.
         n = min(ready.n_cells, int(ready.n_controls.get(cell_type, 0))) or None
         wanted = rows["perturbation"].tolist()
-        parts.append(fitted.predict(screen, perturbations=wanted, cell_types=[cell_type], n_cells=n))
+        parts.append(fitted.predict(screen, perturbations=wanted, cell_types=[cell_type], n_cells=n, **form))
     if len(parts) == 1:
         return parts[0]
-    return concat(parts)
+    return concat(parts, uns_merge="first")
 
 
 def _cached(cache: str | Path | None, ready: _Ready, task: Task) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from ._shifts import (
     mean_shifts,
     mean_shifts_and_spread,
 )
+from ._targets import OwnEffects, masked_shifts, measured_targets
 
 __all__ = [
     "MATCHINGS",
@@ -37,6 +38,7 @@ __all__ = [
     "CellSets",
     "ConditionIndex",
     "ControlMeans",
+    "OwnEffects",
     "Predictor",
     "RandomSets",
     "Screen",
@@ -52,10 +54,12 @@ __all__ = [
     "control_means",
     "draw_split",
     "leading_directions",
+    "masked_shifts",
     "matched_control",
     "matching_weights",
     "mean_shifts",
     "mean_shifts_and_spread",
+    "measured_targets",
     "read_labels",
     "read_perturbations",
     "read_screen",

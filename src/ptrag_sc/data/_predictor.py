@@ -17,6 +17,7 @@ from ptrag_sc.data._requests import as_name_list, find_cell_types, request_popul
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run, VirtualCells
 from ptrag_sc.data._set_sampler import CellSets
+from ptrag_sc.data._targets import OwnEffects
 
 
 class Predictor(ABC):
@@ -34,6 +35,8 @@ class Predictor(ABC):
         Largest number of cells in a prediction set.
     excluded_
         Genes that were excluded because they have no embedding; their perturbations are not predicted by label.
+    own_effects_
+        What the training perturbations did to their own targets; None adds nothing to what is predicted there.
     """
 
     keys_: ScreenKeys
@@ -41,6 +44,7 @@ class Predictor(ABC):
     candidates_: np.ndarray
     set_size_: int
     excluded_: tuple[str, ...] = ()
+    own_effects_: OwnEffects | None = None
     _prediction_batch_size = 16
 
     @abstractmethod

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -22,7 +23,9 @@ from ptrag_sc.data._realised import Realisation
 from ptrag_sc.data._requests import Population, Request
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
+from ptrag_sc.data._shifts import control_means
 from ptrag_sc.data._stream import check_columns, storable, write_stream
+from ptrag_sc.data._targets import OwnEffects, measured_targets
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Answering(Protocol):
     keys_: ScreenKeys
     genes_: np.ndarray  # (G,)
     candidates_: np.ndarray  # (P,)
+    own_effects_: OwnEffects | None
     _prediction_batch_size: int
 
     def predict_batch(
@@ -102,12 +106,38 @@ class Run:
         """Generate every set of a request and put the rows in order."""
         shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
         prediction = assemble(self._generate(request), shape=shape)
+        self._change_targets(prediction.cells, request)
         if self.realisation is not None:
             cells, counts = self.realisation.realise(prediction.cells, request)
             return prediction._replace(cells=cells, counts=counts)
         if self.nonnegative:
             np.maximum(prediction.cells, 0, out=prediction.cells)  # in place: a second copy may not fit
         return prediction
+
+    def _change_targets(self, cells: np.ndarray, request: Request) -> None:
+        """Add to predicted cells (N, G) what their perturbations do to their own targets."""
+        if self.predictor.own_effects_ is None:
+            return
+        done = (request.query > 0) & (request.source >= 0)  # (N,)
+        asked = np.stack([request.query, self.screen.index.cell_type[request.source]])  # (2, N)
+        for q, t in np.unique(asked[:, done], axis=1).T:
+            columns, effects = self.own_effects(int(q), int(t))
+            rows = np.flatnonzero(done & (asked == [[q], [t]]).all(0))
+            cells[np.ix_(rows, columns)] += effects.astype(cells.dtype)
+
+    def own_effects(self, query: int, cell_type: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the genes (columns) that a query targets, and what is added to its prediction there."""
+        learned = self.predictor.own_effects_
+        label, genes = self.labels[query - 1], self.predictor.genes_
+        columns = np.flatnonzero(measured_targets(np.array([label]), genes, self.predictor.keys_.sep)[0])
+        if learned is None or not len(columns):
+            return columns, np.zeros(len(columns))
+        name = str(self.screen.index.cell_types[cell_type])
+        return columns, learned.effects(label, name, self._controls[cell_type], columns, genes)
+
+    @cached_property
+    def _controls(self) -> np.ndarray:
+        return control_means(self.screen.reader, self.screen.index).cell_type  # (T, G)
 
     def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
         dataset = CellSetDataset(self.screen.reader, with_target=False)

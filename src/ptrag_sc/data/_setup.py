@@ -31,8 +31,8 @@ def setup(
     Raises
     ------
     KeyError, ValueError
-        As :func:`read_screen` and :func:`read_split` do, for a view or an unknown split value, and for a layer of counts
-        that does not exist or does not belong to the expression.
+        As :func:`read_screen` and :func:`read_split` do, for a view or an unknown split value, and for a layer of
+        counts that does not exist or does not belong to the expression.
     """
     # Writing into a view would copy it, and the caller's variable would still be the view.
     if adata.is_view:

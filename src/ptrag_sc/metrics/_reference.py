@@ -13,7 +13,9 @@ from ptrag_sc.data import (
     ScreenKeys,
     condition_split,
     control_means,
+    masked_shifts,
     mean_shifts,
+    measured_targets,
     read_labels,
     read_screen,
     read_split,
@@ -41,7 +43,8 @@ class Reference:
         Mean control expression of every (cell type, batch) by name; empty without batches.
     centre
         Mean of the training perturbations' centroids of every cell type (T, G): control mean plus mean training
-        shift; the control mean where a cell type has no training perturbation.
+        shift, in which no perturbation's own target counts; the control mean where a cell type has no training
+        perturbation.
     pca_mean, pca_axes
         Principal components (G,), (d, G) of training cells and controls.
     """
@@ -89,6 +92,9 @@ class Reference:
             train = table[table["split"] == "train"]
         controls = control_means(screen.reader, index)
         shifts = mean_shifts(screen.reader, index, train, controls).shift
+        # What perturbations did to their own targets must not be in the mean of all.
+        own = measured_targets(index.perturbations[train["perturbation"]], screen.genes, keys.sep)
+        shifts = masked_shifts(shifts, own, train["cell_type"].to_numpy())
         centre = controls.cell_type.copy()  # (T, G)
         # A cell type without training perturbations keeps its control mean.
         for t in train["cell_type"].unique():

@@ -11,18 +11,23 @@ from anndata import AnnData
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import (
     ConditionIndex,
+    ControlMeans,
+    OwnEffects,
+    Screen,
     Shifts,
     Spread,
     condition_split,
     control_means,
     matching_weights,
     mean_shifts_and_spread,
+    measured_targets,
     read_split,
 )
 from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.model._support import CONDITION
+from ptrag_sc.model._tables import learn_own_effects
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory, shrink, squared_errors
 
 logger = logging.getLogger(__name__)
@@ -83,6 +88,8 @@ class GrowingMemory(ModulePredictor):
         matching = matching_weights(screen.reader, screen.index, self.init_params_["control_matching"])
         controls = control_means(screen.reader, screen.index, matching)
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, screen.index.coded(table), controls)
+        masked, own_effects = self._masked_with(table, shifts.shift, screen, controls)
+        shifts = shifts._replace(shift=masked)
         places = pd.Index(screen.index.cell_types).get_indexer(list(cell_types))  # (T',); what -1 picks is not used
         memory = _extended(
             memory,
@@ -97,9 +104,11 @@ class GrowingMemory(ModulePredictor):
             candidates=candidates,
             embedding=embedding,
             split=self._split_with(table),
+            own_effects=own_effects,
             memory=memory,
             cell_types=cell_types,
         )
+        self.own_effects_ = own_effects
         self.candidates_ = self.tables_.candidates
         self.split_ = self.tables_.split
         vectors = torch.as_tensor(embedding.vectors_for(candidates, self.keys_.sep))  # (P', D)
@@ -107,6 +116,32 @@ class GrowingMemory(ModulePredictor):
         for name, tensor in memory._asdict().items():
             self.module.register_buffer(MEMORY + name, tensor.to(self.module.device))
         logger.info("Added %d conditions to the memory.", len(table))
+
+    def _masked_with(
+        self, table: pd.DataFrame, shifts: np.ndarray, screen: Screen, controls: ControlMeans
+    ) -> tuple[np.ndarray, OwnEffects]:
+        """Return the masked shifts (C, G) of new conditions (names), and what all did to their own targets.
+
+        In a cell type that the memory knows, its mean shift stands for the other perturbations; the share by which
+        targets change there stays as it was learned.
+        """
+        codes = screen.index.coded(table)
+        masked, learned = learn_own_effects(screen, codes, shifts, controls, self.keys_)
+        memory = self.module.memory
+        assert memory is not None  # extend_memory refuses a model without one
+        own = measured_targets(table["perturbation"].to_numpy(), screen.genes, self.keys_.sep)
+        known = pd.Index(self.tables_.cell_types).get_indexer(table["cell_type"])  # (C,)
+        c, g = np.nonzero(own & (known >= 0)[:, None])
+        masked[c, g] = memory.mean.cpu().numpy()[known[c], g]
+        old = self.tables_.own_effects
+        names = table["perturbation"].to_numpy(dtype=str)
+        alone = learned.alone.set_index(["gene", "cell_type"])["effect"]
+        for i, j in zip(c, g, strict=True):
+            if names[i] == screen.genes[j]:
+                alone[names[i], table["cell_type"].iloc[i]] = shifts[i, j] - masked[i, j]
+        return masked, OwnEffects(
+            {**learned.shares, **old.shares}, old.pooled, pd.concat([old.alone, alone.reset_index()], ignore_index=True)
+        )
 
     def _split_with(self, added: pd.DataFrame) -> pd.DataFrame:
         """Return the model's split with added conditions, which may have had another label before."""

@@ -128,6 +128,7 @@ class PTRAG(SavedModel, GrowingMemory):
             raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
+        self.own_effects_ = tables.own_effects
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         self.n_epochs_, self.kept_epoch_, self.epochs_ = 0, None, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
@@ -289,6 +290,7 @@ class PTRAG(SavedModel, GrowingMemory):
             given=trainer_kwargs,
         )
         table = self.query_table(labels, None, view=self.view(screen))
+        table = table._replace(targets=self.query_targets(labels))
         plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
         runner = TrainRunner(
             self,

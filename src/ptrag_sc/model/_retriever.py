@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptrag_sc.data import Predictor, Screen, components, control_means
+from ptrag_sc.data import Predictor, Screen, components, control_means, measured_targets
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import TrainingTables
@@ -58,6 +58,11 @@ class Retriever(Predictor):
             components=torch.as_tensor(self._components(labels), device=table.device),
             random_keys=keys,
         )
+
+    def query_targets(self, labels: tuple[str, ...]) -> np.ndarray:
+        """Return which genes each query of a table targets (Q, G), the control first."""
+        own = measured_targets(np.array(labels, dtype=str), self.genes_, self.keys_.sep)
+        return np.concatenate([np.zeros_like(own[:1]), own])
 
     def _components(self, labels: tuple[str, ...]) -> np.ndarray:
         """Return the rows (Q, M) of the components of combinations in the memory, -1 where there is none."""

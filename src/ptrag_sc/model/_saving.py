@@ -17,10 +17,10 @@ from scvi.model.base import BaseModelClass
 
 from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
-from ptrag_sc.data import ScreenKeys
+from ptrag_sc.data import OwnEffects, ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
-from ptrag_sc.data._setup import setup
 from ptrag_sc.data._files import StrPath, make_folder, write_beside
+from ptrag_sc.data._setup import setup
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._support import Calibration
@@ -62,6 +62,7 @@ def pack(
             "excluded": list(tables.embedding.excluded),
         },
         "memory_cell_types": list(tables.cell_types),
+        "own_effects": tables.own_effects.to_json(),
         "init_params": init_params,
         "state": state,
     }
@@ -88,6 +89,7 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         embedding=embedding,
         split=pd.DataFrame(meta["split"]),
         basis=tensors[BASIS].numpy(),
+        own_effects=OwnEffects.from_json(meta["own_effects"]),
         memory=memory,
         cell_types=tuple(meta.get("memory_cell_types", ())),
     )

@@ -10,16 +10,21 @@ import pandas as pd
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import (
     ConditionIndex,
+    OwnEffects,
     Screen,
     ScreenKeys,
+    Shifts,
+    Spread,
     components,
     condition_split,
     control_means,
     draw_split,
     leading_directions,
+    masked_shifts,
     matching_weights,
     mean_shifts,
     mean_shifts_and_spread,
+    measured_targets,
     read_screen,
     read_split,
 )
@@ -55,6 +60,8 @@ class TrainingTables:
         Responses of the training conditions; None for a model without a memory.
     cell_types
         Names of the cell types (T,) of the memory.
+    own_effects
+        What the training perturbations did to their own targets.
     """
 
     genes: np.ndarray
@@ -62,6 +69,7 @@ class TrainingTables:
     embedding: GeneEmbedding
     split: pd.DataFrame
     basis: np.ndarray
+    own_effects: OwnEffects
     memory: ResponseMemory | None = None
     cell_types: tuple[str, ...] = ()
 
@@ -100,29 +108,51 @@ def training_tables(
     memory = None
     cell_types: tuple[str, ...] = ()
     if with_memory:
-        memory = _training_memory(screen, train, candidates, controls)
+        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
+        masked, own_effects = learn_own_effects(screen, train, shifts.shift, controls, keys)
+        memory = _training_memory(
+            screen, train, candidates, controls, shifts=shifts._replace(shift=masked), spread=spread
+        )
         directions = memory.directions.numpy()  # (L, G), the first of which are the basis too
         cell_types = tuple(screen.index.cell_types[np.unique(train["cell_type"])].tolist())
     else:
         shifts = mean_shifts(screen.reader, screen.index, train, controls)
-        directions, _ = leading_directions(shifts.shift, N_DIRECTIONS)  # (R, G)
+        masked, own_effects = learn_own_effects(screen, train, shifts.shift, controls, keys)
+        directions, _ = leading_directions(masked, N_DIRECTIONS)  # (R, G)
     tables = TrainingTables(
         genes=screen.genes,
         candidates=candidates,
         embedding=embedding.subset(genes),
         split=screen.index.named(split),
         basis=directions[:N_DIRECTIONS].astype(np.float32),
+        own_effects=own_effects,
         memory=memory,
         cell_types=cell_types,
     )
     return tables, screen
 
 
+def learn_own_effects(
+    screen: Screen, conditions: pd.DataFrame, shifts: np.ndarray, controls: ControlMeans, keys: ScreenKeys
+) -> tuple[np.ndarray, OwnEffects]:
+    """Return the masked shifts (C, G) of training conditions (codes), and what these did to their own targets."""
+    named = screen.index.named(conditions)
+    own = measured_targets(named["perturbation"].to_numpy(), screen.genes, keys.sep)
+    masked = masked_shifts(shifts, own, conditions["cell_type"].to_numpy())
+    of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+    return masked, OwnEffects.learn(named, shifts, masked, of_type, screen.genes, keys.sep)
+
+
 def _training_memory(
-    screen: Screen, train: pd.DataFrame, candidates: np.ndarray, controls: ControlMeans
+    screen: Screen,
+    train: pd.DataFrame,
+    candidates: np.ndarray,
+    controls: ControlMeans,
+    *,
+    shifts: Shifts,
+    spread: Spread,
 ) -> ResponseMemory:
     """Return the memory of the training conditions (codes); its columns are their cell types, sorted."""
-    shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
     directions, _ = leading_directions(shifts.shift, MEMORY_DIRECTIONS)  # (L, G)
     types = np.unique(train["cell_type"])  # (T,)
     return build_memory(

@@ -34,6 +34,7 @@ class QueryTable(NamedTuple):
     neighbours: Neighbours  # of C conditions
     host_rows: np.ndarray  # (C, J) rows of all places of a condition, on the host; J = 1 + M + K, or K
     view: MemoryView | None = None
+    targets: np.ndarray | None = None  # (Q, G) which genes each query targets, on the host; in training only
     keys: Float[Tensor, "P H"] | None = None  # encoded candidates, where weights are not being trained
 
     def condition(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -49,12 +50,15 @@ class QueryTable(NamedTuple):
         -------
         dict
             The mini-batch with ``rows`` (U,) and, for every place of its B sets, the position in ``rows``: ``slots``
-            (B, J).
+            (B, J). Where the table knows them, also ``targets`` (B, G): the genes that each set's perturbation targets.
         """
         condition = self.condition(batch["query"], batch["cell_type"])
         rows, slots = np.unique(self.host_rows[condition.numpy()], return_inverse=True)
         shape = len(condition), self.host_rows.shape[1]
-        return {**batch, "rows": torch.from_numpy(rows), "slots": torch.from_numpy(slots.reshape(shape))}
+        numbered = {**batch, "rows": torch.from_numpy(rows), "slots": torch.from_numpy(slots.reshape(shape))}
+        if self.targets is not None:
+            numbered["targets"] = torch.from_numpy(self.targets[batch["query"].numpy()])
+        return numbered
 
     def recall(self, query: Int[Tensor, " B"], cell_type: Int[Tensor, " B"]) -> Recall:
         """Return all that is known for B sets."""
@@ -89,6 +93,7 @@ class QueryTable(NamedTuple):
             Neighbours(*(field.to(device) for field in self.neighbours)),
             self.host_rows,
             view,
+            self.targets,
             keys,
         )
 
