@@ -27,8 +27,8 @@ seed
 counts
     Whether predicted cells have counts, and so the zeros of real cells. ``"auto"``: where the counts of the control
     cells are known, from ``counts_layer`` or because expression is log1p of counts times one factor for each cell;
-    ``uns[key]["params"]["counts"]`` is what was done. False: smooth expression, control cell plus predicted shift, as in
-    training and for means.
+    ``uns[key]["params"]["counts"]`` is what was done. False: smooth expression, control cell plus predicted shift, as
+    in training and for means.
 nonnegative
     Whether negative predicted expression is set to 0; cells with counts have none.""",
 }
