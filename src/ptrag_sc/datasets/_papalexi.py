@@ -18,10 +18,11 @@ VECTORS = "all-MiniLM-L6-v2 of gene texts (NCBI, RefSeq, UniProt)"
 def papalexi() -> AnnData:
     """Load a real screen: 25 knock-outs in THP-1 cells, from the package and without a network.
 
-    The ECCITE-seq screen of [1]_ as published with the R package sceptredata: 18,826 cells in three replicates, 2,205
-    of them control, and 299 genes. It is small: one cell type, nine knock-outs whose effect repeats in split halves,
-    others without any. So it shows the steps on real data, and what can be known from little; it does not rank methods.
-    With so few perturbations, neighbours in the gene embedding predict hardly better than the mean of all others.
+    The ECCITE-seq screen of [1]_, from the example data of the R package sceptredata: 18,826 cells in three replicates,
+    2,205 of them control, and 299 genes. It is small: one cell type, nine knock-outs whose effect repeats in split
+    halves, others without any. So it shows the steps on real data, and what can be known from little; it does not rank
+    methods. With so few perturbations, neighbours in the gene embedding predict hardly better than the mean of all
+    others.
 
     The vectors are sentence embeddings by all-MiniLM-L6-v2 of short texts about the genes. They stand in for those of
     :func:`genept`, which have to be downloaded. They are stored in half precision, which changes cosines by less than
