@@ -1,7 +1,8 @@
 """Which data come with the package, and how are they loaded?"""
 
 from ptrag_sc.datasets._genept import genept
+from ptrag_sc.datasets._papalexi import papalexi
 from ptrag_sc.datasets._replogle_nadig import replogle_nadig, select_training_genes
 from ptrag_sc.datasets._simulated import simulated
 
-__all__ = ["genept", "replogle_nadig", "select_training_genes", "simulated"]
+__all__ = ["genept", "papalexi", "replogle_nadig", "select_training_genes", "simulated"]

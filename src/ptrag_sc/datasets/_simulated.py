@@ -9,13 +9,13 @@ from scipy.sparse import csr_matrix, vstack
 
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import unusable
+from ptrag_sc.datasets._log_normalised import log_normalised
 from ptrag_sc.datasets._simulated_network import (
     COUNTS_PER_GENE,
     DISPERSION,
     LIBRARY_SD,
     N_BATCHES,
     RESPONSE,
-    TARGET_SUM,
     Screen,
     draw_network,
     draw_pairs,
@@ -153,7 +153,8 @@ def simulated(
     cells = _cells(n_cells, n_genes, len(perturbations), n_cell_types, cell_rng)
     counts = _counts(screen, cells, cell_rng)
 
-    adata = AnnData(_log_normalised(counts), _obs(cells, perturbations, cell_types), pd.DataFrame(index=genes))
+    x = log_normalised(counts, counts.sum(axis=1).A1)
+    adata = AnnData(x, _obs(cells, perturbations, cell_types), pd.DataFrame(index=genes))
     adata.layers["counts"] = counts
     # The truth comes from the network alone, without the noise of the cells drawn above.
     vectors = embed(network.members, embedding_rng)
@@ -221,14 +222,6 @@ def _counts(screen: Screen, cells: _Cells, rng: np.random.Generator) -> csr_matr
         rate *= gamma.standard_gamma(DISPERSION, size=rate.shape) / DISPERSION  # Poisson of gamma: negative binomial
         blocks.append(csr_matrix(poisson.poisson(rate).astype(np.float32)))
     return vstack(blocks, format="csr")
-
-
-def _log_normalised(counts: csr_matrix) -> csr_matrix:
-    x = counts.copy()
-    totals = np.maximum(counts.sum(axis=1).A1, 1)  # (n,); a cell without counts stays zero
-    x.data *= np.repeat((TARGET_SUM / totals).astype(np.float32), np.diff(x.indptr))
-    np.log1p(x.data, out=x.data)
-    return x
 
 
 def _obs(cells: _Cells, perturbations: np.ndarray, cell_types: np.ndarray) -> pd.DataFrame:

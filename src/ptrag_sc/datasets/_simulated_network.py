@@ -40,7 +40,6 @@ RESPONSE = (0.3, 1.7)  # how strongly a cell responds, uniform
 COUNTS_PER_GENE = 2.0  # median library size over the number of genes
 LIBRARY_SD = 0.35  # standard deviation of the log library size
 DISPERSION = 4.0  # variance of a count = mean + mean^2 / DISPERSION
-TARGET_SUM = 1e4  # counts of a cell after normalisation
 
 # The embedding: its width, the cosine of two genes of one module or one family, and the genes of a family.
 N_DIMENSIONS = 128

@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 
+from ptrag_sc.datasets._log_normalised import TARGET_SUM
 from ptrag_sc.datasets._simulated_network import (
     COUNTS_PER_GENE,
     DISPERSION,
     LIBRARY_SD,
     N_BATCHES,
     RESPONSE,
-    TARGET_SUM,
     Network,
     Screen,
 )
