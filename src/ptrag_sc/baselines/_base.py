@@ -2,6 +2,8 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -22,17 +24,22 @@ from ptrag_sc.data import (
     control_means,
     masked_shifts,
     mean_shifts,
+    mean_shifts_and_spread,
     measured_targets,
+    own_change,
     read_screen,
     read_split,
 )
-from ptrag_sc.data._assembly import PredictedSets
+from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
 from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
 
 logger = logging.getLogger(__name__)
 
 SET_SIZE = 512  # cells are shifted one by one, so the size of a set changes nothing
 NOTHING = np.zeros(0)
+NO_RESPONSES = np.zeros((0, 0))
+LABELS_AT_ONCE = 64
 Vectors: TypeAlias = np.ndarray | None  # embeddings (Q, D) of the queries of a call, if the baseline needs them
 
 
@@ -43,6 +50,7 @@ class Answer(NamedTuple):
     candidates: np.ndarray = NOTHING  # (K,) rows of ``candidates_``
     similarity: np.ndarray = NOTHING  # (K,)
     weights: np.ndarray = NOTHING  # (K,)
+    responses: np.ndarray = NO_RESPONSES  # (K, G) shifts of the candidates
 
 
 class Baseline(Predictor):
@@ -87,18 +95,58 @@ class Baseline(Predictor):
         controls = control_means(screen.reader, screen.index)
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
         named = screen.index.named(table)
-        own = measured_targets(named["perturbation"].to_numpy(), self.genes_, self.keys_.sep)
-        is_train = (table["split"] == "train").to_numpy()  # (C,)
-        masked = masked_shifts(shifts, own, table["cell_type"].to_numpy(), among=is_train)
-        if self._changes_targets:
-            of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
-            self.own_effects_ = OwnEffects.learn(
-                named[is_train], shifts[is_train], masked[is_train], of_type, self.genes_, self.keys_.sep
-            )
-        self._learn(named, masked)
+        self._learn_masked(named, shifts, dict(zip(screen.index.cell_types, controls.cell_type, strict=True)))
+        self.effect_errors_ = None  # of an earlier fit
         self.trained_on_ = named[["perturbation", "cell_type"]]
         self.fitted_ = True
         return self
+
+    def _learn_masked(self, named: pd.DataFrame, shifts: np.ndarray, controls: dict[str, np.ndarray]) -> None:
+        """Learn from conditions (names, with their split) and their shifts (C, G), own targets apart from all else."""
+        own = measured_targets(named["perturbation"].to_numpy(), self.genes_, self.keys_.sep)
+        is_train = (named["split"] == "train").to_numpy()  # (C,)
+        masked = masked_shifts(shifts, own, named["cell_type"].to_numpy(), among=is_train)
+        if self._changes_targets:
+            self.own_effects_ = OwnEffects.learn(
+                named[is_train], shifts[is_train], masked[is_train], controls, self.genes_, self.keys_.sep
+            )
+        self._learn(named, masked)
+
+    def learn_effect_errors(self) -> None:
+        """Set ``effect_errors_``: every training perturbation is left out of a fit in turn and predicted by it."""
+        if self.effect_errors_ is not None:
+            return
+        screen = self.read(self.adata)
+        table = self._learnable(screen.index)
+        named = screen.index.named(table)
+        controls = control_means(screen.reader, screen.index)
+        of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, table, controls)
+        train = np.flatnonzero(named["split"] == "train")
+        vectors = self._vectors_of(named)  # (C, D) or None
+        found = []
+        for fold in residual_folds(named.iloc[train], self.keys_.sep):
+            kept = np.setdiff1d(np.arange(len(named)), train[fold.left_out])
+            if not (named["split"].iloc[kept] == "train").any():
+                continue
+            other = copy(self)
+            other._learn_masked(named.iloc[kept].reset_index(drop=True), shifts.shift[kept], of_type)
+            for c in train[fold.scored]:
+                label, t = named["perturbation"].iloc[c], named["cell_type"].iloc[c]
+                predicted = other._shift(label, None if vectors is None else vectors[c], t).shift.copy()
+                predicted += own_change(other.own_effects_, label, t, of_type[t], self.genes_, self.keys_.sep)
+                found.append((c, fold.kind, shifts.shift[c] - predicted))
+        rows = np.array([c for c, _, _ in found], dtype=np.int64)
+        conditions = named.iloc[rows][["perturbation", "cell_type"]].assign(kind=[kind for _, kind, _ in found])
+        errors = np.array([error for _, _, error in found]).reshape(len(found), len(self.genes_))
+        self.effect_errors_ = EffectErrors.learn(
+            make_residuals(conditions, errors, table.iloc[rows], spread, rows, controls, self.genes_, self.keys_.sep),
+            dict(zip(screen.index.cell_types, spread.variance, strict=True)),
+        )
+
+    def _vectors_of(self, named: pd.DataFrame) -> np.ndarray | None:
+        """Return the embedding (C, D) of some conditions, None if none is needed."""
+        return None
 
     def _learnable(self, index: ConditionIndex) -> pd.DataFrame:
         """Return the conditions (codes) that are learned from, each with its split."""
@@ -134,6 +182,11 @@ class Baseline(Predictor):
     def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         """Return the shift of a perturbation, whose embedding is ``vector`` (D,), in a cell type."""
 
+    @property
+    def known_conditions_(self) -> pd.DataFrame:
+        """Conditions (``perturbation``, ``cell_type``) that answers are made from."""
+        return self.trained_on_
+
     def training_data(self) -> AnnData:
         """Return the registered object."""
         return self.adata
@@ -153,6 +206,26 @@ class Baseline(Predictor):
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray | None:
         """Return None: no embedding is needed."""
         return None
+
+    def expected_shifts(
+        self, labels: tuple[str, ...], screen: Screen, cell_type: int, *, state: Vectors
+    ) -> Iterator[ExpectedShifts]:
+        """Yield the mean shifts of perturbations in a cell type."""
+        name = str(screen.index.cell_types[cell_type])
+        for start in range(0, len(labels), LABELS_AT_ONCE):
+            part = range(start, min(start + LABELS_AT_ONCE, len(labels)))
+            answers = [self._shift(labels[q], None if state is None else state[q], name) for q in part]
+            n_neighbours = max(len(answer.candidates) for answer in answers)  # K
+            rows = np.zeros((len(answers), n_neighbours), dtype=np.int64)
+            weights = np.zeros(rows.shape, dtype=np.float32)
+            responses = np.zeros((*rows.shape, len(self.genes_)), dtype=np.float32)
+            for b, answer in enumerate(answers):
+                n_found = len(answer.candidates)
+                rows[b, :n_found] = answer.candidates
+                weights[b, :n_found] = answer.weights
+                responses[b, :n_found] = answer.responses
+            shift = np.stack([answer.shift for answer in answers]).astype(np.float32)
+            yield ExpectedShifts(shift, rows, weights, responses)
 
     def predict_batch(
         self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Vectors, seed: int | None

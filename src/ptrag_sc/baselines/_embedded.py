@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from ptrag_sc._validation import absent
@@ -42,6 +43,9 @@ class EmbeddedBaseline(Baseline):
         self.space = space
         self.embedding_ = GeneEmbedding.from_uns(uns[key], key)
         self.excluded_ = self.embedding_.excluded
+
+    def _vectors_of(self, named: pd.DataFrame) -> np.ndarray:
+        return self.embedding_.vectors_for(named["perturbation"], self.keys_.sep)  # (C, D)
 
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray:
         """Return the embedding (Q, D) of each perturbation, from three tables in turn.

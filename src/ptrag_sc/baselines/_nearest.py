@@ -122,7 +122,7 @@ class NearestPerturbations(EmbeddedBaseline):
         # Without the largest cosine the exponential could overflow at a low temperature.
         weights = np.exp((similarity - similarity.max(initial=-1)) / self.temperature)  # (K,)
         weights /= max(weights.sum(), 1.0)  # the largest weight is 1 here, so the sum is below 1 only if K is 0
-        return Answer(weights @ shifts[indices], rows[indices], similarity, weights)
+        return Answer(weights @ shifts[indices], rows[indices], similarity, weights, shifts[indices])
 
     def _candidates(
         self, label: str, vector: np.ndarray, cell_type: str, measured: Measured

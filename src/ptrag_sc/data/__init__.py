@@ -28,7 +28,7 @@ from ._shifts import (
     mean_shifts,
     mean_shifts_and_spread,
 )
-from ._targets import OwnEffects, masked_shifts, measured_targets
+from ._targets import OwnEffects, masked_shifts, measured_targets, own_change
 
 __all__ = [
     "MATCHINGS",
@@ -60,6 +60,7 @@ __all__ = [
     "mean_shifts",
     "mean_shifts_and_spread",
     "measured_targets",
+    "own_change",
     "read_labels",
     "read_perturbations",
     "read_screen",

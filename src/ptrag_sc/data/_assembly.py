@@ -41,6 +41,15 @@ class Prediction(NamedTuple):
     counts: sp.csr_matrix | None = None  # (N, G) whole numbers, where predictions were realised as such
 
 
+class ExpectedShifts(NamedTuple):
+    """Mean shifts of B queries in one cell type, found without generating cells, and the evidence behind them."""
+
+    shift: np.ndarray  # (B, G), without what a perturbation does to its own targets
+    rows: np.ndarray  # (B, J) rows of the predictor's candidates
+    weights: np.ndarray  # (B, J), 0 for a place without evidence
+    responses: np.ndarray  # (B, J, G) what the candidates did
+
+
 def assemble(batches: Iterable[tuple[CellSets, PredictedSets]], *, shape: tuple[int, int, int]) -> Prediction:
     """Put generated sets into row order; ``shape`` is (N, G, C)."""
     n_rows, n_genes, n_candidates = shape

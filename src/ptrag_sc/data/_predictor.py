@@ -1,18 +1,20 @@
 """What can be asked of anything that predicts perturbed cells: PTRAG and every baseline?"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import check_whole, unusable
-from ptrag_sc.data._assembly import PredictedSets, source_obs
+from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, source_obs
 from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
+from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run, VirtualCells
@@ -37,6 +39,8 @@ class Predictor(ABC):
         Genes that were excluded because they have no embedding; their perturbations are not predicted by label.
     own_effects_
         What the training perturbations did to their own targets; None adds nothing to what is predicted there.
+    effect_errors_
+        How far predicted shifts are from observed ones; None if it is not known.
     """
 
     keys_: ScreenKeys
@@ -45,6 +49,7 @@ class Predictor(ABC):
     set_size_: int
     excluded_: tuple[str, ...] = ()
     own_effects_: OwnEffects | None = None
+    effect_errors_: EffectErrors | None = None
     _prediction_batch_size = 16
 
     @abstractmethod
@@ -62,6 +67,33 @@ class Predictor(ABC):
         self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Any, seed: int | None
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets; ``state`` is the value of :meth:`prepare`."""
+
+    @abstractmethod
+    def expected_shifts(
+        self, labels: tuple[str, ...], screen: Screen, cell_type: int, *, state: Any
+    ) -> Iterator[ExpectedShifts]:
+        """Yield the mean shifts of perturbations in a cell type (code), in order and a few at a time.
+
+        Parameters
+        ----------
+        labels
+            Perturbations.
+        screen
+            The control cells.
+        cell_type
+            Code of the cell type in the screen.
+        state
+            Value of :meth:`prepare`.
+        """
+
+    @abstractmethod
+    def learn_effect_errors(self) -> None:
+        """Set ``effect_errors_`` from the training data, if there are any and it is not known yet."""
+
+    @property
+    @abstractmethod
+    def known_conditions_(self) -> pd.DataFrame:
+        """Conditions (``perturbation``, ``cell_type``) that answers are made from."""
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> Any:
         """Return the state that is computed once per call, before any set is generated."""

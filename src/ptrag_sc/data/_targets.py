@@ -156,6 +156,17 @@ class OwnEffects(NamedTuple):
         return found
 
 
+def own_change(
+    learned: OwnEffects | None, label: str, cell_type: str, control: np.ndarray, genes: np.ndarray, sep: str
+) -> np.ndarray:
+    """Return what a perturbation does to its own targets beyond a masked prediction (G,), 0 at all other genes."""
+    change = np.zeros(len(genes))
+    own = np.flatnonzero(measured_targets(np.array([label]), genes, sep)[0])
+    if learned is not None and len(own):
+        change[own] = learned.effects(label, cell_type, control, own, genes)
+    return change
+
+
 def _share(effect: np.ndarray, level: np.ndarray) -> float:
     """Return the share of its control expression (n,) by which a target changes (n,), shrunk towards 0.
 

@@ -1,6 +1,6 @@
 """How do encoder, retrieval, refinement and generator make one model? The only place where parts are composed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,10 +20,19 @@ from ptrag_sc.nn import (
     masked_mean,
     mean_distance,
 )
-from ptrag_sc.retrieval import QueryTable, Recall, ResponseMemory, agreement, response_scale
+from ptrag_sc.retrieval import Evidence, QueryTable, Recall, ResponseMemory, agreement, response_scale
 
 MEMORY = "memory_"  # prefix of its buffers
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
+
+
+class MeanShift(NamedTuple):
+    """Mean shifts of B queries, and the evidence behind them."""
+
+    shift: Float[Tensor, "B G"]
+    evidence: Evidence  # of J places
+    weights: Float[Tensor, "B J"]
+    responses: Float[Tensor, "B J G"]  # shift of each place; J is 0 without a memory
 
 
 class PTRAGModule(BaseModuleClass):
@@ -131,6 +140,19 @@ class PTRAGModule(BaseModuleClass):
             deviation that is recalled, 0 without a memory.
         """
         basal = self.encode_cells(control_cells)
+        refined = self._refined(basal, recall, keys, slots, noise)
+        weights = masked_mean(refined.weights, control_mask)  # (B, J)
+        strength = (weights[:, None] @ recall.joined.response).norm(dim=-1).squeeze(1)
+        return {"basal": basal, "recall": recall, "refined": refined, "strength": strength}
+
+    def _refined(
+        self,
+        basal: Float[Tensor, "B S H"],
+        recall: Recall,
+        keys: Float[Tensor, "U H"] | None,
+        slots: Int[Tensor, "B J"] | None,
+        noise: Float[Tensor, "B S J"] | None,
+    ) -> Refined:
         query = self.encode_embedding(recall.vectors)  # (B, H)
         placed = None
         if keys is not None and slots is not None:
@@ -139,15 +161,13 @@ class PTRAGModule(BaseModuleClass):
         refiner = self.refiner
         if refiner is None:
             nothing = basal.new_zeros(*basal.shape[:2], sum(recall.sizes))
-            refined = Refined(query[:, None].expand_as(basal), nothing, nothing)
-        elif isinstance(refiner, MemoryRefiner):
-            refined = refiner(basal, query, placed, recall, noise)
-        else:
-            found = recall.neighbours
-            refined = refiner(basal, query, placed, found.present, found.similarity, noise)
-        weights = masked_mean(refined.weights, control_mask)  # (B, J)
-        strength = (weights[:, None] @ recall.joined.response).norm(dim=-1).squeeze(1)
-        return {"basal": basal, "recall": recall, "refined": refined, "strength": strength}
+            return Refined(query[:, None].expand_as(basal), nothing, nothing)
+        if isinstance(refiner, MemoryRefiner):
+            refined: Refined = refiner(basal, query, placed, recall, noise)
+            return refined
+        found = recall.neighbours
+        refined = refiner(basal, query, placed, found.present, found.similarity, noise)
+        return refined
 
     @auto_move_data
     def generative(
@@ -183,6 +203,39 @@ class PTRAGModule(BaseModuleClass):
         recalled = control_cells + base + rest @ self.memory_directions
         share = self.recalled_share
         return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
+
+    @torch.no_grad()
+    def mean_shift(
+        self, basal: Float[Tensor, "S H"], table: QueryTable, query: Int[Tensor, " B"], cell_type: int
+    ) -> MeanShift:
+        """Return the mean change of some control cells of one cell type under each query, without their expression.
+
+        Parameters
+        ----------
+        basal
+            Encoded control cells.
+        table
+            Queries of the call, with ``keys``.
+        query, cell_type
+            Rows of the table, and the row of its view.
+        """
+        recall = table.recall(query, torch.full_like(query, cell_type))
+        slots = recall.joined.rows if self.reads_keys else None
+        cells = basal.expand(len(query), *basal.shape)  # (B, S, H)
+        mask = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+        refined = self._refined(cells, recall, table.keys, slots, None)
+        loadings = self.generator.loadings(cells, refined.context, mask).mean(1)  # (B, R)
+        change = loadings @ self.generator.basis  # (B, G)
+        weights = refined.weights.mean(1)  # (B, J)
+        if not self.has_memory:
+            return MeanShift(change, recall.joined, weights, change[:, None, :0])
+        directions = self.memory_directions
+        of_components, rest = recall.weighted(refined.weights)
+        base = recall.mean + of_components.mean(1) @ directions  # (B, G)
+        recalled = rest.mean(1) @ directions
+        shift = base + self.recalled_share * recalled + (1 - self.recalled_share) * change
+        responses = recall.mean[:, None] + recall.joined.response @ directions  # (B, J, G)
+        return MeanShift(shift, recall.joined, weights, responses)
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], generative_outputs: dict[str, Tensor]

@@ -15,7 +15,7 @@ from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._requests import Request, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run
-from ptrag_sc.model._retriever import Retriever
+from ptrag_sc.model._expected import Expecting
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._support import Calibration, support_table
 from ptrag_sc.retrieval import QueryTable, resolve_vectors, shuffled_names
@@ -24,10 +24,9 @@ NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
 
 
-class ModulePredictor(Retriever):
+class ModulePredictor(Expecting):
     """The predictor's side of :class:`ptrag_sc.PTRAG`."""
 
-    adata: AnnData | None
     _check_if_trained: Callable[..., None]  # of scvi-tools' BaseModelClass
     support_: Calibration | None
 

@@ -11,7 +11,7 @@ from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.nn import MemoryRefiner
-from ptrag_sc.retrieval import MemoryView, QueryTable, initial_weights, make_query_table, view_memory
+from ptrag_sc.retrieval import MemoryView, QueryTable, ResponseMemory, initial_weights, make_query_table, view_memory
 
 
 class Retriever(Predictor):
@@ -75,12 +75,14 @@ class Retriever(Predictor):
                 row[: len(genes)] = found
         return rows
 
-    def view(self, screen: Screen, *, mapped_share: float | None = None) -> MemoryView | None:
+    def view(
+        self, screen: Screen, *, mapped_share: float | None = None, memory: ResponseMemory | None = None
+    ) -> MemoryView | None:
         """Return the memory, if there is one, as seen from the cell types of a screen.
 
-        ``mapped_share`` None is that of the model.
+        ``mapped_share`` and ``memory`` None are those of the model.
         """
-        memory = self.module.memory
+        memory = self.module.memory if memory is None else memory
         if memory is None:
             return None
         names = screen.index.cell_types

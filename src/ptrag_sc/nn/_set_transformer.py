@@ -98,7 +98,14 @@ class SetTransformer(nn.Module):
         self, basal: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S G"]:
         """Return the change of every cell."""
+        return self.loadings(basal, context, mask) @ self.basis  # (B, S, R) @ (R, G)
+
+    def loadings(
+        self, basal: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+    ) -> Float[Tensor, "B S R"]:
+        """Return the change of every cell along the directions."""
         hidden = basal
         for block in self.blocks:
             hidden = block(hidden, context, mask)
-        return self.project(hidden - basal) @ self.basis  # (B, S, R) @ (R, G)
+        loadings: Tensor = self.project(hidden - basal)
+        return loadings

@@ -2,8 +2,9 @@
 
 from ._diagnose import diagnose
 from ._effect import effect
+from ._effects import predict_effects
 from ._perturb import perturb
 from ._predict import predict
 from ._retrieval import retrieval
 
-__all__ = ["diagnose", "effect", "perturb", "predict", "retrieval"]
+__all__ = ["diagnose", "effect", "perturb", "predict", "predict_effects", "retrieval"]
