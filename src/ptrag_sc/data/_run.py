@@ -25,7 +25,7 @@ from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
 from ptrag_sc.data._shifts import control_means
 from ptrag_sc.data._stream import check_columns, storable, write_stream
-from ptrag_sc.data._targets import OwnEffects, measured_targets
+from ptrag_sc.data._targets import OwnEffects, target_columns
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +129,15 @@ class Run:
         """Return the genes (columns) that a query targets, and what is added to its prediction there."""
         learned = self.predictor.own_effects_
         label, genes = self.labels[query - 1], self.predictor.genes_
-        columns = np.flatnonzero(measured_targets(np.array([label]), genes, self.predictor.keys_.sep)[0])
+        columns = self._targets[query - 1]
         if learned is None or not len(columns):
             return columns, np.zeros(len(columns))
         name = str(self.screen.index.cell_types[cell_type])
         return columns, learned.effects(label, name, self._controls[cell_type], columns, genes)
+
+    @cached_property
+    def _targets(self) -> list[np.ndarray]:
+        return target_columns(self.labels, self.predictor.genes_, self.predictor.keys_.sep)
 
     @cached_property
     def _controls(self) -> np.ndarray:

@@ -6,6 +6,7 @@ the mean of the other perturbations of the cell type. What targets do is learned
 the share of its control expression by which a target changes.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,13 +22,17 @@ OF_MEDIAN = 1.25  # standard error of a median over that of a mean
 
 def measured_targets(perturbations: np.ndarray, genes: np.ndarray, sep: str) -> np.ndarray:
     """Return which genes (G,) each perturbation (C,) targets (C, G)."""
-    column = {gene: g for g, gene in enumerate(genes)}
     own = np.zeros((len(perturbations), len(genes)), dtype=bool)
-    for c, label in enumerate(perturbations):
-        for gene in components(label, sep):
-            if gene in column:
-                own[c, column[gene]] = True
+    for row, columns in zip(own, target_columns(perturbations, genes, sep), strict=True):
+        row[columns] = True
     return own
+
+
+def target_columns(perturbations: Iterable[str], genes: np.ndarray, sep: str) -> list[np.ndarray]:
+    """Return the columns of the genes (G,) that each perturbation targets."""
+    column = {gene: g for g, gene in enumerate(genes.tolist())}
+    parts = [components(label, sep) for label in perturbations]
+    return [np.array([column[gene] for gene in part if gene in column], dtype=np.int64) for part in parts]
 
 
 def masked_shifts(
@@ -161,7 +166,7 @@ def own_change(
 ) -> np.ndarray:
     """Return what a perturbation does to its own targets beyond a masked prediction (G,), 0 at all other genes."""
     change = np.zeros(len(genes))
-    own = np.flatnonzero(measured_targets(np.array([label]), genes, sep)[0])
+    (own,) = target_columns([label], genes, sep)
     if learned is not None and len(own):
         change[own] = learned.effects(label, cell_type, control, own, genes)
     return change

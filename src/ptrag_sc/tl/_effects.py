@@ -17,6 +17,19 @@ from ptrag_sc.data._run import Run
 from ptrag_sc.data._shifts import group_moments
 from ptrag_sc.tl._model import check_predictor
 
+# Columns of numbers in the table of effects, in their order.
+COLUMNS = {
+    "control": np.float32,
+    "shift": np.float32,
+    "lower": np.float32,
+    "upper": np.float32,
+    "call": bool,
+    "own": bool,
+    "agreement": np.float32,
+    "neighbour": np.int32,
+    "neighbour_shift": np.float32,
+}
+
 
 class Controls(NamedTuple):
     """Control cells of one cell type."""
@@ -189,28 +202,35 @@ def predict_effects(
     types = find_cell_types(screen, cell_types)
     run = model.run(adata, screen, labels, gene_embedding=gene_embedding)
     model.learn_effect_errors()
-    parts: list[Effects] = []
-    columns: dict[str, list[np.ndarray]] = {"control": []}
-    for t in types:
-        controls = Controls.of(screen, t)
-        for part in expected_effects(model, run, labels, t, controls, level=level):
-            parts.append(part)
-            columns["control"].append(np.broadcast_to(controls.mean.astype(np.float32), part.shift.shape))
     shape = len(types), len(labels), len(model.genes_)
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in Effects._fields}
-    code = [np.broadcast_to(axis, shape).ravel() for axis in np.ogrid[tuple(map(slice, shape))]]
-    table = {
-        "perturbation": pd.Categorical.from_codes(code[1], list(labels)),
-        "cell_type": pd.Categorical.from_codes(code[0], [str(screen.index.cell_types[t]) for t in types]),
-        "gene": pd.Categorical.from_codes(code[2], list(model.genes_.astype(str))),
-        "control": np.concatenate(columns["control"]).ravel(),
-        "shift": joined["shift"].ravel(),
-        "lower": (joined["shift"] - joined["half_width"]).ravel(),
-        "upper": (joined["shift"] + joined["half_width"]).ravel(),
-        "call": joined["call"].ravel(),
-        "own": joined["own"].ravel(),
-        "agreement": joined["agreement"].ravel(),
-        "neighbour": pd.Categorical.from_codes(joined["neighbour"].ravel(), list(model.candidates_.astype(str))),
-        "neighbour_shift": joined["neighbour_shift"].ravel(),
+    values = {name: np.empty(shape, dtype=dtype) for name, dtype in COLUMNS.items()}
+    for v, t in enumerate(types):
+        controls = Controls.of(screen, t)
+        values["control"][v] = controls.mean
+        done = 0
+        for part in expected_effects(model, run, labels, t, controls, level=level):
+            rows = slice(done, done + len(part.shift))
+            for name in set(COLUMNS) & set(Effects._fields):
+                values[name][v, rows] = getattr(part, name)
+            values["lower"][v, rows] = part.shift - part.half_width
+            values["upper"][v, rows] = part.shift + part.half_width
+            done += len(part.shift)
+    types_, labels_, genes_ = np.ogrid[tuple(map(slice, shape))]
+    names = [str(screen.index.cell_types[t]) for t in types]
+    codes = {
+        "perturbation": (labels_.astype(_smallest(len(labels))), list(labels)),
+        "cell_type": (types_.astype(_smallest(len(types))), names),
+        "gene": (genes_.astype(_smallest(len(model.genes_))), list(model.genes_.astype(str))),
+        "neighbour": (values.pop("neighbour"), list(model.candidates_.astype(str))),
     }
-    return pd.DataFrame(table, copy=False)
+    table: dict[str, object] = {name: column.ravel() for name, column in values.items()}
+    for name, (code, categories) in codes.items():
+        table[name] = pd.Categorical.from_codes(np.broadcast_to(code, shape).ravel(), categories)
+    order = ["perturbation", "cell_type", "gene", *[name for name in COLUMNS if name in values], "neighbour"]
+    order.append(order.pop(order.index("neighbour_shift")))
+    return pd.DataFrame({name: table[name] for name in order}, copy=False)
+
+
+def _smallest(n: int) -> np.dtype:
+    """Return the smallest type of integer for n codes."""
+    return np.result_type(np.min_scalar_type(-n), np.int8)
