@@ -73,7 +73,9 @@ def public():
         found |= {f"{subpackage}.{name}": getattr(module, name) for name in module.__all__}
     found = {name: thing for name, thing in found.items() if callable(thing)}
     for owner, cls in [(name, thing) for name, thing in found.items() if inspect.isclass(thing)]:
-        names = [name for name in vars(cls) if not name.startswith("_") and inspect.isroutine(getattr(cls, name))]
+        parts = [part for part in cls.__mro__ if part.__module__.startswith("ptrag_sc.")]
+        names = {name for part in parts for name in vars(part) if not name.startswith("_")}
+        names = [name for name in names if inspect.isroutine(getattr(cls, name))]
         found |= {f"{owner}.{name}": getattr(cls, name) for name in names}
     return found
 

@@ -12,11 +12,11 @@ from scvi.train import TrainRunner
 from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
-from ptrag_sc.data._setup import setup
 from ptrag_sc.model._epochs import run_training
 from ptrag_sc.model._extension import GrowingMemory
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._module_params import ModuleParams
+from ptrag_sc.model._registration import RegisteredScreens
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
@@ -29,7 +29,7 @@ SET_SIZE = 64
 NOT_OF_MODULE = ("n_candidates", "control_matching")
 
 
-class PTRAG(SavedModel, GrowingMemory):
+class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
     """Perturbation prediction from retrieved perturbations (PT-RAG, arXiv:2603.07233).
 
     For a query perturbation the nearest training perturbations are retrieved by gene embedding, refined per cell by
@@ -139,91 +139,6 @@ class PTRAG(SavedModel, GrowingMemory):
             f"PTRAG model: {len(tables.genes)} genes, {len(tables.candidates)} candidate perturbations, "
             f"retrieval={params['retrieval']!r}, {params['n_candidates']} retrieved per query"
         )
-
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        perturbation_key: str,
-        control: str,
-        cell_type_key: str,
-        batch_key: str | None = None,
-        split_key: str | None = None,
-        embedding_key: str = "gene_embedding",
-        layer: str | None = None,
-        sep: str = "+",
-        counts_layer: str | None = None,
-    ) -> None:
-        """Register the columns of a screen.
-
-        Parameters
-        ----------
-        adata
-            Cells x genes; ``X`` is log1p of normalised counts unless ``layer`` names another matrix.
-        perturbation_key
-            ``obs`` column of the perturbed gene or combination of genes.
-        control
-            Its label of unperturbed cells.
-        cell_type_key
-            ``obs`` column of the cell type or cell line.
-        batch_key
-            ``obs`` column of the experimental batch: control cells are matched within it. No model input.
-        split_key
-            ``obs`` column of ``train``, ``val``, ``test``; None holds out a tenth of the conditions for validation.
-        embedding_key
-            Key of ``uns`` written by :func:`ptrag_sc.pp.gene_embedding`.
-        layer
-            Layer to use in place of ``X``; outputs are on its scale.
-        sep
-            Separator of combinations.
-        counts_layer
-            Layer of the raw counts of ``X``, from which predicted cells get theirs. None: they are recovered from the
-            expression where it is log1p of counts times one factor for each cell.
-
-        Raises
-        ------
-        KeyError
-            If a column or layer does not exist.
-        ValueError
-            If the control label does not occur, labels are missing, the split cuts a condition, or the expression
-            holds NaN, negative values or raw counts.
-        """
-        arguments = cls._get_setup_method_args(**locals())
-        setup(cls, adata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
-
-    @classmethod
-    def setup_mudata(
-        cls,
-        mdata: MuData,
-        *,
-        perturbation_key: str,
-        control: str,
-        cell_type_key: str,
-        batch_key: str | None = None,
-        split_key: str | None = None,
-        embedding_key: str = "gene_embedding",
-        layer: str | None = None,
-        sep: str = "+",
-        counts_layer: str | None = None,
-        modalities: dict[str, str],
-    ) -> None:
-        """Register the columns of a screen in a MuData.
-
-        Parameters
-        ----------
-        mdata
-            The object.
-        modalities
-            Modality of each argument, at least ``{"layer": <modality of the RNA>}``; columns that are not named are
-            looked up in ``mdata.obs``.
-
-        Notes
-        -----
-        The other parameters, and the errors, are those of :meth:`setup_anndata`.
-        """
-        arguments = cls._get_setup_method_args(**locals())
-        setup(cls, mdata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
 
     def train(
         self,
