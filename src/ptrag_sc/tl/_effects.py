@@ -1,10 +1,11 @@
 """Which genes would a perturbation change, by how much, and how sure is that?"""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from anndata import AnnData
 
 from ptrag_sc._docs import documented
@@ -29,6 +30,11 @@ COLUMNS = {
     "neighbour": np.int32,
     "neighbour_shift": np.float32,
 }
+
+
+KEPT = ("control", "shift", "lower", "upper", "call", "own", "agreement")  # beside a prediction
+LEVEL = 0.9
+MAX_VALUES = 2 * 10**7  # conditions x genes that are kept beside a prediction
 
 
 class Controls(NamedTuple):
@@ -120,6 +126,40 @@ def _evidence(found: ExpectedShifts, shift: np.ndarray) -> tuple[np.ndarray, np.
     return agreement, neighbour, neighbour_shift
 
 
+def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: float = LEVEL) -> dict[str, Any] | None:
+    """Return what is kept beside a prediction: the effects of all perturbations of a run in some cell types (codes).
+
+    Returns
+    -------
+    dict or None
+        ``conditions`` (``perturbation``, ``cell_type``), ``genes``, ``level``, and arrays (conditions, genes):
+        ``control``, ``shift``, ``lower``, ``upper``, ``call``, ``own``, ``agreement``. None, with a log line, if these
+        would be large.
+    """
+    n_values = len(cell_types) * len(run.labels) * len(model.genes_)
+    if n_values > MAX_VALUES:
+        sc.logging.info("effects of so many genes are not kept: ptrag_sc.tl.predict_effects returns them as a table")
+        return None
+    model.learn_effect_errors()
+    values: dict[str, list[np.ndarray]] = {name: [] for name in KEPT}
+    for t in cell_types:
+        controls = Controls.of(run.screen, t)
+        for part in expected_effects(model, run, run.labels, t, controls, level=level):
+            values["control"].append(np.broadcast_to(controls.mean, part.shift.shape))
+            values["lower"].append(part.shift - part.half_width)
+            values["upper"].append(part.shift + part.half_width)
+            for name in set(KEPT) & set(Effects._fields):
+                values[name].append(getattr(part, name))
+    names = [str(run.screen.index.cell_types[t]) for t in cell_types]
+    conditions = [(label, name) for name in names for label in run.labels]
+    return {
+        "conditions": pd.DataFrame(conditions, columns=["perturbation", "cell_type"]),
+        "genes": model.genes_.astype(object),
+        "level": level,
+        **{name: np.concatenate(found).astype(COLUMNS[name]) for name, found in values.items()},
+    }
+
+
 def check_level(level: float) -> None:
     """Refuse a level that is no share."""
     if not 0 < level < 1:
@@ -134,7 +174,7 @@ def predict_effects(
     *,
     cell_types: str | Iterable[str] | None = None,
     gene_embedding: object = None,
-    level: float = 0.9,
+    level: float = LEVEL,
 ) -> pd.DataFrame:
     """Predict which genes perturbations change, with intervals, without generating cells.
 
