@@ -31,9 +31,9 @@ BESIDE = ("control", "lower", "upper", "call", "own", "agreement")
 def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None = None) -> None:
     """Summarise predicted and observed cells as mean shifts, and compare these.
 
-    The predicted shift is the mean of predicted minus source control cell, so that the choice of control cells adds no
-    noise. The observed shift is matched by batch. For a result of :func:`perturb` alone, the predicted shift is that of
-    :func:`predict_effects`, and nothing is observed.
+    The predicted shift of smooth cells is the mean of predicted minus source control cell, so that the choice of
+    control cells adds no noise. For cells with counts it is that of :func:`predict_effects`, because their draws would
+    add noise. The observed shift is matched by batch; for a result of :func:`perturb` alone nothing is observed.
 
     Parameters
     ----------
@@ -189,6 +189,10 @@ def _compared(adata: AnnData, holder: AnnData, key: str, *, virtual: bool) -> di
     keys = ScreenKeys(**{name: params[name] for name in ScreenKeys.__dataclass_fields__ if name in params})
     screen = read_screen(adata, keys, genes=genes)
     table, shifts = _predicted_shifts(holder, adata, screen, keys, key, virtual=virtual)  # shifts (C, G)
+    kept = holder.uns[key].get("effects")
+    if kept is not None and params.get("counts"):  # the draws of counts would only add noise
+        expected = _beside(kept, table, genes, ("shift",))["shift"]
+        shifts = np.where(np.isnan(expected), shifts, expected)
     observed, n_observed = _observed_shifts(screen, table)  # (C, G), (C,)
     zero = np.zeros(len(genes))  # both sides are shifts: their control mean is zero
     scores = np.full((len(table), 2), np.nan)
@@ -202,15 +206,20 @@ def _compared(adata: AnnData, holder: AnnData, key: str, *, virtual: bool) -> di
         "observed": observed.astype(np.float32),
         "predicted": shifts.astype(np.float32),
         "genes": genes.astype(object),
-        **_beside(holder.uns[key].get("effects"), table, genes),
+        **_beside(kept, table, genes, BESIDE),
     }
 
 
-def _beside(kept: dict[str, Any] | None, table: pd.DataFrame, genes: np.ndarray) -> dict[str, np.ndarray]:
+def _beside(
+    kept: dict[str, Any] | None, table: pd.DataFrame, genes: np.ndarray, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     """Return the arrays (C, G) that stand beside a prediction, for some conditions and genes."""
     shape = len(table), len(genes)
-    found = {name: np.full(shape, np.nan, dtype=np.float32) for name in BESIDE}
-    found |= {name: np.zeros(shape, dtype=bool) for name in ("call", "own")}
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        found[name] = np.full(shape, np.nan, dtype=np.float32)
+        if name in ("call", "own"):
+            found[name] = np.zeros(shape, dtype=bool)
     if kept is None:
         return found
     pairs = pd.MultiIndex.from_frame(kept["conditions"][["perturbation", "cell_type"]].astype(str))
