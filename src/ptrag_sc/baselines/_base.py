@@ -223,7 +223,8 @@ class Baseline(Predictor):
                 n_found = len(answer.candidates)
                 rows[b, :n_found] = answer.candidates
                 weights[b, :n_found] = answer.weights
-                responses[b, :n_found] = answer.responses
+                if n_found:
+                    responses[b, :n_found] = answer.responses
             shift = np.stack([answer.shift for answer in answers]).astype(np.float32)
             yield ExpectedShifts(shift, rows, weights, responses)
 

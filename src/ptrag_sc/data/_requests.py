@@ -37,6 +37,11 @@ class Population(NamedTuple):
         return np.concatenate([rows for _, _, rows in self.sets])
 
     @property
+    def cell_types(self) -> list[int]:
+        """Codes of the cell types."""
+        return sorted({cell_type for cell_type, _, _ in self.sets})
+
+    @property
     def n_obs(self) -> int:
         """Number of output rows."""
         return self.n_labels * len(self.rows)

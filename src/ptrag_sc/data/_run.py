@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -184,6 +184,8 @@ class VirtualCells:
         Genes (G) of the predictor.
     params
         Arguments of the call.
+    further
+        What else goes into ``.uns[key]``.
     """
 
     run: Run
@@ -191,6 +193,7 @@ class VirtualCells:
     obs: pd.DataFrame
     var: pd.DataFrame
     params: dict[str, Any]
+    further: dict[str, Any] = field(default_factory=dict)
 
     def in_memory(self) -> AnnData:
         """Return all cells."""
@@ -233,4 +236,4 @@ class VirtualCells:
         )
 
     def _uns(self) -> dict[str, dict[str, Any]]:
-        return {DEFAULT_KEY: self.run.predictor.describe(self.run.retrieved, self.params)}
+        return {DEFAULT_KEY: {**self.run.predictor.describe(self.run.retrieved, self.params), **self.further}}

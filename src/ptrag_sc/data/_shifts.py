@@ -31,6 +31,7 @@ class Spread(NamedTuple):
 
     variance: np.ndarray  # (T, G), between the cells of a condition, pooled over the conditions of a cell type
     scale: np.ndarray  # (C,), 1 / n + sum over control cells of the square of their share in the matched control
+    contrast: np.ndarray  # (C,), the same of the deviation from the mean shift of the cell type
 
 
 class GroupMoments(NamedTuple):
@@ -159,8 +160,9 @@ def mean_shifts_and_spread(
     np.subtract.at(within, t, moments.n[:, None] * np.square(moments.mean))
     freedom = np.bincount(t, weights=moments.n - 1, minlength=len(within))  # (T,)
     variance = np.maximum(within, 0) / np.maximum(freedom, 1)[:, None]
-    scale = 1 / np.maximum(shifts.n_cells, 1) + _control_scale(index, conditions, controls.share)  # (C,)
-    return shifts, Spread(variance, scale)
+    of_cells = 1 / np.maximum(shifts.n_cells, 1)  # (C,)
+    of_controls, of_contrast = _control_scales(index, conditions, controls.share)
+    return shifts, Spread(variance, of_cells + of_controls, of_cells + of_contrast)
 
 
 def _shifts(
@@ -187,19 +189,26 @@ def _shifts(
     return Shifts(moments.mean - matched, n), moments
 
 
-def _control_scale(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> np.ndarray:
-    """Return the controls' part of each squared standard error (C,), in units of the variance of one cell."""
+def _control_scales(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the controls' part of each squared standard error (C,), in units of the variance of one cell.
+
+    The first is that of a shift. The second is that of its deviation from the mean shift of the cell type: conditions
+    that share their controls share the error of these, which cancels in the deviation.
+    """
     of_type = types_of_batches(index)  # (n_batches,)
     n = np.bincount(index.batch[index.is_control], minlength=len(own))  # (n_batches,) control cells
-    scale = []
-    for p, t in zip(conditions["perturbation"], conditions["cell_type"], strict=True):
+    shares = np.zeros((len(conditions), len(own)))  # of one control cell in the matched control, by its batch
+    types = conditions["cell_type"].to_numpy(dtype=np.int64)
+    for c, (p, t) in enumerate(zip(conditions["perturbation"], types, strict=True)):
         batch = index.batch[index.rows(p, t)]
         share = np.bincount(batch, minlength=len(own)) / max(1, len(batch))  # (n_batches,)
         used = (of_type == t) & (n > 0)
-        # Share of one control cell in the matched control: by its own batch, and by what all batches mix in.
-        of_cell = share[used] * own[used] / n[used] + (share @ (1 - own)) / n[used].sum()
-        scale.append(np.sum(n[used] * np.square(of_cell)))
-    return np.array(scale)
+        # By its own batch, and by what all batches mix in.
+        shares[c, used] = share[used] * own[used] / n[used] + (share @ (1 - own)) / n[used].sum()
+    contrast = shares.copy()
+    for t in np.unique(types):
+        contrast[types == t] -= shares[types == t].mean(0)
+    return np.square(shares) @ n, np.square(contrast) @ n
 
 
 def leading_directions(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,6 +86,7 @@ def run_training(model: SavedModel, runner: TrainRunner, plan: PTRAGTrainingPlan
     was_trained = model.is_trained_
     model.epochs_ = epochs
     model.support_ = None  # calibrated with other weights
+    model.effect_errors_ = None
     model.module.train()
     try:
         runner()

@@ -151,7 +151,7 @@ class _Residuals:
             pd.Index(self.model.tables_.cell_types).get_indexer(self.named["cell_type"].iloc[kept]),
             (len(self.model.candidates_), len(places)),
             shifts=Shifts(masked, self.shifts.n_cells[kept]),
-            spread=Spread(self.spread.variance[places], self.spread.scale[kept]),
+            spread=Spread(self.spread.variance[places], self.spread.scale[kept], self.spread.contrast[kept]),
             controls=self.controls.cell_type[places],
             directions=memory.directions.cpu().numpy(),
         )

@@ -220,6 +220,7 @@ def _extended(
     p = perturbation[known]
     t = cell_type[known]
     deviation = (shifts.shift[known] - old.mean.numpy()[t]) @ directions.T  # (known, L)
-    error = squared_errors(spread, cell_type, directions)[known]  # (known, L)
+    # Their controls are others than those of the kept mean, so the error of these does not cancel.
+    error = squared_errors(spread.variance, spread.scale, cell_type, directions)[known]  # (known, L)
     new.entries[p, t] = torch.as_tensor(shrink(deviation, error, old.between.numpy()[t]), dtype=new.entries.dtype)
     return new

@@ -20,6 +20,7 @@ from ptrag_sc._validation import unusable
 from ptrag_sc.data import OwnEffects, ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._files import StrPath, make_folder, write_beside
+from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.data._setup import setup
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY
@@ -181,6 +182,7 @@ class SavedModel(BaseModelClass):
             "history": history_to_json(self.history_),
             "set_size": self.set_size_,
             "support": None if self.support_ is None else self.support_.to_json(),
+            "effect_errors": None if self.effect_errors_ is None else self.effect_errors_.to_json(),
         }
         content = pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state)
         write_model(files.model, content)
@@ -243,6 +245,8 @@ class SavedModel(BaseModelClass):
         model.kept_epoch_ = saved["kept_epoch"]
         model.history_ = history_from_json(saved["history"])
         model.support_ = None if saved["support"] is None else Calibration.from_json(saved["support"])
+        if saved["effect_errors"] is not None:
+            model.effect_errors_ = EffectErrors.from_json(saved["effect_errors"])
         _, _, target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         model.to_device(target)
         model.module.eval()

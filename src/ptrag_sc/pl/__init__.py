@@ -4,9 +4,20 @@ from ptrag_sc.pl._benchmark import benchmark
 from ptrag_sc.pl._diagnose import diagnose
 from ptrag_sc.pl._effect import effect
 from ptrag_sc.pl._embedding import embedding
+from ptrag_sc.pl._predicted_effects import predicted_effects
 from ptrag_sc.pl._retrieval import retrieval
 from ptrag_sc.pl._retrieval_matrix import retrieval_matrix
 from ptrag_sc.pl._support import support
 from ptrag_sc.pl._training import training
 
-__all__ = ["benchmark", "diagnose", "effect", "embedding", "retrieval", "retrieval_matrix", "support", "training"]
+__all__ = [
+    "benchmark",
+    "diagnose",
+    "effect",
+    "embedding",
+    "predicted_effects",
+    "retrieval",
+    "retrieval_matrix",
+    "support",
+    "training",
+]

@@ -101,7 +101,7 @@ def embedding(
         problem = f"has {len(observed)} observed cells x {observed.shape[1]} genes; a plane needs three of each"
         remedy = "Choose a condition with more cells."
         raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
-    predicted = np.asarray(adata.obsm[key])[drawn["predicted"]]  # (m, G)
+    predicted = _dense(adata.obsm[key][drawn["predicted"]])  # (m, G)
     plane = BASES[basis](observed, predicted, seed)
     n_control = len(drawn["control"])
     groups = {
@@ -152,7 +152,11 @@ def _expression(adata: AnnData, rows: np.ndarray, key: str, layer: str | None) -
     if layer is not None and layer not in adata.layers:
         raise KeyError(absent("Layer", layer, "adata.layers", adata.layers, "Pass layer=..."))
     cells = adata[rows, genes]
-    values = cells.X if layer is None else cells.layers[layer]
+    return _dense(cells.X if layer is None else cells.layers[layer])
+
+
+def _dense(values: Any) -> np.ndarray:
+    """Return cells as a dense array (n, G)."""
     if issparse(values):
         values = values.toarray()
     return np.asarray(values, dtype=np.float32)

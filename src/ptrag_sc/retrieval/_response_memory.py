@@ -54,9 +54,21 @@ def shrink(values: np.ndarray, squared_error: np.ndarray, between: np.ndarray) -
     return values * np.divide(between, total, out=np.zeros_like(total), where=total > 0)
 
 
-def squared_errors(spread: Spread, cell_type: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return the squared standard errors (C, L) of mean shifts along orthonormal directions (L, G)."""
-    return (spread.variance @ np.square(directions).T)[cell_type] * spread.scale[:, None]
+def squared_errors(
+    variance: np.ndarray, scale: np.ndarray, cell_type: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """Return squared standard errors (C, L) along orthonormal directions (L, G).
+
+    Parameters
+    ----------
+    variance
+        Variance between cells of each cell type (T, G).
+    scale
+        Squared standard error of each condition in units of it (C,): a column of :class:`ptrag_sc.data.Spread`.
+    cell_type, directions
+        Cell type of each condition (C,), and the directions.
+    """
+    return (variance @ np.square(directions).T)[cell_type] * scale[:, None]
 
 
 def build_memory(
@@ -91,7 +103,7 @@ def build_memory(
     # A cell type without conditions has the mean shift of all.
     mean = np.where(count[:, None] > 0, mean / np.maximum(count, 1)[:, None], shifts.shift.mean(0))
     deviation = (shifts.shift - mean[cell_type]) @ directions.T  # (C, L)
-    squared_error = squared_errors(spread, cell_type, directions)
+    squared_error = squared_errors(spread.variance, spread.contrast, cell_type, directions)
     between = between_perturbations(deviation, squared_error, cell_type, n_types)
     entries = np.zeros((*shape, len(directions)))  # (P, T, L)
     entries[perturbation, cell_type] = shrink(deviation, squared_error, between[cell_type])

@@ -1,10 +1,10 @@
 """What can be predicted for the cells of an AnnData, and what do the predictions rest on?"""
 
 from ._diagnose import diagnose
-from ._effect import effect
+from ._effect import effect, effect_table
 from ._effects import predict_effects
 from ._perturb import perturb
 from ._predict import predict
 from ._retrieval import retrieval
 
-__all__ = ["diagnose", "effect", "perturb", "predict", "predict_effects", "retrieval"]
+__all__ = ["diagnose", "effect", "effect_table", "perturb", "predict", "predict_effects", "retrieval"]

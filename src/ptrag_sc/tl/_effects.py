@@ -1,10 +1,11 @@
 """Which genes would a perturbation change, by how much, and how sure is that?"""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from anndata import AnnData
 
 from ptrag_sc._docs import documented
@@ -29,6 +30,12 @@ COLUMNS = {
     "neighbour": np.int32,
     "neighbour_shift": np.float32,
 }
+
+
+KEPT = ("control", "shift", "lower", "upper", "call", "own", "agreement")  # beside a prediction
+LEVEL = 0.9
+N_SHOWN = 5  # neighbours that are kept beside a prediction
+MAX_VALUES = 10**8  # conditions x genes x neighbours that are kept beside a prediction
 
 
 class Controls(NamedTuple):
@@ -58,6 +65,7 @@ class Effects(NamedTuple):
     agreement: np.ndarray
     neighbour: np.ndarray  # (B, G) row of the candidates, -1 where there is none
     neighbour_shift: np.ndarray
+    found: ExpectedShifts  # what they were made from
 
 
 def expected_effects(
@@ -88,7 +96,7 @@ def expected_effects(
                 half_width[b, columns] = errors.own_half_width(level, *at)
                 to_call[b, columns] = errors.own_half_width(level, *at, further=at[1] / controls.n)
         call = np.abs(shift) > to_call  # False where the interval is NaN
-        yield Effects(shift, half_width, call, own, *_evidence(found, shift))
+        yield Effects(shift, half_width, call, own, *_evidence(found, shift), found)
 
 
 def _half_widths(
@@ -120,6 +128,59 @@ def _evidence(found: ExpectedShifts, shift: np.ndarray) -> tuple[np.ndarray, np.
     return agreement, neighbour, neighbour_shift
 
 
+def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: float = LEVEL) -> dict[str, Any] | None:
+    """Return what is kept beside a prediction: the effects of all perturbations of a run in some cell types (codes).
+
+    Returns
+    -------
+    dict or None
+        ``conditions`` (``perturbation``, ``cell_type``), ``genes``, ``level``, and arrays (conditions, genes):
+        ``control``, ``shift``, ``lower``, ``upper``, ``call``, ``own``, ``agreement``. Also ``neighbours`` (conditions,
+        5), the names of those with the largest weights ("" where there are fewer), and ``neighbour_shifts``
+        (conditions, 5, genes). None, with a log line, if these would be large.
+    """
+    n_values = len(cell_types) * len(run.labels) * len(model.genes_) * N_SHOWN
+    if n_values > MAX_VALUES:
+        sc.logging.info("effects of so many genes are not kept: ptrag_sc.tl.predict_effects returns them as a table")
+        return None
+    model.learn_effect_errors()
+    values: dict[str, list[np.ndarray]] = {name: [] for name in KEPT}
+    nearest: list[tuple[np.ndarray, np.ndarray]] = []
+    for t in cell_types:
+        controls = Controls.of(run.screen, t)
+        for part in expected_effects(model, run, run.labels, t, controls, level=level):
+            values["control"].append(np.broadcast_to(controls.mean, part.shift.shape))
+            values["lower"].append(part.shift - part.half_width)
+            values["upper"].append(part.shift + part.half_width)
+            for name in set(KEPT) & set(Effects._fields):
+                values[name].append(getattr(part, name))
+            nearest.append(_heaviest(part.found, model.candidates_))
+    neighbours, shifts = (np.concatenate(found) for found in zip(*nearest, strict=True))
+    names = [str(run.screen.index.cell_types[t]) for t in cell_types]
+    conditions = [(label, name) for name in names for label in run.labels]
+    return {
+        "conditions": pd.DataFrame(conditions, columns=["perturbation", "cell_type"]),
+        "genes": model.genes_.astype(object),
+        "level": level,
+        "neighbours": neighbours,
+        "neighbour_shifts": shifts,
+        **{name: np.concatenate(found).astype(COLUMNS[name]) for name, found in values.items()},
+    }
+
+
+def _heaviest(found: ExpectedShifts, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return names (B, 5) and shifts (B, 5, G) of the places with the largest weights."""
+    n_queries, n_genes = found.shift.shape
+    names = np.full((n_queries, N_SHOWN), "", dtype=object)
+    shifts = np.full((n_queries, N_SHOWN, n_genes), np.nan, dtype=np.float32)
+    for b, weights in enumerate(found.weights):
+        top = np.argsort(-weights, kind="stable")[:N_SHOWN]
+        top = top[weights[top] > 0]
+        names[b, : len(top)] = candidates[found.rows[b, top]]
+        shifts[b, : len(top)] = found.responses[b, top]
+    return names, shifts
+
+
 def check_level(level: float) -> None:
     """Refuse a level that is no share."""
     if not 0 < level < 1:
@@ -134,7 +195,7 @@ def predict_effects(
     *,
     cell_types: str | Iterable[str] | None = None,
     gene_embedding: object = None,
-    level: float = 0.9,
+    level: float = LEVEL,
 ) -> pd.DataFrame:
     """Predict which genes perturbations change, with intervals, without generating cells.
 

@@ -1,6 +1,7 @@
 """What would a perturbation do to these control cells?"""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import scanpy as sc
@@ -11,6 +12,7 @@ from ptrag_sc.data import Predictor
 from ptrag_sc.data._files import check_target
 from ptrag_sc.data._run import Counts
 from ptrag_sc.data._stream import STREAMED
+from ptrag_sc.tl._effects import effects_of
 from ptrag_sc.tl._model import check_predictor
 
 
@@ -50,13 +52,19 @@ def perturb(
     Returns
     -------
     AnnData or Path
-        A new AnnData of len(perturbations) x control cells. ``X`` is on the scale of the registered
-        expression: CSR with the zeros of real cells where counts are known, beside ``layers["counts"]``, else dense
-        float32. ``var`` has the genes of the model, and ``obs`` has the columns of the source cell, with the
-        perturbation replaced and the name of the control cell in ``ptrag_source``. ``uns["ptrag"]`` and
-        ``obsm["ptrag_retrieval"]`` are those that :func:`predict` writes. If ``out`` is given, the same object is in
-        that file and its path is returned; string columns with gaps become categories there, because a file cannot
-        hold them otherwise.
+        A new AnnData of len(perturbations) x control cells. ``X`` is on the scale of the registered expression: CSR
+        with the zeros of real cells where counts are known, beside ``layers["counts"]``, else dense float32. ``var``
+        has the genes of the model, and ``obs`` has the columns of the source cell, with the perturbation replaced and
+        the name of the control cell in ``ptrag_source``. ``uns["ptrag"]`` and ``obsm["ptrag_retrieval"]`` are those
+        that :func:`predict` writes. ``uns["ptrag"]["effects"]`` holds the predicted effects on every gene, with
+        intervals, for :func:`effect` and :func:`effect_table`. If ``out`` is given, the same object is in that file and
+        its path is returned; string columns with gaps become categories there, because a file cannot hold them
+        otherwise.
+
+    Warnings
+    --------
+    Do not test virtual cells against control cells: their number is chosen by you, so any difference becomes
+    significant. Rank genes by their shift and read the interval (:doc:`/which_genes`).
 
     Raises
     ------
@@ -115,6 +123,9 @@ def perturb(
         counts=counts,
         nonnegative=nonnegative,
     )
+    effects = effects_of(model, virtual.run, virtual.population.cell_types)
+    if effects is not None:
+        virtual = replace(virtual, further={"effects": effects})
     planned = f"{virtual.population.n_obs} cells of {virtual.population.n_labels} perturbations"
     if path is None:
         result = virtual.in_memory()

@@ -10,6 +10,7 @@ from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
 from ptrag_sc.data._requests import request_cells
 from ptrag_sc.data._run import Counts
+from ptrag_sc.tl._effects import effects_of
 from ptrag_sc.tl._model import check_predictor
 
 
@@ -54,9 +55,11 @@ def predict(
     -------
     AnnData or None
         The copy if ``copy`` is True. Written are ``.obsm[key_added]`` (cells x model genes, float32, on the scale of
-        the registered expression), ``.obsm[key_added + "_retrieval"]`` (cells x candidates, CSR retrieval weights),
-        ``.obs[key_added + "_source"]`` (name of the control cell), ``.obs[key_added + "_predicted"]`` and
-        ``.uns[key_added]`` with ``params``, ``genes``, ``candidates`` and ``retrieval`` (long DataFrame, see
+        the registered expression; CSR beside ``.obsm[key_added + "_counts"]`` where counts are known, else dense),
+        ``.obsm[key_added + "_retrieval"]`` (cells x candidates, CSR retrieval weights), ``.obs[key_added + "_source"]``
+        (name of the control cell), ``.obs[key_added + "_predicted"]`` (False for a row that was not predicted: it
+        stores nothing in a CSR matrix and is NaN in a dense one) and ``.uns[key_added]`` with ``params``, ``genes``,
+        ``candidates``, ``effects`` (as :func:`perturb` writes them) and ``retrieval`` (long DataFrame, see
         :meth:`ptrag_sc.PTRAG.get_retrieval`). :class:`ptrag_sc.PTRAG` also writes ``support``: what the prediction of
         each condition rests on and, if the training had validation conditions, its expected errors (estimated from the
         errors in ``support_calibration``).
@@ -69,6 +72,11 @@ def predict(
         If several perturbations are named, or ``model`` is not a fitted model.
     ValueError
         If a cell type has no controls, or labels or expression cannot be used.
+
+    Warnings
+    --------
+    Do not test virtual cells against control cells: any difference becomes significant with enough of them. Rank genes
+    by their shift and read the interval (:doc:`/which_genes`).
 
     Notes
     -----
@@ -111,6 +119,10 @@ def predict(
     adata.obs[key_added + PREDICTED_SUFFIX] = done
     params = {"perturbation": perturbation, "seed": seed, **run.form}
     adata.uns[key_added] = model.describe(run.retrieved, params)
+    predicted_types = np.unique(screen.index.cell_type[(request.query > 0) & done]).tolist()
+    effects = effects_of(model, run, predicted_types)
+    if effects is not None:
+        adata.uns[key_added]["effects"] = effects
     sc.logging.info(
         f"predicted {done.sum()} of {adata.n_obs} cells\n    added .obsm[{key_added!r}], .uns[{key_added!r}]"
     )
