@@ -79,22 +79,28 @@ def test_held_out_cells_change_nothing(baseline):
         return change
 
     names = ["G1", "G2", "G5", "G0+G1", "G3+G6"]
-    expected = baseline(adata).fit().predict(adata, perturbations=names)
+    expected = baseline(adata).fit().predict(adata, perturbations=names, counts=False)
     for label in ("test",) if baseline is Stacked else ("test", "val"):
-        found = baseline(split_screen(shift(label))).fit().predict(adata, perturbations=names)
+        found = baseline(split_screen(shift(label))).fit().predict(adata, perturbations=names, counts=False)
         np.testing.assert_array_equal(found.X, expected.X)
         pd.testing.assert_frame_equal(found.uns["ptrag"]["retrieval"], expected.uns["ptrag"]["retrieval"])
-    trained = baseline(split_screen(shift("train"))).fit().predict(adata, perturbations=names)
+    trained = baseline(split_screen(shift("train"))).fit().predict(adata, perturbations=names, counts=False)
     assert np.array_equal(trained.X, expected.X) == (baseline is NoEffect)
 
 
 @every_baseline
-def test_controls_are_returned_as_they_are(baseline):
+@pytest.mark.parametrize("counts", [False, True])
+def test_controls_are_returned_as_they_are(baseline, counts):
     adata = split_screen()
-    ptrag_sc.tl.predict(adata, baseline(adata).fit())
+    ptrag_sc.tl.predict(adata, baseline(adata).fit(), counts=counts)
     control = rows(adata, gene="ctl")
-    np.testing.assert_array_equal(adata.obsm["ptrag"][control], adata.X.toarray()[control])
-    assert np.isfinite(adata.obsm["ptrag"]).all()
+    predicted = adata.obsm["ptrag"].toarray() if counts else adata.obsm["ptrag"]
+    np.testing.assert_array_equal(predicted[control], adata.X.toarray()[control])
+    assert np.isfinite(predicted).all()
+    assert ("ptrag_counts" in adata.obsm) == counts
+    if counts:
+        molecules = np.rint(np.expm1(adata.X.toarray()[control]))
+        np.testing.assert_array_equal(adata.obsm["ptrag_counts"].toarray()[control], molecules)
     assert adata.uns["ptrag"]["params"]["model"] == baseline.__name__
     assert adata.obsm["ptrag_retrieval"][control].nnz == 0
 
@@ -103,7 +109,7 @@ def test_controls_are_returned_as_they_are(baseline):
 def test_cells_are_predicted_by_tl_as_by_predict(baseline):
     adata = split_screen()
     fitted = baseline(adata).fit()
-    ptrag_sc.tl.predict(adata, fitted)
+    ptrag_sc.tl.predict(adata, fitted, counts=False)
     for gene, line in HELD_OUT:
         chosen = rows(adata, gene=gene, line=line)
         source = adata[adata.obs.loc[chosen, "ptrag_source"].astype(str)].X.toarray()
@@ -116,8 +122,8 @@ def test_genes_and_cells_in_another_order_change_nothing(baseline):
     adata = split_screen()
     fitted, rng = baseline(adata).fit(), np.random.default_rng(0)
     order = adata[rng.permutation(adata.n_obs), rng.permutation(adata.n_vars)].copy()
-    expected = fitted.predict(adata, perturbations=["G1", "G4"])
-    found = fitted.predict(order, perturbations=["G1", "G4"])[expected.obs_names]
+    expected = fitted.predict(adata, perturbations=["G1", "G4"], counts=False)
+    found = fitted.predict(order, perturbations=["G1", "G4"], counts=False)[expected.obs_names]
     assert list(found.var_names) == list(expected.var_names)
     np.testing.assert_allclose(found.X, expected.X, atol=1e-6)
     with pytest.raises(KeyError, match="lacks 1 of the model's 30 genes"):
@@ -137,8 +143,9 @@ def test_conditions_of_one_cell_are_left_out(baseline, caplog):
     without, one = reduced(0), reduced(1)
     assert "Left out 1 conditions of a single cell: 'G4 in K562'" in caplog.text
     queries = split_screen()
-    expected = without.predict(queries, perturbations=names)
-    np.testing.assert_array_equal(one.predict(queries, perturbations=names).X, expected.X)
+    expected = without.predict(queries, perturbations=names, counts=False)
+    found = one.predict(queries, perturbations=names, counts=False)
+    np.testing.assert_array_equal(found.X, expected.X)
     assert ("G4", "K562") not in set(one.trained_on_.itertuples(index=False, name=None))
 
 
@@ -156,8 +163,8 @@ def test_three_cell_types_and_a_new_one(baseline):
     """Every kind of query is answered: held out, measured, seen nowhere, combined, in a known and in a new line."""
     adata = three_lines()
     fitted, names = baseline(adata).fit(), ["G1", "G4", "G7", "G0+G1", "G2+G3", "G4+G7"]
-    known = fitted.predict(perturbations=names)
-    new = fitted.predict(unseen_line(adata), perturbations=names)
+    known = fitted.predict(perturbations=names, counts=False)
+    new = fitted.predict(unseen_line(adata), perturbations=names, counts=False)
     for predicted in (known, new):
         assert np.isfinite(predicted.X).all()
         moved = np.abs(predicted.X - adata[predicted.obs["ptrag_source"]].X).max(1) > 0.01
@@ -166,8 +173,10 @@ def test_three_cell_types_and_a_new_one(baseline):
 
 def test_no_effect_returns_the_source_cells():
     adata = split_screen()
-    predicted = NoEffect(adata).fit().predict(perturbations=["G1", "unknown gene"])
-    np.testing.assert_array_equal(predicted.X, adata[predicted.obs["ptrag_source"]].X.toarray())
+    for counts in (False, True):
+        predicted = NoEffect(adata).fit().predict(perturbations=["G1", "unknown gene"], counts=counts)
+        cells = predicted.X.toarray() if counts else predicted.X
+        np.testing.assert_array_equal(cells, adata[predicted.obs["ptrag_source"]].X.toarray())
     assert predicted.uns["ptrag"]["retrieval"].empty
 
 
@@ -216,7 +225,7 @@ def test_nearest_equals_slow_neighbours(query, line, k, temperature):
 def test_default_temperature_and_neighbours():
     adata = split_screen()
     default, written = NearestPerturbations(adata), NearestPerturbations(adata, n_neighbors=20, temperature=0.2)
-    first, second = (b.fit().predict(perturbations="G1").X for b in (default, written))
+    first, second = (b.fit().predict(perturbations="G1", counts=False).X for b in (default, written))
     np.testing.assert_array_equal(first, second)
 
 
@@ -324,7 +333,7 @@ def held_out_scores(adata, fitted):
     )
     is_test = labels.isin(adata.obs.loc[adata.obs["split"] == "test", "perturbation"]).to_numpy()
     # The mean over some cells takes the float32 rounding out of a shift that every cell was given.
-    predicted = fitted.predict(adata, perturbations=labels[is_test], cell_types="RPE1", n_cells=64)
+    predicted = fitted.predict(adata, perturbations=labels[is_test], cell_types="RPE1", n_cells=64, counts=False)
     guess = predicted.X.astype(float) - adata[predicted.obs["ptrag_source"]].X.toarray()
     guess = guess.reshape(is_test.sum(), 64, -1).mean(1)
     centre = shifts[~is_test].mean(0)

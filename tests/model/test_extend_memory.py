@@ -96,7 +96,7 @@ def test_what_was_added_is_retrieved_predicted_and_saved(screen, model, tmp_path
     assert "G7" in set(model.get_retrieval(screen, perturbations=["G0", "G1"])["candidate"])
     model.save(tmp_path / "model")
     again = ptrag_sc.PTRAG.load(tmp_path / "model", screen, accelerator="cpu")
-    asked = {"perturbations": ["G7", "G0"], "cell_types": ["K562", "HepG2"]}
+    asked = {"perturbations": ["G7", "G0"], "cell_types": ["K562", "HepG2"], "counts": False}
     np.testing.assert_array_equal(model.predict(screen, **asked).X, again.predict(screen, **asked).X)
 
 
@@ -106,7 +106,7 @@ def test_the_order_of_extensions_does_not_count(screen, model, tmp_path):
     model.extend_memory(screen)
     for line in ("HepG2", "RPE1", "K562"):
         other.extend_memory(screen[screen.obs["line"] == line].copy())
-    asked = {"perturbations": ["G7", "G0"]}
+    asked = {"perturbations": ["G7", "G0"], "counts": False}
     np.testing.assert_allclose(model.predict(screen, **asked).X, other.predict(screen, **asked).X, atol=1e-5)
 
 

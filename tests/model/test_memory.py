@@ -102,7 +102,7 @@ def test_an_untrained_model_answers_with_what_was_observed(screen):
     model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY})
     memory, names = model.module.memory, list(model.candidates_)
     queries = ["G0", "G1+G2"]
-    predicted = model.predict(screen, perturbations=queries)
+    predicted = model.predict(screen, perturbations=queries, counts=False)
     table = model.get_retrieval(screen, perturbations=queries)
     for (query, line), part in table.groupby(["perturbation", "cell_type"]):
         t = model.tables_.cell_types.index(line)
@@ -129,7 +129,7 @@ def test_a_medium_that_moves_all_perturbed_cells_moves_every_answer(screen):
     medium, moved = np.random.default_rng(1).random(30).astype(np.float32), screen_of()
     moved.X = moved.X.toarray() + medium * (moved.obs["gene"] != "ctl").to_numpy()[:, None]
     ptrag_sc.PTRAG.setup_anndata(moved, **KEYS, batch_key="gem", split_key="split")
-    asked = {"perturbations": ["G0", "G3", "G1+G2"]}
+    asked = {"perturbations": ["G0", "G3", "G1+G2"], "counts": False}
     before, after = (ptrag_sc.PTRAG(s, **{**SMALL, **MEMORY}).predict(s, **asked) for s in (screen, moved))
     change = pd.DataFrame(after.X - before.X).groupby(before.obs["gene"].to_numpy()).mean()
     for name, times in (("G0", 1), ("G3", 1), ("G1+G2", 2)):
@@ -137,7 +137,7 @@ def test_a_medium_that_moves_all_perturbed_cells_moves_every_answer(screen):
 
 
 def test_the_control_is_returned_as_it_is(trained, screen):
-    ptrag_sc.tl.predict(screen, trained, key_added="null")
+    ptrag_sc.tl.predict(screen, trained, key_added="null", counts=False)
     controls = (screen.obs["gene"] == "ctl").to_numpy()
     np.testing.assert_allclose(screen.obsm["null"][controls], screen.X.toarray()[controls], atol=1e-5)
 
@@ -277,7 +277,7 @@ def test_held_out_cells_reach_nothing(screen, trained):
     other = train_kept(noisy(screen, (screen.obs["split"] == "test").to_numpy()))
     for name, tensor in trained.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
-    asked = {"perturbations": ["G0", "G1+G2"]}
+    asked = {"perturbations": ["G0", "G1+G2"], "counts": False}
     np.testing.assert_array_equal(trained.predict(screen, **asked).X, other.predict(screen, **asked).X)
 
 
@@ -336,18 +336,18 @@ def test_a_saved_model_predicts_the_same_also_in_a_cell_type_that_it_never_saw(t
     new = screen[screen.obs["gene"] == "ctl"].copy()
     new.obs["line"] = np.where(new.obs["line"] == "RPE1", "HepG2", new.obs["line"])
     for cells in (screen, new):
-        asked = {"perturbations": ["G0", "G1+G2"]}
+        asked = {"perturbations": ["G0", "G1+G2"], "counts": False}
         np.testing.assert_array_equal(trained.predict(cells, **asked).X, again.predict(cells, **asked).X)
     assert set(again.predict(new, perturbations="G0").obs["line"]) == {"K562", "HepG2"}
 
 
 def test_rows_batches_and_other_conditions_change_nothing(trained, screen):
     order = np.random.default_rng(0).permutation(screen.n_obs)
-    first = trained.predict(screen, perturbations=["G0", "G3"]).to_df().sort_index()
-    second = trained.predict(screen[order].copy(), perturbations=["G3", "G5", "G0"]).to_df()
+    first = trained.predict(screen, perturbations=["G0", "G3"], counts=False).to_df().sort_index()
+    second = trained.predict(screen[order].copy(), perturbations=["G3", "G5", "G0"], counts=False).to_df()
     np.testing.assert_allclose(first, second.loc[first.index], atol=1e-5)
     trained._prediction_batch_size = 3
-    third = trained.predict(screen, perturbations=["G0", "G3"]).to_df()
+    third = trained.predict(screen, perturbations=["G0", "G3"], counts=False).to_df()
     trained._prediction_batch_size = 16
     np.testing.assert_allclose(first, third.loc[first.index], atol=1e-5)
 
@@ -368,8 +368,8 @@ def test_padded_cells_say_nothing_of_the_strength(trained, screen, monkeypatch):
 
 
 def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
-    alone = trained.predict(screen, perturbations="G0", seed=3).to_df()
-    among = trained.predict(screen, perturbations=["G0", "G1+G2", "G4"], seed=3).to_df()
+    alone = trained.predict(screen, perturbations="G0", seed=3, counts=False).to_df()
+    among = trained.predict(screen, perturbations=["G0", "G1+G2", "G4"], seed=3, counts=False).to_df()
     np.testing.assert_allclose(alone, among.loc[alone.index], atol=1e-5)
     one, two = np.ones(1, dtype=int), np.ones((1, 3), dtype=int)
     sets = SimpleNamespace(target=two, target_mask=two.astype(bool), query=one, cell_type=0 * one, ordinal=one)
@@ -388,7 +388,7 @@ def test_two_runs_with_one_seed_are_bitwise_equal(trained):
 @pytest.mark.parametrize("retrieval", ["attention", "none"])
 def test_other_retrievals_start_from_the_memory_too(screen, retrieval):
     model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}, retrieval=retrieval)
-    predicted = model.predict(screen, perturbations="G0", cell_types="K562")
+    predicted = model.predict(screen, perturbations="G0", cell_types="K562", counts=False)
     change = predicted.X - screen[predicted.obs["ptrag_source"].to_numpy()].X.toarray()
     np.testing.assert_allclose(change, np.tile(change[0], (len(change), 1)), atol=1e-5)
     mean = model.module.memory.mean[model.tables_.cell_types.index("K562")].numpy()

@@ -16,7 +16,7 @@ from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
 
 def predictions(model, adata, **options):
-    result = model.predict(adata, perturbations=["G0", "G1+G2"], **options)
+    result = model.predict(adata, perturbations=["G0", "G1+G2"], counts=False, **options)
     return result.to_df().sort_index()
 
 
@@ -73,7 +73,7 @@ def test_several_threads_give_equal_runs_too(two_threads):
         scvi.settings.seed = 0
         model = ptrag_sc.PTRAG(adata)
         model.train(1, accelerator="cpu", enable_progress_bar=False)
-        results.append(model.predict(adata, perturbations=str(model.candidates_[0]), n_cells=50).X)
+        results.append(model.predict(adata, perturbations=str(model.candidates_[0]), n_cells=50, counts=False).X)
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
 
@@ -81,7 +81,7 @@ def test_several_threads_give_equal_runs_too(two_threads):
 @pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
 def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, screen):
     model = train_small(screen, retrieval=retrieval)
-    ptrag_sc.tl.predict(screen, model)
+    ptrag_sc.tl.predict(screen, model, counts=False)
     control = (screen.obs["gene"] == "ctl").to_numpy()
     observed = screen.X.toarray()
     assert np.array_equal(screen.obsm["ptrag"][control], observed[control])
@@ -102,9 +102,9 @@ def test_nothing_in_the_call_changes_a_prediction(trained):
     rng = np.random.default_rng(0)
     permuted = adata[rng.permutation(adata.n_obs)].copy()
     np.testing.assert_allclose(predictions(trained, permuted), base, atol=1e-5)
-    more = trained.predict(adata, perturbations=["G5", "G0", "G3", "G1+G2"]).to_df()
+    more = trained.predict(adata, perturbations=["G5", "G0", "G3", "G1+G2"], counts=False).to_df()
     np.testing.assert_allclose(more.loc[base.index], base, atol=1e-5)
-    one = trained.predict(adata, perturbations="G0", cell_types="RPE1").to_df()
+    one = trained.predict(adata, perturbations="G0", cell_types="RPE1", counts=False).to_df()
     np.testing.assert_allclose(one, base.loc[one.index], atol=1e-5)
     controls = adata[adata.obs["gene"] == "ctl"]
     np.testing.assert_allclose(predictions(trained, controls), base, atol=1e-5)
@@ -123,7 +123,7 @@ def test_annotated_predictions_do_not_depend_on_row_order(trained):
     permuted = adata[np.random.default_rng(1).permutation(adata.n_obs)].copy()
     for seed in (None, 4):
         for each in (adata, permuted):
-            ptrag_sc.tl.predict(each, trained, seed=seed)
+            ptrag_sc.tl.predict(each, trained, seed=seed, counts=False)
         np.testing.assert_allclose(permuted[adata.obs_names].obsm["ptrag"], adata.obsm["ptrag"], atol=1e-5)
         assert (
             permuted[adata.obs_names].obs["ptrag_source"].astype(str) == adata.obs["ptrag_source"].astype(str)
@@ -138,7 +138,7 @@ def test_seeds_sample_gates_and_none_is_deterministic(screen):
     sampled = [predictions(model, screen, seed=seed) for seed in (1, 1, 2)]
     assert np.array_equal(sampled[0], sampled[1])
     assert not np.allclose(sampled[0], sampled[2])
-    subset = model.predict(screen, perturbations="G1+G2", seed=1).to_df()
+    subset = model.predict(screen, perturbations="G1+G2", seed=1, counts=False).to_df()
     np.testing.assert_allclose(subset, sampled[0].loc[subset.index], atol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_held_out_cells_reach_nothing_that_is_learned(screen):
             adata.X = dense
         ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
         model = train_small(adata, max_epochs=3)
-        results.append(model.predict(adata, perturbations=["G7", "G5"]).X)
+        results.append(model.predict(adata, perturbations=["G7", "G5"], counts=False).X)
     assert np.array_equal(*results)
 
 
@@ -372,13 +372,13 @@ def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained)
     adata = make_screen(seed=9)
     adata.obs["line"] = adata.obs["line"].replace({"RPE1": "HepG2"})
     adata.obs["gem"] = "new"
-    result = trained.predict(adata, perturbations=["G4+G6", "G0"])
+    result = trained.predict(adata, perturbations=["G4+G6", "G0"], counts=False)
     assert set(result.obs["line"]) == {"K562", "HepG2"}
     assert np.isfinite(result.X).all()
     with pytest.raises(KeyError, match=r"Gene 'G77' is not in the model's gene embedding \(closest: 'G7'"):
         trained.predict(adata, perturbations="G77")
     rng = np.random.default_rng(0)
-    given = trained.predict(adata, perturbations="G77", gene_embedding={"G77": rng.normal(size=30)})
+    given = trained.predict(adata, perturbations="G77", gene_embedding={"G77": rng.normal(size=30)}, counts=False)
     assert np.isfinite(given.X).all()
     with pytest.raises(ValueError, match=r"has width 3, the model's has 30"):
         trained.predict(adata, perturbations="G77", gene_embedding={"G77": np.ones(3)})
@@ -413,11 +413,15 @@ def test_missing_embeddings_are_an_error_or_excluded_by_name(caplog):
         model = train_small(adata, max_epochs=1)
     assert "Left out 4 conditions without gene embedding" in caplog.text
     assert not model.split_["perturbation"].str.contains("G0").any()
-    ptrag_sc.tl.predict(adata, model)
     without = adata.obs["gene"].str.contains("G0").to_numpy(dtype=bool)
-    assert np.isnan(adata.obsm["ptrag"][without]).all()
-    assert not adata.obs.loc[without, "ptrag_predicted"].any()
-    assert adata.obs.loc[~without, "ptrag_predicted"].all()
+    for counts in (False, True):
+        ptrag_sc.tl.predict(adata, model, counts=counts)
+        assert not adata.obs.loc[without, "ptrag_predicted"].any()
+        assert adata.obs.loc[~without, "ptrag_predicted"].all()
+        if counts:  # nothing is stored
+            assert [adata.obsm[key][without].nnz for key in ("ptrag", "ptrag_counts")] == [0, 0]
+        else:
+            assert np.isnan(adata.obsm["ptrag"][without]).all()
 
 
 @pytest.mark.parametrize(

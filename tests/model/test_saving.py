@@ -20,7 +20,7 @@ PREDICT = """
 import sys, anndata, numpy as np, ptrag_sc
 folder, cells, out = sys.argv[1:]
 model = ptrag_sc.PTRAG.load(folder, anndata.read_h5ad(cells), accelerator="cpu")
-np.save(out, model.predict(perturbations=["G0", "G1+G2"]).to_df().sort_index().to_numpy())
+np.save(out, model.predict(perturbations=["G0", "G1+G2"], counts=False).to_df().sort_index().to_numpy())
 """
 
 
@@ -33,7 +33,7 @@ def test_a_new_process_with_control_cells_predicts_the_same(trained, tmp_path):
     controls.write_h5ad(tmp_path / "controls.h5ad")
     arguments = [str(tmp_path / name) for name in ("model", "controls.h5ad", "out.npy")]
     subprocess.run([sys.executable, "-W", "ignore", "-c", PREDICT, *arguments], check=True, capture_output=True)
-    expected = trained.predict(adata, perturbations=["G0", "G1+G2"]).to_df().sort_index()
+    expected = trained.predict(adata, perturbations=["G0", "G1+G2"], counts=False).to_df().sort_index()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
 
 
@@ -58,7 +58,7 @@ def test_without_data_everything_but_the_data_is_there(trained, tmp_path):
         model.predict(perturbations="G0")
     adata = make_screen()
     np.testing.assert_array_equal(
-        model.predict(adata, perturbations="G0").X, trained.predict(adata, perturbations="G0").X
+        model.predict(adata, perturbations="G0", counts=False).X, trained.predict(adata, perturbations="G0", counts=False).X
     )
 
 
@@ -66,7 +66,7 @@ def test_data_is_saved_and_loaded_when_asked_for(trained, tmp_path):
     trained.save(tmp_path, save_anndata=True, prefix="a_")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a_adata.h5ad", "a_model.pt"]
     model = ptrag_sc.PTRAG.load(tmp_path, prefix="a_")
-    np.testing.assert_array_equal(model.predict(perturbations="G0").X, trained.predict(perturbations="G0").X)
+    np.testing.assert_array_equal(model.predict(perturbations="G0", counts=False).X, trained.predict(perturbations="G0", counts=False).X)
 
 
 def test_existing_files_are_kept_unless_asked(trained, tmp_path):
@@ -169,8 +169,8 @@ def test_backed_data_and_mudata_are_saved_too(tmp_path):
     ptrag_sc.PTRAG.setup_anndata(backed, **KEYS)
     model = ptrag_sc.PTRAG(backed, **SMALL)
     model.save(tmp_path / "backed", save_anndata=True)
-    expected = model.predict(perturbations="G0").X  # the object still reads its own file
-    np.testing.assert_array_equal(ptrag_sc.PTRAG.load(tmp_path / "backed").predict(perturbations="G0").X, expected)
+    expected = model.predict(perturbations="G0", counts=False).X  # the object still reads its own file
+    np.testing.assert_array_equal(ptrag_sc.PTRAG.load(tmp_path / "backed").predict(perturbations="G0", counts=False).X, expected)
 
     rna = make_screen()
     mdata = MuData({"rna": rna})
@@ -179,7 +179,7 @@ def test_backed_data_and_mudata_are_saved_too(tmp_path):
     model = train_small(mdata, max_epochs=1)
     model.save(tmp_path / "mudata", save_anndata=True)
     loaded = ptrag_sc.PTRAG.load(tmp_path / "mudata")
-    np.testing.assert_array_equal(loaded.predict(perturbations="G0").X, model.predict(perturbations="G0").X)
+    np.testing.assert_array_equal(loaded.predict(perturbations="G0", counts=False).X, model.predict(perturbations="G0", counts=False).X)
     ptrag_sc.tl.predict(mdata, model)
 
 

@@ -28,7 +28,7 @@ def trained_weights(*, retrieval="gumbel", **options):
     scvi.settings.seed = 3
     model = ptrag_sc.PTRAG(adata, **SMALL, retrieval=retrieval)
     model.train(3, **{**TRAIN, **options})
-    prediction = model.predict(adata, perturbations=["G0", "G1+G2"]).to_df().sort_index()
+    prediction = model.predict(adata, perturbations=["G0", "G1+G2"], counts=False).to_df().sort_index()
     return model.history["train_loss"].to_numpy(dtype=float).ravel(), prediction.to_numpy()
 
 

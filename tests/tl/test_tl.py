@@ -14,16 +14,32 @@ from screens import KEYS, make_screen, train_small
 
 @pytest.fixture
 def predicted(trained):
+    """Predictions in the smooth form, in which each cell is shifted."""
     adata = make_screen()
-    ptrag_sc.tl.predict(adata, trained)
+    ptrag_sc.tl.predict(adata, trained, counts=False)
     return adata
 
 
-def test_every_documented_place_is_filled(trained, predicted):
+@pytest.mark.parametrize("counts", [False, "auto"])
+def test_every_documented_place_is_filled(trained, counts):
+    predicted = make_screen()
+    ptrag_sc.tl.predict(predicted, trained, counts=counts)
     n_genes, n_candidates = 30, len(trained.candidates_)
     assert predicted.obsm["ptrag"].shape == (predicted.n_obs, n_genes)
     assert predicted.obsm["ptrag"].dtype == np.float32
-    assert np.isfinite(predicted.obsm["ptrag"]).all()
+    assert predicted.uns["ptrag"]["params"]["counts"] is (counts == "auto")
+    if counts:  # those of the screen are the values themselves: log1p of whole numbers
+        molecules = predicted.obsm["ptrag_counts"]
+        assert predicted.obsm["ptrag"].format == molecules.format == "csr"
+        assert molecules.dtype == np.float32
+        assert (molecules.data == np.rint(molecules.data)).all()
+        assert molecules.data.min() > 0
+        np.testing.assert_allclose(predicted.obsm["ptrag"].toarray(), np.log1p(molecules.toarray()), atol=1e-6)
+        shown = (predicted.X.toarray() > 0).mean()
+        assert (molecules.toarray() > 0).mean() == pytest.approx(shown, abs=0.05)
+    else:
+        assert "ptrag_counts" not in predicted.obsm
+        assert np.isfinite(predicted.obsm["ptrag"]).all()
     weights = predicted.obsm["ptrag_retrieval"]
     assert sp.issparse(weights)
     assert weights.format == "csr"
@@ -53,7 +69,7 @@ def test_sources_are_controls_of_the_same_cell_type_and_batch(predicted):
 def test_a_batch_without_controls_draws_on_the_cell_type(trained):
     adata = make_screen()
     adata = adata[~((adata.obs["gene"] == "ctl") & (adata.obs["gem"] == "b2")).to_numpy()].copy()
-    ptrag_sc.tl.predict(adata, trained)
+    ptrag_sc.tl.predict(adata, trained, counts=False)
     source = adata.obs.loc[adata.obs["ptrag_source"].astype(str)]
     assert (source["line"].to_numpy() == adata.obs["line"].to_numpy()).all()
     assert np.isfinite(adata.obsm["ptrag"]).all()
@@ -74,13 +90,19 @@ def test_the_table_sums_up_the_weights_of_the_cells(trained, predicted):
 
 def test_a_name_predicts_the_controls_under_it(trained):
     adata = make_screen()
-    ptrag_sc.tl.predict(adata, trained, perturbation="G2+G1", key_added="double")
     control = (adata.obs["gene"] == "ctl").to_numpy()
-    assert (adata.obs["double_predicted"] == control).all()
-    assert np.isnan(adata.obsm["double"][~control]).all()
-    virtual = trained.predict(adata, perturbations="G1+G2").to_df()
-    expected = virtual.loc[[f"{name}-G1+G2" for name in adata.obs_names[control]]]
-    np.testing.assert_allclose(adata.obsm["double"][control], expected, atol=1e-5)
+    named = [f"{name}-G1+G2" for name in adata.obs_names[control]]
+    for counts in (False, True):
+        ptrag_sc.tl.predict(adata, trained, perturbation="G2+G1", key_added="double", counts=counts)
+        assert (adata.obs["double_predicted"] == control).all()
+        expected = trained.predict(adata, perturbations="G1+G2", counts=counts)[named].to_df()
+        found = adata.obsm["double"]
+        if counts:
+            assert [adata.obsm[key][~control].nnz for key in ("double", "double_counts")] == [0, 0]
+            np.testing.assert_array_equal(found[control].toarray(), expected)  # a control row has its own name
+        else:
+            assert np.isnan(found[~control]).all()
+            np.testing.assert_allclose(found[control], expected, atol=1e-5)
     with pytest.raises(TypeError, match=r"tl.perturb"):
         ptrag_sc.tl.predict(adata, trained, perturbation=["G1", "G2"])
 
@@ -91,13 +113,17 @@ def test_replaces_its_key_and_copies_on_request(trained, predicted):
     np.testing.assert_array_equal(predicted.obsm["ptrag"], before)
     assert copy.uns["ptrag"]["params"]["seed"] == 3
     assert ptrag_sc.tl.predict(predicted, trained, seed=3) is None
-    np.testing.assert_array_equal(predicted.obsm["ptrag"], copy.obsm["ptrag"])
+    for key in ("ptrag", "ptrag_counts"):
+        np.testing.assert_array_equal(predicted.obsm[key].toarray(), copy.obsm[key].toarray())
+    ptrag_sc.tl.predict(predicted, trained, counts=False)
+    np.testing.assert_array_equal(predicted.obsm["ptrag"], before)
+    assert "ptrag_counts" not in predicted.obsm  # those of the replaced prediction
 
 
 def test_nonnegative_clips_and_says_so(trained):
     adata = make_screen()
-    plain = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"])
-    clipped = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"], nonnegative=True)
+    plain = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"], counts=False)
+    clipped = ptrag_sc.tl.perturb(adata, trained, ["G0", "G3"], counts=False, nonnegative=True)
     assert plain.X.min() < 0
     np.testing.assert_array_equal(clipped.X, np.maximum(plain.X, 0))
     assert clipped.uns["ptrag"]["params"]["nonnegative"]

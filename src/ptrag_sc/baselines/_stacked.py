@@ -1,5 +1,6 @@
 """How well do the simple predictors do together?"""
 
+from copy import copy
 from typing import NoReturn
 
 import numpy as np
@@ -69,6 +70,8 @@ class Stacked(EmbeddedBaseline):
         train = conditions[~is_val].reset_index(drop=True)
         train_shifts = shifts[~is_val]
         # The parts never see validation conditions: otherwise the weights would favour the part that overfits most.
+        # A copy of this baseline that learns from fewer conditions must not change it, so each has parts of its own.
+        self.ridge_, self.neighbours_ = copy(self.ridge_), copy(self.neighbours_)
         self.ridge_._learn(train, train_shifts)
         self.neighbours_._learn(train, train_shifts)
         self.candidates_ = self.neighbours_.candidates_

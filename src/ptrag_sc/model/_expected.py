@@ -42,7 +42,8 @@ class Expecting(Retriever):
         rows = known_controls(screen, cell_type)[:N_CELLS]
         self.module.eval()
         with torch.no_grad():
-            basal = self.module.encode_cells(torch.as_tensor(screen.reader.rows(rows), device=device))
+            cells = torch.as_tensor(screen.reader.rows(rows), device=device)[None]  # (1, S, G)
+            basal = self.module.encode_cells(cells)[0]  # (S, H)
         for start in range(1, len(labels) + 1, LABELS_AT_ONCE):  # query 0 is the control
             query = torch.arange(start, min(start + LABELS_AT_ONCE, len(labels) + 1), device=device)
             found = self.module.mean_shift(basal, state, query, cell_type)
