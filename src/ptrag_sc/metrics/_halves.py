@@ -14,11 +14,13 @@ def control_halves(screen: Screen) -> tuple[ControlMeans, ControlMeans]:
     r"""Return the mean controls of two disjoint halves of the control cells of every cell type.
 
     Shifts :math:`x - c` of a prediction and of the truth that are measured from the same n controls share the noise of
-    c, which correlates them even if nothing responds. Measured from one half each, they do not share it. A prediction
-    starts from control cells and was learned from shifts against all n controls, so it holds
-    :math:`c_\text{source} - c`, whose covariance with either half need not be 0. But it is 0 on average over both ways
-    to assign the halves, whichever cells it starts from:
-    :math:`\operatorname{cov}(c_\text{source}, c) = \operatorname{var}(c) = \sigma^2 / n`.
+    c, which correlates them even if nothing responds. A prediction starts from control cells, and a shift that was
+    learned from these n controls holds the noise of their mean once more, with the other sign:
+    :math:`c_\text{source} - c`. Its covariance with the mean of one half is 0 on average over both ways to assign the
+    halves, whichever cells are the source: :math:`\operatorname{cov}(c_\text{source}, c) = \operatorname{var}(c)`. So
+    learned predictions measured from one half do not share noise with a truth measured from the other one. A shift
+    that does not come from these controls (no effect, or knowledge from elsewhere) leaves the noise of the source in
+    the prediction, and is scored too low by as much as learned ones were too high.
 
     Parameters
     ----------

@@ -88,7 +88,8 @@ class Reference:
             Control cells that the shifts of ``pearson_delta``, ``effect_slope`` and ``pds_cosine`` are measured from.
             ``"all"``: both sides from all of them, so noise of few controls looks like agreement. ``"split"``: real and
             predicted cells from disjoint halves, both ways round, and the values are averaged; an effect that does not
-            exist then scores about 0. Half of the controls is a noisier reference, which costs some of the true score.
+            exist then scores about 0, if the prediction was learned from these controls, and less otherwise. Half of
+            the controls is a noisier reference, which costs some of the true score.
         n_components
             Principal components, at most 50 by default.
         seed

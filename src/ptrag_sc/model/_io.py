@@ -9,7 +9,7 @@ import torch
 from ptrag_sc._validation import unusable
 from ptrag_sc.data._files import write_beside
 
-FORMAT = 2
+FORMAT = 3
 
 
 class ModelFile(NamedTuple):
