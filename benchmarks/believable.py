@@ -34,6 +34,7 @@ from ptrag_sc.data import ScreenKeys, control_means, mean_shifts, read_screen
 
 N_CELLS = 300  # control cells from which a population is generated
 TESTED = 300  # cells on each side of a test of genes
+VALIDATED = ("PT-RAG", "stacked")  # methods that need validation conditions
 N_FOLDS = 5  # of a trained model on a small screen
 LEVEL = 0.9
 CALLED = 0.05  # false discovery rate of tests of genes
@@ -115,7 +116,8 @@ def folds(screen: Screen, adata: AnnData, method: str) -> Iterator[tuple[str, np
         genes = {gene for name in group for gene in name.split("+")}
         with_it = np.array([not genes.isdisjoint(name.split("+")) for name in names])
         rest = np.random.default_rng(i).permutation(names[~with_it])
-        val = set(rest[: max(2, len(rest) // 6)])
+        n_val = max(2, len(rest) // 6) if method in VALIDATED else 0
+        val = set(rest[:n_val])
         part = {name: "test" if name in group else "val" if name in val else "train" for name in names[~with_it]}
         part |= dict.fromkeys(group, "test") | {KEYS["control"]: "train"}
         # Combinations of a held-out gene are left out of everything.

@@ -35,8 +35,9 @@ from published.module import PublishedModule, PublishedParams, PublishedSizes
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
 from ptrag_sc.data import canonical
+from ptrag_sc.model._calibration import OUTCOMES
 from ptrag_sc.model._module_params import RETRIEVAL
-from ptrag_sc.model._support import CONDITION, OUTCOMES, observed_errors
+from ptrag_sc.model._support import CONDITION, observed_errors
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
 METRICS = (*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2")
@@ -370,7 +371,8 @@ def coverage(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -
         parts.append(model.support_.expected(support).merge(observed, on=CONDITION).assign(seed=seed))
     table, rows = pd.concat(parts), []
     for metric in OUTCOMES:
-        inside = table[metric].between(table[f"{metric}_low"], table[f"{metric}_high"])
+        expected = table[table[f"expected_{metric}"].notna()]  # the others are unlike all validation conditions
+        inside = expected[metric].between(expected[f"{metric}_low"], expected[f"{metric}_high"])
         of_kind = {
             name: table.loc[table["abstain"] == kind, metric] for name, kind in (("other", False), ("abstained", True))
         }
@@ -378,11 +380,12 @@ def coverage(adata: AnnData, task: Task, folder: Path, seeds: tuple[int, ...]) -
             {
                 "metric": metric,
                 "covered": inside.mean(),
-                "low": inside.groupby(table["seed"]).mean().min(),
-                "high": inside.groupby(table["seed"]).mean().max(),
+                "low": inside.groupby(expected["seed"]).mean().min(),
+                "high": inside.groupby(expected["seed"]).mean().max(),
                 "correlation": table[metric].corr(table[f"expected_{metric}"], method="spearman"),
                 **{name: values.mean() for name, values in of_kind.items()},
                 "n_abstained": len(of_kind["abstained"]),
+                "n_expected": len(expected),
                 "n": len(table),
             }
         )

@@ -36,6 +36,25 @@ def make_screen(*, n_obs: int = 480, n_genes: int = 30, seed: int = 0, combinati
     return adata
 
 
+def make_null_screen(seed: int = 0, *, n_controls: int = 60, n_genes: int = 100) -> AnnData:
+    """Return a screen of 30 perturbations of 40 cells that do nothing, and few control cells."""
+    rng = np.random.default_rng(seed)
+    names = [f"G{i}" for i in range(30)]
+    label = np.repeat(["ctl", *names], [n_controls, *[40] * 30])
+    counts = rng.poisson(rng.gamma(2.0, size=n_genes), (len(label), n_genes)).astype(np.float32)
+    adata = AnnData(
+        sp.csr_matrix(np.log1p(counts)),
+        obs=pd.DataFrame({"gene": label, "line": "K562"}, index=[f"cell{i}" for i in range(len(label))]),
+        var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]),
+    )
+    table = pd.DataFrame(rng.normal(size=(30, 8)), index=names)
+    ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl")
+    options = {"holdout": "perturbation", "test_fraction": 0.3, "val_fraction": 0.4, "seed": seed}
+    ptrag_sc.pp.split(adata, **KEYS, **options)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, split_key="split")
+    return adata
+
+
 def set_up_screen() -> AnnData:
     """Return the small screen, set up and without a split."""
     adata = make_screen()

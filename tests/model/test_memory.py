@@ -54,6 +54,27 @@ def trained(screen):
     return train_kept(screen)
 
 
+@pytest.mark.parametrize("options", [MEMORY, {}])
+def test_a_single_perturbation_retrieves_its_combinations_only_when_it_is_asked_for(screen, options):
+    """Not in training and calibration, because a held-out gene has none."""
+    model = ptrag_sc.PTRAG(screen, **{**SMALL, **options, "n_candidates": len(screen.obs["gene"].unique()) - 2})
+    names = tuple(model.candidates_.tolist())
+    assert {"G0+G1", "G2+G3"} <= set(names)
+    view = model.view(model.read(screen))
+    asked = model.query_table(names, model.tables_.embedding.vectors_for(names, "+"), view=view)
+    trained = model.query_table(names, None, view=view)
+    per_query = asked.neighbours.rows.shape[0] // (len(names) + 1)
+    for q, name in enumerate(names, start=1):
+        for row in range(q * per_query, (q + 1) * per_query):
+            before, after = (
+                {names[i] for i in t.neighbours.rows[row][t.neighbours.present[row]]} for t in (asked, trained)
+            )
+            own = {other for other in before if "+" not in name and name in other.split("+")}
+            assert after == before - own
+            assert not own or name in ("G0", "G1", "G2", "G3")
+    assert any("G0+G1" in {names[i] for i in row} for row in asked.neighbours.rows[names.index("G0") * per_query :])
+
+
 def test_the_trained_model_is_trained(screen, trained):
     scvi.settings.seed = 0
     before = dict(ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}).module.named_parameters())

@@ -41,6 +41,20 @@ def test_ties_do_not_depend_on_what_else_is_asked():
         assert {2 * q, 2 * q + 1} <= set(together.rows[q].tolist())
 
 
+def test_rows_that_are_hidden_are_not_retrieved():
+    rng = np.random.default_rng(5)
+    table = unit(rng, 30, 6)
+    own = torch.arange(30)
+    others = torch.stack([(own + 1) % 30, torch.where(own % 2 == 0, (own + 2) % 30, -1)], dim=1)  # -1: padding
+    found = nearest_neighbours(table, table, torch.cat([own[:, None], others], dim=1), 5)
+    hidden = make_query_table(table, table, own, 5, hidden=others)
+    assert torch.equal(hidden.neighbours.rows[1:], found.rows)
+    for q in range(30):
+        cosine = table[q].numpy() @ table.numpy().T
+        refused = {q, *others[q].tolist()}
+        assert found.rows[q].tolist() == [i for i in np.argsort(-cosine, kind="stable") if i not in refused][:5]
+
+
 def test_places_that_cannot_be_filled_are_absent():
     rng = np.random.default_rng(1)
     table = unit(rng, 3, 4)

@@ -260,7 +260,9 @@ def test_neighbours_are_others_that_were_observed_here(random):
     own = torch.tensor([*range(P), -1])
     vectors = torch.cat([table, table[:1] * 0.5 + table[1:2]])
     keys = np.arange(P + 1) if random else None
-    found = memory_neighbours(vectors, table, own, 4, view, components=no_components(P + 1), random_keys=keys)
+    found = memory_neighbours(
+        vectors, table, own, 4, view, components=no_components(P + 1), hidden=no_components(P + 1), random_keys=keys
+    )
     for q in range(P + 1):
         for v in range(T):
             rows, present, similarity = (x[q * T + v] for x in found)
@@ -285,7 +287,9 @@ def test_an_empty_place_is_not_taken_for_a_known_response():
     _, _, _, memory = make(missing=0.0)
     view = view_memory(memory, torch.arange(T), memory.controls, 0.0)
     table = torch.randn(P, 4)
-    found = memory_neighbours(table[:2], table, torch.full((2,), -1), P + 3, view, components=no_components(2))
+    found = memory_neighbours(
+        table[:2], table, torch.full((2,), -1), P + 3, view, components=no_components(2), hidden=no_components(2)
+    )
     assert (~found.present).any(1).all()
     assert found.similarity[..., 1].isnan().all()
     assert not found.similarity[..., 0][~found.present].any()

@@ -13,6 +13,7 @@ import ptrag_sc
 from ptrag_sc.data import ConditionIndex
 from ptrag_sc.data._diagnose import cramers_v, design_findings
 from ptrag_sc.tl._diagnose import permutation_test, responder_share
+from screens import make_null_screen
 
 KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line"}
 
@@ -79,6 +80,26 @@ def test_each_flaw_is_found_where_it_is(flaw, check, level):
     findings, *_ = report(make(**flaw))
     order = ["ok", "note", "warning"]
     assert order.index(findings.at[check, "level"]) >= order.index(level), findings
+
+
+def test_noise_of_few_controls_is_reported_as_the_score_that_it_gives():
+    """Mean shift and truth of perturbations without effect, both against the same 60 controls."""
+    adata = make_null_screen()
+    ptrag_sc.tl.diagnose(adata)
+    row = adata.uns["diagnose"]["findings"].set_index("check").loc["control noise"]
+    assert row["level"] == "warning" and "controls='split'" in row["message"]
+    x, label = adata.X.toarray(), adata.obs["gene"].to_numpy()
+    control = x[label == "ctl"].mean(0)
+    names = [f"G{i}" for i in range(30)]
+    shifts = np.stack([x[label == name].mean(0) - control for name in names])
+    mean_of_others = [shifts[np.arange(30) != i].mean(0) for i in range(30)]
+    scores = [np.corrcoef(*pair)[0, 1] for pair in zip(shifts, mean_of_others, strict=True)]
+    assert row["value"] == pytest.approx(np.median(scores), abs=0.06)
+    alone = adata.uns["diagnose"]["conditions"]["control_noise_alone"]
+    np.testing.assert_allclose(alone, np.sqrt((1 / 60) / (1 / 60 + 1 / 40)))
+    many = make_null_screen(n_controls=3000)
+    ptrag_sc.tl.diagnose(many)
+    assert many.uns["diagnose"]["findings"].set_index("check").at["control noise", "level"] == "ok"
 
 
 def test_an_outlying_control_guide_is_named():

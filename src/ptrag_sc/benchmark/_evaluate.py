@@ -7,9 +7,9 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import issparse
 
 from ptrag_sc._validation import absent, unknown
+from ptrag_sc.benchmark._means import Scores, both_ways, comparable_mean, read_mean, values_of_means
 from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
 from ptrag_sc.data import components
 from ptrag_sc.metrics import DEFAULT_METRICS, METRICS, Metric, Reference, t_weights
@@ -22,7 +22,6 @@ COLUMNS = ["perturbation", "cell_type", "metric", "value", "n_real", "n_predicte
 
 MetricChoice = str | Iterable[str] | Mapping[str, Metric] | None  # None: the default ones
 Metrics = dict[str, Metric]  # by name
-Scores = Iterator[tuple[str, np.ndarray]]  # names of metrics and their values (P,)
 
 
 def evaluate(
@@ -35,8 +34,10 @@ def evaluate(
     """Compare predicted with real cells of every condition that is in both objects.
 
     Means are taken at the control composition of the cell type: the shift of real and of predicted cells is measured
-    from controls of their own batch composition, so predictions need not have the batches of the real cells. Each cell
-    is read once (twice for tests of genes), and only what the metrics need is computed.
+    from controls of their own batch composition, so predictions need not have the batches of the real cells. With
+    ``Reference.from_adata(controls="split")`` the two shifts share no control cell in the metrics that take the control
+    (``pearson_delta``, ``effect_slope``, ``pds_cosine``). Each cell is read once (twice for tests of genes), and only
+    what the metrics need is computed.
 
     Parameters
     ----------
@@ -147,12 +148,12 @@ def _scores(panel: list[Pair], real: Cells, predicted: Cells, reference: Referen
     moments = np.empty((2, n_weighted, len(reference.genes)))  # (2, P, G)
     values = {name: np.full(len(panel), np.nan) for name, row in rows.items() if row.level == "cells"}
     # Each condition is read once, and only its mean if no metric needs the cells.
-    read = _read if values or weighted else _mean_row
+    read = _read if values or weighted else read_mean
     for i, pair in enumerate(panel):
         real_cells = read(real, pair.real)  # (n, G)
         predicted_cells = read(predicted, pair.predicted)  # (m, G)
-        real_means[i] = _comparable_mean(real_cells, real.batches(pair.real), cell_type, reference)
-        predicted_means[i] = _comparable_mean(predicted_cells, predicted.batches(pair.predicted), cell_type, reference)
+        real_means[i] = comparable_mean(real_cells, real.batches(pair.real), cell_type, reference)
+        predicted_means[i] = comparable_mean(predicted_cells, predicted.batches(pair.predicted), cell_type, reference)
         if weighted:
             moments[:, i] = _moments(real_cells)
         if min(len(real_cells), len(predicted_cells)) > 1:
@@ -161,42 +162,14 @@ def _scores(panel: list[Pair], real: Cells, predicted: Cells, reference: Referen
     if weighted:
         further["weights"] = _weights(panel, moments, real, reference)  # (P, G)
     yield from values.items()
-    yield from _values_of_means(real_means, predicted_means, further, rows)
+    means = real_means, predicted_means
+    yield from values_of_means(means, both_ways(panel, means, real, predicted, reference), further, rows)
     yield from _values_of_tests(panel, real, predicted, reference, rows)
-
-
-def _comparable_mean(cells: np.ndarray, batches: np.ndarray | None, cell_type: str, reference: Reference) -> np.ndarray:
-    """Return the mean (G,) that cells of one condition would have at the control composition of the cell type.
-
-    Parameters
-    ----------
-    cells
-        Cells of the condition (n, G), or their mean (1, G).
-    batches
-        Their batches (n,), or None without batches.
-    cell_type
-        Their cell type.
-    reference
-        Control means.
-    """
-    own = reference.matched_control(cell_type, batches)  # (G,)
-    return cells.mean(0, dtype=np.float64) - own + reference.control[reference.cell_type_row(cell_type)]
 
 
 def _read(side: Cells, rows: np.ndarray) -> np.ndarray:
     """Return dense cells (n, G)."""
     return side.reader.rows(rows)
-
-
-def _mean_row(side: Cells, rows: np.ndarray) -> np.ndarray:
-    """Return the mean (1, G) of some cells; sparse cells are not made dense."""
-    reader = side.reader
-    if not issparse(reader.matrix):
-        return reader.rows(rows).mean(0, dtype=np.float64, keepdims=True)
-    mean = np.asarray(reader.matrix[rows].mean(0, dtype=np.float64)).reshape(1, -1)
-    if reader.columns is not None:
-        mean = mean[:, reader.columns]
-    return mean
 
 
 def _values_of_cells(
@@ -230,17 +203,6 @@ def _values_of_tests(panel: list[Pair], real: Cells, predicted: Cells, reference
             for name, row in rows.items():
                 values[name][i] = row.function(*both)
     yield from values.items()
-
-
-def _values_of_means(real: np.ndarray, predicted: np.ndarray, further: dict[str, np.ndarray], rows: Metrics) -> Scores:
-    """Yield name and values (P,) of the metrics that take means (P, G)."""
-    for name, row in rows.items():
-        if row.level == "panel":
-            yield name, row.function(real, predicted, *(further[key] for key in row.reference))
-        elif row.level == "means":
-            # The weights (P, G) differ between conditions; everything else (G,) is that of the cell type.
-            each = [np.broadcast_to(further[key], real.shape) for key in row.reference]
-            yield name, np.array([row.function(*values) for values in zip(real, predicted, *each, strict=True)])
 
 
 def _perturbed_genes(panel: list[Pair], reference: Reference) -> np.ndarray:

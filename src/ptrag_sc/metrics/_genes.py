@@ -146,6 +146,9 @@ def de_direction(real: DifferentialExpression, predicted: DifferentialExpression
 def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) -> float:
     """Jaccard index of the sets of significant genes.
 
+    Two empty sets have no index. Counted as agreement they would give a prediction of no change a high mean wherever
+    many perturbations do nothing.
+
     Parameters
     ----------
     real, predicted
@@ -153,7 +156,7 @@ def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) 
 
     Returns
     -------
-    Between 0 and 1; 1 if no gene is significant on either side.
+    Between 0 and 1; NaN if no gene is significant on either side (cell-eval2 counts 1).
 
     Examples
     --------
@@ -164,7 +167,7 @@ def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) 
     """
     either = int((real.significant | predicted.significant).sum())
     if either == 0:
-        return 1.0
+        return float("nan")
     return float((real.significant & predicted.significant).sum() / either)
 
 

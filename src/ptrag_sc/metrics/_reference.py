@@ -1,6 +1,7 @@
 """What do metrics refer to? Controls, centre and principal components, fixed once, from training cells."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from scipy.linalg import eigh
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import (
     CellReader,
+    ControlMeans,
     ScreenKeys,
     condition_split,
     control_means,
@@ -20,9 +22,18 @@ from ptrag_sc.data import (
     read_screen,
     read_split,
 )
+from ptrag_sc.metrics._halves import control_halves
 
 N_COMPONENTS = 50
 MAX_CELLS = 20_000  # for the principal components
+CONTROLS = ("all", "split")
+
+
+class ControlHalf(NamedTuple):
+    """Mean control expression in one half of the control cells."""
+
+    control: np.ndarray  # (T, G); NaN where a cell type has fewer than two control cells
+    of_batch: dict[tuple[str, str], np.ndarray]  # by (cell type, batch); empty without batches
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Reference:
         perturbation.
     pca_mean, pca_axes
         Principal components (G,), (d, G) of training cells and controls.
+    halves
+        The same means in two disjoint halves of the control cells; None: every shift is measured from all of them.
     """
 
     keys: ScreenKeys
@@ -57,15 +70,29 @@ class Reference:
     centre: np.ndarray
     pca_mean: np.ndarray
     pca_axes: np.ndarray
+    halves: tuple[ControlHalf, ControlHalf] | None = None
 
     @classmethod
-    def from_adata(cls, adata: AnnData, *, n_components: int = N_COMPONENTS, seed: int = 0) -> "Reference":
+    def from_adata(
+        cls,
+        adata: AnnData,
+        *,
+        controls: Literal["all", "split"] = "all",
+        n_components: int = N_COMPONENTS,
+        seed: int = 0,
+    ) -> "Reference":
         """Build the reference from the training cells and controls of an object set up for ptrag_sc.
 
         Parameters
         ----------
         adata
             Object registered with ``setup_anndata``. Without ``split_key`` every condition counts as training.
+        controls
+            Control cells that the shifts of ``pearson_delta``, ``effect_slope`` and ``pds_cosine`` are measured from.
+            ``"all"``: both sides from all of them, so noise of few controls looks like agreement. ``"split"``: real and
+            predicted cells from disjoint halves, both ways round, and the values are averaged; an effect that does not
+            exist then scores about 0, if the prediction was learned from these controls, and less otherwise. Half of
+            the controls is a noisier reference, which costs some of the true score.
         n_components
             Principal components, at most 50 by default.
         seed
@@ -81,6 +108,8 @@ class Reference:
         >>> Reference.from_adata(adata).centre.shape
         (2, 60)
         """
+        if controls not in CONTROLS:
+            raise ValueError(absent("controls=", controls, "the known values", CONTROLS, "Pass one of them."))
         keys = ScreenKeys.of(adata)
         screen = read_screen(adata, keys)
         index = screen.index
@@ -90,27 +119,32 @@ class Reference:
         if split is not None:
             table = condition_split(index, split, place=f"adata.obs[{keys.split_key!r}]")
             train = table[table["split"] == "train"]
-        controls = control_means(screen.reader, index)
-        shifts = mean_shifts(screen.reader, index, train, controls).shift
+        means = control_means(screen.reader, index)
+        shifts = mean_shifts(screen.reader, index, train, means).shift
         # What perturbations did to their own targets must not be in the mean of all.
         own = measured_targets(index.perturbations[train["perturbation"]], screen.genes, keys.sep)
         shifts = masked_shifts(shifts, own, train["cell_type"].to_numpy())
-        centre = controls.cell_type.copy()  # (T, G)
+        centre = means.cell_type.copy()  # (T, G)
         # A cell type without training perturbations keeps its control mean.
         for t in train["cell_type"].unique():
             centre[t] += shifts[(train["cell_type"] == t).to_numpy()].mean(0)
         perturbed = [index.rows(p, t) for p, t in zip(train["perturbation"], train["cell_type"], strict=True)]
         rows = np.sort(np.concatenate([np.flatnonzero(index.is_control), *perturbed]))
         mean, axes = _principal_components(screen.reader, rows, n_components, seed)
+        halves = None
+        if controls == "split":
+            first, second = control_halves(screen)
+            halves = _named_half(adata, keys, index.batch, first), _named_half(adata, keys, index.batch, second)
         return cls(
             keys=keys,
             genes=screen.genes,
             cell_types=index.cell_types,
-            control=controls.cell_type,
-            control_of_batch=_named_batches(adata, keys, index.batch, controls.batch),
+            control=means.cell_type,
+            control_of_batch=_named_batches(adata, keys, index.batch, means.batch),
             centre=centre,
             pca_mean=mean,
             pca_axes=axes,
+            halves=halves,
         )
 
     def cell_type_row(self, name: str) -> int:
@@ -131,19 +165,38 @@ class Reference:
             raise ValueError(unusable(what, "the reference", "has no control cells", remedy))
         return int(row[0])
 
-    def matched_control(self, cell_type: str, batches: np.ndarray | None) -> np.ndarray:
-        """Return the mean control (G,) at the batch composition of some cells; without batches the cell type's."""
-        fallback = self.control[self.cell_type_row(cell_type)]
-        if batches is None or not self.control_of_batch:
+    def matched_control(self, cell_type: str, batches: np.ndarray | None, *, half: int | None = None) -> np.ndarray:
+        """Return the mean control (G,) at the batch composition of some cells; without batches the cell type's.
+
+        ``half`` is 0 or 1 with ``controls="split"``, and None for all controls.
+
+        Raises
+        ------
+        ValueError
+            If the cell type has no control cells, or too few for halves.
+        """
+        t = self.cell_type_row(cell_type)
+        control, of_batch = self.control, self.control_of_batch
+        if half is not None and self.halves is not None:
+            control, of_batch = self.halves[half]
+        fallback = control[t]
+        if np.isnan(fallback).any():
+            what, problem = f"Cell type {cell_type!r}", "has a single control cell, which cannot be split"
+            raise ValueError(unusable(what, "the reference", problem, 'Build it with controls="all".'))
+        if batches is None or not of_batch:
             return fallback
         names, count = np.unique(batches, return_counts=True)
         # A batch that the reference does not have takes the mean of its cell type.
-        means = [self.control_of_batch.get((cell_type, name), fallback) for name in names]
+        means = [of_batch.get((cell_type, name), fallback) for name in names]
         return (count / count.sum()) @ np.stack(means)
 
     def project(self, cells: np.ndarray) -> np.ndarray:
         """Return principal components (n, d) of cells (n, G)."""
         return (cells - self.pca_mean) @ self.pca_axes.T
+
+
+def _named_half(adata: AnnData, keys: ScreenKeys, batch: np.ndarray, means: ControlMeans) -> ControlHalf:
+    return ControlHalf(means.cell_type, _named_batches(adata, keys, batch, means.batch))
 
 
 def _named_batches(

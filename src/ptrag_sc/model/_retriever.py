@@ -43,7 +43,9 @@ class Retriever(Predictor):
         random_seed
             Draws the neighbours of each query at random instead.
         """
+        hidden = None
         if vectors is None:
+            hidden = torch.as_tensor(self._combinations(labels), device=self.module.embeddings.device)
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
         table = self.module.embeddings
         own = pd.Index(self.candidates_).get_indexer(list(labels))  # (Q,)
@@ -56,6 +58,7 @@ class Retriever(Predictor):
             n_neighbours,
             view=view,
             components=torch.as_tensor(self._components(labels), device=table.device),
+            hidden=hidden,
             random_keys=keys,
         )
 
@@ -73,6 +76,20 @@ class Retriever(Predictor):
             found = pd.Index(self.candidates_).get_indexer(list(genes))
             if (found >= 0).all():
                 row[: len(genes)] = found
+        return rows
+
+    def _combinations(self, labels: tuple[str, ...]) -> np.ndarray:
+        """Return the rows (Q, E) of the candidates that combine a single perturbation with others, padded with -1."""
+        rows_of: dict[str, list[int]] = {}
+        for i, candidate in enumerate(self.candidates_):
+            genes = components(candidate, self.keys_.sep)
+            if len(genes) > 1:
+                for gene in genes:
+                    rows_of.setdefault(gene, []).append(i)
+        found = [rows_of.get(label, []) for label in labels]  # nothing for a combination
+        rows = np.full((len(labels), max(map(len, found), default=0)), -1)
+        for row, combinations in zip(rows, found, strict=True):
+            row[: len(combinations)] = combinations
         return rows
 
     def view(

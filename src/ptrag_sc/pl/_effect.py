@@ -27,6 +27,8 @@ def effect(
 ) -> Drawn:
     """Scatter plot of the predicted against the observed shift of every gene.
 
+    Without observed cells the predicted shift is drawn against the mean expression of the control cells.
+
     A shift is mean(perturbed cells) - mean(control cells) on the scale of the model's layer. On the dashed line the
     prediction is exact; a slope below 1 means that the prediction is too weak. The Pearson correlation and the slope
     through the origin, <predicted, observed> / <observed, observed>, are those that :func:`ptrag_sc.tl.effect` wrote.
@@ -34,9 +36,9 @@ def effect(
     Parameters
     ----------
     adata
-        AnnData after :func:`ptrag_sc.tl.effect`.
+        AnnData after :func:`ptrag_sc.tl.effect`, which can be a result of :func:`ptrag_sc.tl.perturb`.
     perturbation, cell_type
-        The condition; it must have observed cells.
+        The condition.
     n_top
         Number of labelled genes: those furthest from the origin.
     key
@@ -53,7 +55,7 @@ def effect(
     KeyError
         If ``adata`` holds no predictions or no effects.
     ValueError
-        If the condition is not among the effects, or has no observed cells.
+        If the condition is not among the effects.
 
     Examples
     --------
@@ -64,20 +66,29 @@ def effect(
     condition = _row(effects["conditions"], perturbation, cell_type)
     observed = np.asarray(effects["observed"])[condition.name]  # (G,)
     predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)
-    _check_shift(observed, "Observed shift", perturbation, cell_type)
+    is_observed = not np.isnan(observed).all()
+    across, name = observed, "observed shift"
+    if not is_observed:
+        across, name = np.asarray(effects["control"])[condition.name], "mean expression of control cells"
+    _check_shift(across, name.capitalize(), perturbation, cell_type)
     _check_shift(predicted, "Predicted shift", perturbation, cell_type)
-    points = np.column_stack([observed, predicted]).astype(float)  # (G, 2)
-    top = np.argsort(-np.hypot(*points.T), kind="stable")[:n_top]
+    points = np.column_stack([across, predicted]).astype(float)  # (G, 2)
+    size = np.hypot(*points.T) if is_observed else np.abs(predicted)
+    top = np.argsort(-size, kind="stable")[:n_top]
 
     given = ax is not None
     ax = canvas(ax, (5, 5))
-    _axes_lines(ax, points)
+    if is_observed:
+        _axes_lines(ax, points)
+    else:
+        ax.axhline(0, color=CONTROL_COLOUR, lw=0.6, zorder=0)
+        ax.margins(0.12)
     colours = np.full(len(points), CONTROL_COLOUR, dtype=object)  # (G,)
     colours[top] = OBSERVED_COLOUR
     order = np.argsort(np.isin(np.arange(len(points)), top), kind="stable")  # labelled genes last, so on top
     ax.scatter(points[order, 0], points[order, 1], s=16, c=list(colours[order]), linewidths=0, zorder=2)
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
-    ax.set(xlabel="observed shift", ylabel="predicted shift")
+    ax.set(xlabel=name, ylabel="predicted shift")
     numbers = _numbers(ax, condition)
     names = [str(effects["genes"][i]) for i in top]
     Labels(ax, points[top], names, avoid=numbers, cover=points)
@@ -121,13 +132,15 @@ def _axes_lines(ax: Axes, points: np.ndarray) -> None:
 def _numbers(ax: Axes, condition: pd.Series) -> Text:
     """Write the agreement and the numbers of cells into the corner that the points leave free."""
     r = condition["pearson_delta"]
-    lines = [
-        f"Pearson r = {r:.2f}",
-        f"slope = {condition['effect_slope']:.2f}",
-        f"{condition['n_observed']:,.0f} observed cells",
-        f"{condition['n_predicted']:,.0f} predicted cells",
-    ]
+    lines = ["no observed cells"]
+    if condition["n_observed"] > 0:
+        lines = [
+            f"Pearson r = {r:.2f}",
+            f"slope = {condition['effect_slope']:.2f}",
+            f"{condition['n_observed']:,.0f} observed cells",
+        ]
+    lines.append(f"{condition['n_predicted']:,.0f} predicted cells")
     y, va = (0.02, "bottom")
-    if r >= 0:  # the points rise from the lower left to the upper right
+    if not r < 0:  # the points rise from the lower left to the upper right
         y, va = (0.98, "top")
     return ax.text(0.02, y, "\n".join(lines), transform=ax.transAxes, va=va, ha="left", fontsize=SMALL + 1)

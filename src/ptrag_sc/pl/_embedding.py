@@ -42,6 +42,7 @@ def embedding(
     *,
     perturbation: str,
     cell_type: str,
+    predicted: AnnData | None = None,
     basis: Literal["pca", "umap"] = "pca",
     layer: str | None = None,
     n_max_cells: int = 2000,
@@ -59,9 +60,11 @@ def embedding(
     Parameters
     ----------
     adata
-        AnnData after :func:`ptrag_sc.tl.predict`.
+        AnnData after :func:`ptrag_sc.tl.predict`, or with the control cells that ``predicted`` was generated from.
     perturbation, cell_type
         The condition. If it has no observed cells (a virtual perturbation), the plane is fitted to the controls.
+    predicted
+        Result of :func:`ptrag_sc.tl.perturb`. None: the prediction in ``adata``.
     basis
         ``"pca"``: the first two principal components. ``"umap"``: UMAP (McInnes et al. 2018) of the first 30.
     layer
@@ -93,16 +96,19 @@ def embedding(
     """
     if basis not in BASES:
         raise ValueError(absent("Basis", basis, "the table of bases", BASES, "Pass one of these as basis=..."))
-    rows = _rows(adata, key, perturbation, cell_type)
+    holder = adata if predicted is None else predicted
+    rows = _rows(adata, holder, key, perturbation, cell_type)
     rng = np.random.default_rng(seed)
     drawn = {name: np.sort(rng.permutation(r)[:n_max_cells]) for name, r in rows.items()}
-    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), key, layer)  # (n, G)
+    genes = [str(gene) for gene in result(holder, key, "genes")]
+    layer = layer or result(holder, key, "params").get("layer")
+    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), genes, layer)  # (n, G)
     if min(observed.shape) < 3:
         problem = f"has {len(observed)} observed cells x {observed.shape[1]} genes; a plane needs three of each"
         remedy = "Choose a condition with more cells."
         raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
-    predicted = _dense(adata.obsm[key][drawn["predicted"]])  # (m, G)
-    plane = BASES[basis](observed, predicted, seed)
+    virtual = _virtual(holder, drawn["predicted"], genes, key, alone=predicted is not None)  # (m, G)
+    plane = BASES[basis](observed, virtual, seed)
     n_control = len(drawn["control"])
     groups = {
         "control": plane.observed[:n_control],
@@ -118,37 +124,59 @@ def embedding(
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
-def _rows(adata: AnnData, key: str, perturbation: str, cell_type: str) -> dict[str, np.ndarray]:
-    """Return the row numbers of the control, the observed and the predicted cells of one condition."""
-    params = result(adata, key, "params")
-    labels = adata.obs[params["perturbation_key"]].astype(str).to_numpy()  # (N,)
-    cell_types = adata.obs[params["cell_type_key"]].astype(str).to_numpy()  # (N,)
-    # tl.predict(perturbation=name) predicts control rows under that name; without it each row has its own label.
-    predicted_as = labels
-    if params.get("perturbation"):
-        predicted_as = np.full(len(labels), params["perturbation"])
-    predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool) & (predicted_as == perturbation)
-    if perturbation == params["control"] or not predicted.any():
+def _rows(adata: AnnData, holder: AnnData, key: str, perturbation: str, cell_type: str) -> dict[str, np.ndarray]:
+    """Return the row numbers of control and observed cells in ``adata``, and of predicted ones in ``holder``."""
+    params = result(holder, key, "params")
+    labels, cell_types = _labels(adata, params)  # (N,)
+    predicted_as, predicted_types = labels, cell_types
+    is_predicted = np.ones(holder.n_obs, dtype=bool)
+    if holder is not adata:
+        predicted_as, predicted_types = _labels(holder, params)
+    elif key + PREDICTED_SUFFIX in adata.obs:
+        is_predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool)
+        # tl.predict(perturbation=name) predicts control rows under that name; without it each row has its own label.
+        if params.get("perturbation"):
+            predicted_as = np.full(len(labels), params["perturbation"])
+    else:
+        remedy = "Pass the object with control cells, and this one as predicted=..."
+        raise ValueError(unusable("This object", "pl.embedding", "holds virtual cells and no control cells", remedy))
+    is_predicted &= predicted_as == perturbation
+    if perturbation == params["control"] or not is_predicted.any():
         known = [name for name in np.unique(predicted_as) if name != params["control"]]
         remedy = "Run ptrag_sc.tl.predict for it first."
         raise ValueError(unknown("Perturbation", [perturbation], f"the predictions of key {key!r}", known, remedy))
-    here = cell_types == cell_type
-    if not (predicted & here).any():
-        found = np.unique(cell_types[predicted])
+    if not (is_predicted & (predicted_types == cell_type)).any():
+        found = np.unique(predicted_types[is_predicted])
         place = f"the predictions of {perturbation!r}"
         raise ValueError(absent("Cell type", cell_type, place, found, "Choose one of these as cell_type=..."))
-    masks = {"control": labels == params["control"], "observed": labels == perturbation, "predicted": predicted}
-    return {name: np.flatnonzero(mask & here) for name, mask in masks.items()}
+    here = cell_types == cell_type
+    masks = {
+        "control": (labels == params["control"]) & here,
+        "observed": (labels == perturbation) & here,
+        "predicted": is_predicted & (predicted_types == cell_type),
+    }
+    return {name: np.flatnonzero(mask) for name, mask in masks.items()}
 
 
-def _expression(adata: AnnData, rows: np.ndarray, key: str, layer: str | None) -> np.ndarray:
+def _labels(adata: AnnData, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return perturbation and cell type of every cell (N,)."""
+    labels, types = (adata.obs[params[name]].astype(str).to_numpy() for name in ("perturbation_key", "cell_type_key"))
+    return labels, types
+
+
+def _virtual(holder: AnnData, rows: np.ndarray, genes: list[str], key: str, *, alone: bool) -> np.ndarray:
+    """Return predicted cells (m, G)."""
+    if alone:
+        return _dense(holder[rows, genes].X)
+    return _dense(holder.obsm[key][rows])
+
+
+def _expression(adata: AnnData, rows: np.ndarray, genes: list[str], layer: str | None) -> np.ndarray:
     """Return the observed expression (n, G) of the predicted genes, on the scale of the predictions."""
-    genes = [str(gene) for gene in result(adata, key, "genes")]
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing:
         remedy = "Plot the AnnData that was predicted, before genes are removed."
         raise ValueError(unknown("Gene", missing, "adata.var_names", adata.var_names, remedy))
-    layer = layer or result(adata, key, "params").get("layer")
     if layer is not None and layer not in adata.layers:
         raise KeyError(absent("Layer", layer, "adata.layers", adata.layers, "Pass layer=..."))
     cells = adata[rows, genes]

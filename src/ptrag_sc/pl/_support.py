@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent
+from ptrag_sc.model._calibration import half_width
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, Drawn, canvas, finish, result
 
 OUTCOMES = {"pearson_delta": "Pearson correlation of shifts", "energy_distance": "energy distance"}
@@ -30,7 +30,7 @@ def support(
 
     Each point is a validation condition, whose expectation comes from all others. The band contains nine of ten
     points. Ticks along the bottom are the predicted conditions, in another colour if the model abstains because the
-    band includes 0.
+    band includes 0. Predictions that are unlike all validation conditions have no expectation and are only counted.
 
     Parameters
     ----------
@@ -67,20 +67,22 @@ def support(
     ax = canvas(ax, (6.4, 4.2))
     observed = conditions[metric].to_numpy(float)  # (n,)
     expected = conditions[f"expected_{metric}"].to_numpy(float)  # (n,)
-    points = predicted[f"expected_{metric}"].to_numpy(float)  # (m,)
-    everything = np.concatenate([expected, points])
-    margin = 0.05 * (np.ptp(everything) or 1.0)
-    line = np.array([everything.min() - margin, everything.max() + margin])
-    width = _band_width(predicted, metric)
+    points = predicted[f"expected_{metric}"].to_numpy(float)  # (m,), NaN without an expectation
+    known = np.isfinite(points)  # (m,)
+    line = _limits(metric, np.concatenate([expected, points[known]]))
+    width = half_width(conditions, metric)
     if np.isfinite(width):
         ax.fill_between(line, line - width, line + width, color=OBSERVED_COLOUR, alpha=0.12, lw=0, label="9 of 10")
     ax.plot(line, line, color=LINE_COLOUR, lw=1, ls="--", label="observed = expected")
     ax.plot(expected, observed, "o", ms=4, color=OBSERVED_COLOUR, alpha=0.7, label="validation condition")
     abstains = predicted["abstain"].to_numpy(bool)  # (m,)
-    _ticks(ax, points[~abstains], LINE_COLOUR, "predicted")
-    _ticks(ax, points[abstains], PREDICTED_COLOUR, "predicted, abstains")
+    _ticks(ax, points[known & ~abstains], LINE_COLOUR, "predicted")
+    _ticks(ax, points[known & abstains], PREDICTED_COLOUR, "predicted, abstains")
+    if not known.all():
+        ax.plot([], [], ls="none", label=f"predicted, no expectation ({(~known).sum()})")
     if metric == "pearson_delta":
         ax.axhline(0, color=LINE_COLOUR, lw=0.6)
+        ax.set_ylim(-1, 1)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
     ax.legend(frameon=False, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # never on the band
     for side in ("top", "right"):
@@ -88,15 +90,12 @@ def support(
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
-def _band_width(predicted: pd.DataFrame, metric: str) -> float:
-    """Return half the width of the intervals, or infinity if none shows it."""
-    points = predicted[f"expected_{metric}"].to_numpy(float)  # (m,)
-    low = predicted[f"{metric}_low"].to_numpy(float)  # (m,)
-    high = predicted[f"{metric}_high"].to_numpy(float)  # (m,)
-    # Intervals of a correlation are cut at -1 and 1: those that reach both have lost their width.
-    if metric == "pearson_delta" and ((low <= -1) & (high >= 1)).all():
-        return np.inf
-    return float(np.maximum(points - low, high - points).max())
+def _limits(metric: str, expected: np.ndarray) -> np.ndarray:
+    """Return the ends (2,) of the axis of expected values (k,): a correlation has its whole range."""
+    if metric == "pearson_delta":
+        return np.array([-1.0, 1.0])
+    margin = 0.05 * (np.ptp(expected) or 1.0)
+    return np.array([expected.min() - margin, expected.max() + margin])
 
 
 def _ticks(ax: Axes, points: np.ndarray, colour: str, name: str) -> None:

@@ -29,7 +29,7 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(
-    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_neighbours: int
+    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, "Q ..."], n_neighbours: int
 ) -> Neighbours:
     """Return the candidates of highest cosine, the query itself excluded by index.
 
@@ -40,7 +40,7 @@ def nearest_neighbours(
     table
         Unit rows of the candidates.
     own
-        Row of each query in ``table``, or -1.
+        Row of each query in ``table``, or -1; with a second axis, also the rows of others that it must not retrieve.
     n_neighbours
         Number of places K, at most P.
     """
@@ -52,10 +52,12 @@ def nearest_neighbours(
 
 
 def _nearest(
-    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, " Q"], n_neighbours: int
+    vectors: Float[Tensor, "Q D"], table: Float[Tensor, "P D"], own: Int[Tensor, "Q ..."], n_neighbours: int
 ) -> Neighbours:
     cosine = vectors @ table.T  # (Q, P)
-    is_own = torch.arange(len(table), device=table.device) == own[:, None]  # (Q, P)
+    is_own = torch.zeros(len(vectors), len(table) + 1, dtype=torch.bool, device=table.device)
+    # -1 marks the last column, which is then cut off.
+    is_own = is_own.scatter(1, own[:, None].flatten(1) % is_own.shape[1], value=True)[:, :-1]  # (Q, P)
     is_control = (vectors == 0).all(1)[:, None]  # (Q, 1)
     hidden = is_own | is_control
     n_short = min(len(table), n_neighbours + MARGIN)

@@ -106,6 +106,7 @@ def make_query_table(
     *,
     view: MemoryView | None = None,
     components: Int[Tensor, "Q M"] | None = None,
+    hidden: Int[Tensor, "Q E"] | None = None,
     random_keys: np.ndarray | None = None,
 ) -> QueryTable:
     """Return the query table of one call: the control in row 0, then the given queries with their neighbours.
@@ -119,21 +120,26 @@ def make_query_table(
     components
         Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it. None:
         there are no combinations, or no memory.
+    hidden
+        Rows of ``table`` that a query must not retrieve, padded with -1; not for neighbours drawn at random.
     random_keys
         One number per query (Q,): neighbours are drawn at random, fixed by it. None: the nearest.
     """
     if components is None or n_neighbours == 0:
         components = own.new_zeros(len(own), 0)
+    if hidden is None:
+        hidden = own.new_zeros(len(own), 0)
     row = own if n_neighbours else torch.full_like(own, -1)
     if view is not None:
         found = memory_neighbours(
-            vectors, table, own, n_neighbours, view, components=components, random_keys=random_keys
+            vectors, table, own, n_neighbours, view, components=components, hidden=hidden, random_keys=random_keys
         )
         neighbours = _below(len(view.mean), found)
     elif random_keys is not None:
         neighbours = _below(1, random_neighbours(vectors, table, own, n_neighbours, random_keys))
     else:
-        neighbours = _below(1, nearest_neighbours(vectors, table, own, n_neighbours))
+        others = torch.cat([own[:, None], hidden], dim=1)  # (Q, 1 + E)
+        neighbours = _below(1, nearest_neighbours(vectors, table, others, n_neighbours))
     queries = QueryTable(
         vectors=torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors]),
         row=torch.cat([row.new_full((1,), -1), row]),

@@ -22,6 +22,7 @@ def memory_neighbours(
     view: MemoryView,
     *,
     components: Int[Tensor, "Q M"],
+    hidden: Int[Tensor, "Q E"],
     random_keys: np.ndarray | None = None,
 ) -> Neighbours:
     """Return neighbours of every query in every cell type of the view, row ``q * V + v``.
@@ -41,6 +42,8 @@ def memory_neighbours(
         The memory.
     components
         Rows of the components of each query in ``table``, padded with -1; all -1 where one is not in it.
+    hidden
+        Rows that a query must not retrieve, padded with -1.
     random_keys
         As in :func:`random_neighbours`, which then fills the K places; None: the nearest.
     """
@@ -50,7 +53,10 @@ def memory_neighbours(
         is_component = view.components_present(cell_type, components)  # (Q, M)
         taken = components.masked_fill(~is_component, -1)
         of_type = view.of_cell_type(v)
-        found.append(_in_cell_type(vectors, table, own, n_neighbours, of_type, taken=taken, random_keys=random_keys))
+        of_queries = _in_cell_type(
+            vectors, table, own, n_neighbours, of_type, taken=taken, hidden=hidden, random_keys=random_keys
+        )
+        found.append(of_queries)
     return Neighbours(*(torch.stack(field, dim=1).flatten(0, 1) for field in zip(*found, strict=True)))
 
 
@@ -62,14 +68,16 @@ def _in_cell_type(
     view: MemoryView,  # of one cell type
     *,
     taken: Int[Tensor, "Q M"],
+    hidden: Int[Tensor, "Q E"],
     random_keys: np.ndarray | None,
 ) -> Neighbours:
     responses = F.normalize(view.elsewhere, dim=-1) * view.known[:, None]  # (P, L)
     is_known = (own >= 0) & view.known[own.clamp(min=0)]  # (Q,)
     query = responses[own.clamp(min=0)] * is_known[:, None]  # (Q, L)
     if random_keys is None:
-        by_text = _among(view.observed, nearest_neighbours, vectors, table, own, n_neighbours)
-        by_response = _among(view.observed & view.known, nearest_neighbours, query, responses, own, n_neighbours)
+        others = torch.cat([own[:, None], hidden], dim=1)  # (Q, 1 + E)
+        by_text = _among(view.observed, nearest_neighbours, vectors, table, others, n_neighbours)
+        by_response = _among(view.observed & view.known, nearest_neighbours, query, responses, others, n_neighbours)
         rows, present = alternate(by_text, by_response, n_neighbours)
     else:
         draw = partial(random_neighbours, keys=random_keys)
@@ -88,7 +96,7 @@ def _among(
     find: Callable[[Tensor, Tensor, Tensor, int], Neighbours],
     vectors: Float[Tensor, "Q D"],
     table: Float[Tensor, "P D"],
-    own: Int[Tensor, " Q"],
+    own: Int[Tensor, "Q ..."],
     n_neighbours: int,
 ) -> Neighbours:
     """Return what ``find`` finds among the rows that are allowed, padded to K places."""

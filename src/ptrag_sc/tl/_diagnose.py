@@ -28,6 +28,7 @@ N_SAMPLED = 300  # control cells of a group, and of all others, in a test
 N_COMPONENTS = 20
 SIGNIFICANT = 0.05
 CLEAR = 2.0  # standard errors
+NOISY = 0.5  # correlation
 DRIFT_COLUMNS = ("kind", "cell_type", "group", "n_controls", "energy_distance", "p_value", "p_adjusted")
 
 
@@ -43,6 +44,11 @@ def diagnose(
       batch: how much is gained by matching controls within batches, between 0 and 1.
     - *Control drift* and *control guides*: batches, or guides, whose control cells differ from those of the others
       (energy distance in 20 components, permutation test, Benjamini-Hochberg at 5 %).
+    - *Control noise*: ``pearson_delta`` that the noise of the control mean alone gives, because predicted and observed
+      shift are measured from the same controls: :math:`\sqrt{\kappa \sum_g \sigma_g^2} / |\delta|` in the median
+      condition, with variance :math:`\sigma_g^2` between cells, observed shift :math:`\delta`, and :math:`\kappa` the
+      inverse of the number of controls (more with batches). Without any effect m cells give
+      :math:`\sqrt{\kappa / (\kappa + 1 / m)}`.
     - *Target gene*: perturbations whose own gene moves by less than two standard errors, if it is measured.
     - *Responders*: conditions in which less than half of the cells respond. If the responding cells all move alike and
       the others not at all, their share is :math:`m^2 / (m^2 + e)`, with mean m and excess variance e of the cells
@@ -66,8 +72,9 @@ def diagnose(
     None
         Written are in ``.uns[key_added]``: ``findings`` (``check``, ``level``: ok, note or warning, ``value``,
         ``message``), ``conditions`` (``perturbation``, ``cell_type``, ``n_cells``, ``target_shift``, ``target_z``,
-        ``responders``; NaN if it cannot be estimated) and ``groups`` (``kind``: batch or guide, ``cell_type``,
-        ``group``, ``n_controls``, ``energy_distance``, ``p_value``, ``p_adjusted``).
+        ``control_noise``, ``control_noise_alone`` (without any effect), ``responders``; NaN if it cannot be estimated)
+        and ``groups`` (``kind``: batch or guide, ``cell_type``, ``group``, ``n_controls``, ``energy_distance``,
+        ``p_value``, ``p_adjusted``).
 
     Raises
     ------
@@ -106,7 +113,7 @@ def diagnose(
         if kind in labels:
             findings.append(_drift_finding(name, kind, groups[groups["kind"] == kind]))
     conditions = _conditions(screen, keys.sep, rng)
-    findings += [_target_finding(conditions), _responder_finding(conditions)]
+    findings += [_noise_finding(conditions), _target_finding(conditions), _responder_finding(conditions)]
     report = pd.DataFrame(findings, columns=Finding._fields)
     adata.uns[key_added] = {"findings": report, "conditions": conditions, "groups": groups.reset_index(drop=True)}
     for row in report[report["level"] != "ok"].itertuples():
@@ -199,7 +206,7 @@ def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
 
 
 def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFrame:
-    """Return how far the target gene of each condition moves, and which share of the cells responds."""
+    """Return how far the target gene of each condition moves, what is noise, and which share of the cells responds."""
     index = screen.index
     codes = index.conditions
     codes = codes[[len(index.controls(t)) > 1 for t in codes["cell_type"]]].reset_index(drop=True)
@@ -217,7 +224,18 @@ def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFr
             if error > 0:
                 z[i] = moved[i] / error
     responders = [_responders(screen, row.perturbation, row.cell_type, rng) for row in codes.itertuples()]
-    return table.assign(target_shift=moved, target_z=z, responders=responders)
+    of_controls = spread.scale - 1 / shifts.n_cells  # (C,), squared error in units of the variance of a cell
+    noise = of_controls * spread.variance.sum(1)[codes["cell_type"]]  # (C,), squared length
+    length = np.square(shifts.shift - shifts.shift.mean(1, keepdims=True)).sum(
+        1
+    )  # (C,), squared, as correlations see it
+    return table.assign(
+        target_shift=moved,
+        target_z=z,
+        control_noise=np.sqrt(np.divide(noise, length, out=np.zeros_like(noise), where=length > 0).clip(max=1.0)),
+        control_noise_alone=np.sqrt(of_controls / spread.scale),
+        responders=responders,
+    )
 
 
 def _responders(screen: Screen, perturbation: int, cell_type: int, rng: np.random.Generator) -> float:
@@ -248,6 +266,16 @@ def responder_share(perturbed: np.ndarray, controls: np.ndarray) -> float:
     if mean < CLEAR * np.sqrt(np.mean(errors) / 2):
         return np.nan
     return float(mean**2 / (mean**2 + max(np.mean(excess), 0.0)))
+
+
+def _noise_finding(conditions: pd.DataFrame) -> Finding:
+    typical, alone = 0.0, 0.0
+    if len(conditions):
+        typical, alone = conditions[["control_noise", "control_noise_alone"]].median()
+    message = f"noise of the controls alone gives a pearson_delta of {typical:.2f} ({alone:.2f} without any effect)"
+    if typical > NOISY:
+        message += ": score with metrics.Reference.from_adata(controls='split')"
+    return finding("control noise", typical, message, note=0.2, warning=NOISY)
 
 
 def _target_finding(conditions: pd.DataFrame) -> Finding:
