@@ -51,7 +51,9 @@ def test_validation_cells_set_the_weights_and_nothing_else():
     assert np.abs(plain.weights_ - changed.weights_).max() > 0.05
     changed.weights_ = plain.weights_
     queries = three_lines()
-    found = [fitted.predict(queries, perturbations=["G1", "G7", "G0+G1"], counts=False).X for fitted in (plain, changed)]
+    found = [
+        fitted.predict(queries, perturbations=["G1", "G7", "G0+G1"], counts=False).X for fitted in (plain, changed)
+    ]
     np.testing.assert_array_equal(*found)
 
 

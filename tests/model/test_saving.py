@@ -58,7 +58,8 @@ def test_without_data_everything_but_the_data_is_there(trained, tmp_path):
         model.predict(perturbations="G0")
     adata = make_screen()
     np.testing.assert_array_equal(
-        model.predict(adata, perturbations="G0", counts=False).X, trained.predict(adata, perturbations="G0", counts=False).X
+        model.predict(adata, perturbations="G0", counts=False).X,
+        trained.predict(adata, perturbations="G0", counts=False).X,
     )
 
 
@@ -66,7 +67,9 @@ def test_data_is_saved_and_loaded_when_asked_for(trained, tmp_path):
     trained.save(tmp_path, save_anndata=True, prefix="a_")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a_adata.h5ad", "a_model.pt"]
     model = ptrag_sc.PTRAG.load(tmp_path, prefix="a_")
-    np.testing.assert_array_equal(model.predict(perturbations="G0", counts=False).X, trained.predict(perturbations="G0", counts=False).X)
+    np.testing.assert_array_equal(
+        model.predict(perturbations="G0", counts=False).X, trained.predict(perturbations="G0", counts=False).X
+    )
 
 
 def test_existing_files_are_kept_unless_asked(trained, tmp_path):
@@ -170,7 +173,9 @@ def test_backed_data_and_mudata_are_saved_too(tmp_path):
     model = ptrag_sc.PTRAG(backed, **SMALL)
     model.save(tmp_path / "backed", save_anndata=True)
     expected = model.predict(perturbations="G0", counts=False).X  # the object still reads its own file
-    np.testing.assert_array_equal(ptrag_sc.PTRAG.load(tmp_path / "backed").predict(perturbations="G0", counts=False).X, expected)
+    np.testing.assert_array_equal(
+        ptrag_sc.PTRAG.load(tmp_path / "backed").predict(perturbations="G0", counts=False).X, expected
+    )
 
     rna = make_screen()
     mdata = MuData({"rna": rna})
@@ -179,7 +184,9 @@ def test_backed_data_and_mudata_are_saved_too(tmp_path):
     model = train_small(mdata, max_epochs=1)
     model.save(tmp_path / "mudata", save_anndata=True)
     loaded = ptrag_sc.PTRAG.load(tmp_path / "mudata")
-    np.testing.assert_array_equal(loaded.predict(perturbations="G0", counts=False).X, model.predict(perturbations="G0", counts=False).X)
+    np.testing.assert_array_equal(
+        loaded.predict(perturbations="G0", counts=False).X, model.predict(perturbations="G0", counts=False).X
+    )
     ptrag_sc.tl.predict(mdata, model)
 
 

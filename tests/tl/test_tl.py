@@ -48,6 +48,7 @@ def test_every_documented_place_is_filled(trained, counts):
         "params",
         "genes",
         "candidates",
+        "effects",
         "retrieval",
         "support",
         "support_calibration",
@@ -237,11 +238,10 @@ def test_everything_survives_writing(trained, predicted, tmp_path, suffix):
     else:
         predicted.write_zarr(path)
         back = anndata.read_zarr(path)
+    np.testing.assert_array_equal(back.obsm["ptrag"], predicted.obsm["ptrag"])
+    for name in ("ptrag_retrieval", "other", "other_counts", "other_retrieval"):
+        np.testing.assert_array_equal(back.obsm[name].toarray(), predicted.obsm[name].toarray())
     for key in ("ptrag", "other"):
-        np.testing.assert_array_equal(back.obsm[key], predicted.obsm[key])
-        np.testing.assert_array_equal(
-            back.obsm[f"{key}_retrieval"].toarray(), predicted.obsm[f"{key}_retrieval"].toarray()
-        )
         sources = [each.obs[f"{key}_source"].astype(object).fillna("none") for each in (back, predicted)]
         assert sources[0].tolist() == sources[1].tolist()
         table, original = (
