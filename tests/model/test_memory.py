@@ -62,7 +62,7 @@ def test_a_single_perturbation_retrieves_its_combinations_only_when_it_is_asked_
     assert {"G0+G1", "G2+G3"} <= set(names)
     view = model.view(model.read(screen))
     asked = model.query_table(names, model.tables_.embedding.vectors_for(names, "+"), view=view)
-    trained = model.query_table(names, None, view=view)
+    trained = model.query_table(names, None, view=view, as_new=True)
     per_query = asked.neighbours.rows.shape[0] // (len(names) + 1)
     for q, name in enumerate(names, start=1):
         for row in range(q * per_query, (q + 1) * per_query):

@@ -228,7 +228,7 @@ class PTRAGModule(BaseModuleClass):
         change = loadings @ self.generator.basis  # (B, G)
         weights = refined.weights.mean(1)  # (B, J)
         if not self.has_memory:
-            return MeanShift(change, recall.joined, weights, change[:, None, :0])
+            return MeanShift(change, recall.joined, weights, change.new_zeros(len(query), 0, change.shape[1]))
         directions = self.memory_directions
         of_components, rest = recall.weighted(refined.weights)
         base = recall.mean + of_components.mean(1) @ directions  # (B, G)
