@@ -15,7 +15,7 @@ import ptrag_sc
 from ptrag_sc.data import mean_shifts, read_screen
 from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.model import _trainer
-from ptrag_sc.model._module import SHARES
+from ptrag_sc.model._objective import SHARES
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._trainer import KeepBest
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan

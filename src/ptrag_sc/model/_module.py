@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptrag_sc.model._module_params import ModuleParams
+from ptrag_sc.model._objective import training_losses, validation_losses
 from ptrag_sc.nn import (
-    LOSSES,
     CellEncoder,
     EmbeddingEncoder,
     MemoryRefiner,
@@ -18,12 +18,10 @@ from ptrag_sc.nn import (
     Refiner,
     SetTransformer,
     masked_mean,
-    mean_distance,
 )
-from ptrag_sc.retrieval import Evidence, QueryTable, Recall, ResponseMemory, agreement, response_scale
+from ptrag_sc.retrieval import Evidence, QueryTable, Recall, ResponseMemory, response_scale
 
 MEMORY = "memory_"  # prefix of its buffers
-SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
 
 
 class MeanShift(NamedTuple):
@@ -248,9 +246,9 @@ class PTRAGModule(BaseModuleClass):
         then ``agreement`` (B, n) how well the mean shift of the answer and the observed one agree.
         """
         if self.training:
-            metrics = self._training_losses(tensors, generative_outputs)
+            metrics = training_losses(tensors, generative_outputs, self.params.loss)
         else:
-            metrics = self._validation_losses(tensors, inference_outputs["recall"], generative_outputs)
+            metrics = validation_losses(tensors, inference_outputs["recall"].mean, generative_outputs, self.params.loss)
         total = metrics["set_loss"]
         if "recalled_loss" in metrics:
             total = total + metrics["recalled_loss"]
@@ -262,53 +260,6 @@ class PTRAGModule(BaseModuleClass):
             total = total + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(mask), extra_metrics=metrics)
-
-    def _training_losses(self, tensors: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        target, outputs = _without_targets(tensors, outputs)
-        masks = tensors["control_mask"], tensors["target_mask"]
-        metrics = {"set_loss": LOSSES[self.params.loss](outputs["generated"], target, *masks).mean()}
-        if self.has_memory:
-            metrics["recalled_loss"] = mean_distance(outputs["recalled"], target, masks[1]).mean()
-        return metrics
-
-    def _validation_losses(
-        self, tensors: dict[str, Tensor], recall: Recall, outputs: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        metrics = {}
-        target, outputs = _without_targets(tensors, outputs)
-        masks = tensors["control_mask"], tensors["target_mask"]
-        answers = [outputs["generated"]]
-        if self.has_memory:
-            answers = [s * outputs["recalled"] + (1 - s) * outputs["generated"] for s in SHARES]
-            start = masked_mean(tensors["control_cells"], masks[0]) + recall.mean  # (B, G) control and mean shift
-            shown = ~tensors["targets"] if "targets" in tensors else torch.ones_like(start, dtype=torch.bool)
-            predicted = torch.stack([masked_mean(cells, masks[0]) - start for cells in answers])  # (n, B, G)
-            true = masked_mean(target, masks[1]) - start
-            metrics["agreement"] = agreement(predicted * shown, true * shown, recall.mean * shown).T
-        losses = [LOSSES[self.params.loss](cells, target, *masks) for cells in answers]
-        metrics["of_sets"] = torch.stack(losses, dim=1)  # (B, n)
-        metrics["set_loss"] = metrics["of_sets"].mean(0).min()
-        return metrics
-
-
-def _without_targets(
-    tensors: dict[str, Tensor], outputs: dict[str, Tensor]
-) -> tuple[Float[Tensor, "B S G"], dict[str, Tensor]]:
-    """Return observed cells and answers in which the genes are 0 that each set's perturbation targets.
-
-    What a perturbation does to its own target is added to every answer afterwards, so nothing must learn it here.
-    """
-    target = tensors["target_cells"]
-    if "targets" not in tensors:
-        return target, outputs
-    hidden = tensors["targets"]  # (B, G)
-    shown = {name: cells.masked_fill(_like(hidden, cells), 0.0) for name, cells in outputs.items()}
-    return target.masked_fill(hidden[:, None], 0.0), shown
-
-
-def _like(hidden: Bool[Tensor, "B G"], cells: Tensor) -> Bool[Tensor, "..."]:
-    """Return the mask in the shape of cells (B, S, G) or of their mean (B, G)."""
-    return hidden[:, None] if cells.ndim == 3 else hidden
 
 
 def _make_refiner(params: ModuleParams, memory: ResponseMemory | None) -> Refiner | MemoryRefiner | None:

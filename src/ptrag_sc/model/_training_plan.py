@@ -8,7 +8,8 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
-from ptrag_sc.model._module import SHARES, PTRAGModule
+from ptrag_sc.model._module import PTRAGModule
+from ptrag_sc.model._objective import SHARES
 from ptrag_sc.retrieval import QueryTable, alike
 
 
