@@ -74,11 +74,16 @@ SCREENS = {
 }
 
 
-def trained(adata: AnnData, *, max_epochs: int | None = None) -> PTRAG:
-    scvi.settings.seed = SEED
+def trained(adata: AnnData, *, place: Path | None = None, seed: int = SEED, max_epochs: int | None = None) -> PTRAG:
+    """Return a model trained to its early stop, from its folder if it is there."""
+    if place is not None and place.exists():
+        return PTRAG.load(place, adata=adata)
+    scvi.settings.seed = seed
     model = PTRAG(adata)
     if max_epochs != 0:
         model.train(max_epochs, accelerator="cpu", enable_progress_bar=False)
+        if place is not None:
+            model.save(place)
     model.is_trained_ = True  # as it is meant to be used: no warning
     return model
 
@@ -144,10 +149,10 @@ def registered(adata: AnnData, split: np.ndarray) -> AnnData:
     return copy
 
 
-def scores(adata: AnnData, split: np.ndarray, method: str) -> pd.DataFrame:
+def scores(adata: AnnData, split: np.ndarray, method: str, **options: Any) -> pd.DataFrame:
     """Return all figures of one method on one fold, a row for each held-out condition."""
     screen = registered(adata, split)
-    model = METHODS[method](screen)
+    model = METHODS[method](screen, **options)
     test = screen.obs.loc[screen.obs["split"] == "test", CONDITION].astype(str).drop_duplicates()
     test = test[test["perturbation"] != KEYS["control"]].sort_values(CONDITION, ignore_index=True)
     reference = ptrag_sc.metrics.Reference.from_adata(screen)
@@ -262,9 +267,13 @@ def study(name: str, methods: list[str], out: Path) -> pd.DataFrame:
     for method in methods:
         for fold, split in folds(screen, adata, method):
             path = out / name / f"{method}-{fold}.csv"
+            options: dict[str, Any] = {}
+            if method == "PT-RAG":
+                place = (out / name / "models") / f"PTRAG-text-gumbel-memory-{fold[4:]}"
+                options = {"place": place, "seed": int(fold[4:])}
             if not path.exists():
                 try:
-                    found = scores(adata, split, method)
+                    found = scores(adata, split, method, **options)
                 except ValueError as error:
                     if method != "stacked":  # it needs validation conditions, and responses elsewhere or neighbours
                         raise

@@ -17,10 +17,12 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import anndata as ad
 import numpy as np
@@ -34,7 +36,9 @@ from published.module import PublishedModule, PublishedParams, PublishedSizes
 
 import ptrag_sc
 from ptrag_sc import PTRAG, baselines
-from ptrag_sc.data import canonical
+from ptrag_sc.baselines import _base
+from ptrag_sc.data import OwnEffects, canonical
+from ptrag_sc.model import _tables
 from ptrag_sc.model._calibration import OUTCOMES
 from ptrag_sc.model._module_params import RETRIEVAL
 from ptrag_sc.model._support import CONDITION, observed_errors
@@ -257,6 +261,29 @@ def fitted(adata: AnnData, seed: int, *, cls: type, **options):
     return cls(adata, **options).fit()
 
 
+@contextmanager
+def own_targets_kept() -> Iterator[None]:
+    """Learn as if nobody knew which genes are targets: no mask, and nothing learned about targets."""
+    shares = OwnEffects({}, 0.0, pd.DataFrame({"gene": [], "cell_type": [], "effect": []}))
+
+    def kept(shifts: np.ndarray, *_: object, **__: object) -> np.ndarray:
+        return shifts.copy()
+
+    with (
+        patch.object(_tables, "masked_shifts", kept),
+        patch.object(_base, "masked_shifts", kept),
+        patch.object(OwnEffects, "learn", classmethod(lambda *_: shares)),
+        patch.object(PTRAG, "query_targets", lambda self, labels: None),
+    ):
+        yield
+
+
+def unmasked(adata: AnnData, seed: int, *, call: Callable, **options):
+    """Return what a method learns without the mask and the rule for own targets."""
+    with own_targets_kept():
+        return call(adata, seed, **options)
+
+
 def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Callable]:
     """Return every method of a task."""
     learn = partial(trained, folder=folder, max_epochs=max_epochs)
@@ -279,6 +306,9 @@ def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Calla
         "stacked": {"cls": baselines.Stacked},
     }
     found |= {name: partial(fitted, **options) for name, options in simple.items()}
+    memory = partial(learn, memory="response", folder=folder.with_name("models-unmasked"))
+    found["PTRAG gumbel, memory, targets not masked"] = partial(unmasked, call=memory)
+    found["stacked, targets not masked"] = partial(unmasked, call=fitted, cls=baselines.Stacked)
     if task.published:
         classes = {
             "published": PublishedPTRAG,

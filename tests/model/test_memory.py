@@ -15,7 +15,7 @@ import ptrag_sc
 from ptrag_sc.data import mean_shifts, read_screen
 from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.model import _trainer
-from ptrag_sc.model._set_losses import SHARES
+from ptrag_sc.model._objective import SHARES
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._trainer import KeepBest
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
@@ -62,7 +62,7 @@ def test_a_single_perturbation_retrieves_its_combinations_only_when_it_is_asked_
     assert {"G0+G1", "G2+G3"} <= set(names)
     view = model.view(model.read(screen))
     asked = model.query_table(names, model.tables_.embedding.vectors_for(names, "+"), view=view)
-    trained = model.query_table(names, None, view=view)
+    trained = model.query_table(names, None, view=view, as_new=True)
     per_query = asked.neighbours.rows.shape[0] // (len(names) + 1)
     for q, name in enumerate(names, start=1):
         for row in range(q * per_query, (q + 1) * per_query):

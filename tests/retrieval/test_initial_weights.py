@@ -41,7 +41,7 @@ def started(*, text: bool, own: float, seed: int = 0):
         t,
         (P, T),
         shifts=Shifts(shifts, np.full(P * T, 50)),
-        spread=Spread(np.full((T, G), 0.01), np.ones(P * T)),
+        spread=Spread(np.full((T, G), 0.01), np.ones(P * T), np.ones(P * T)),
         controls=np.zeros((T, G)),
         directions=np.linalg.svd(shifts, full_matrices=False)[2][:R],
     )
@@ -71,7 +71,7 @@ def test_without_neighbours_nothing_is_claimed():
         np.array([0, 0]),
         (2, 1),
         shifts=Shifts(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([9, 9])),
-        spread=Spread(np.zeros((1, 2)), np.ones(2)),
+        spread=Spread(np.zeros((1, 2)), np.ones(2), np.ones(2)),
         controls=np.zeros((1, 2)),
         directions=np.eye(2),
     )
@@ -93,7 +93,7 @@ def test_additive_answers_do_not_know_the_combination_by_the_mean_shift():
         t,
         (7, 2),
         shifts=Shifts(rng.normal(size=(len(p), 12)), np.full(len(p), 50)),
-        spread=Spread(np.full((2, 12), 1e-4), np.ones(len(p))),
+        spread=Spread(np.full((2, 12), 1e-4), np.ones(len(p)), np.ones(len(p))),
         controls=np.zeros((2, 12)),
         directions=np.eye(12),
     )
@@ -126,7 +126,7 @@ def test_combinations_tell_how_far_their_components_add_up(factor):
         np.zeros(n, dtype=int),
         (n, 1),
         shifts=Shifts(shifts, np.full(n, 50)),
-        spread=Spread(np.full((1, G), 1e-4), np.ones(n)),
+        spread=Spread(np.full((1, G), 1e-4), np.ones(n), np.ones(n)),
         controls=np.zeros((1, G)),
         directions=np.linalg.svd(shifts, full_matrices=False)[2],
     )

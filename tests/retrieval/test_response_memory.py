@@ -31,7 +31,7 @@ def make(seed=0, missing=0.25):
     p, t = np.nonzero(observed)
     numbers = {
         "shifts": Shifts(rng.normal(size=(len(p), G)), rng.integers(2, 50, len(p))),
-        "spread": Spread(rng.random((T, G)) * 0.2, rng.random(len(p))),
+        "spread": Spread(rng.random((T, G)) * 0.2, np.full(len(p), np.nan), rng.random(len(p))),
         "controls": rng.normal(size=(T, G)),
         "directions": np.linalg.qr(rng.normal(size=(G, R)))[0].T,
     }
@@ -67,7 +67,7 @@ def test_entries_are_shrunk_deviations_from_the_mean_of_their_cell_type():
         np.testing.assert_allclose(memory.mean[k], mean, atol=1e-6)
         for r, direction in enumerate(directions):
             deviation = (shifts.shift[rows] - mean) @ direction
-            error = (numbers["spread"].variance[k] @ direction**2) * numbers["spread"].scale[rows]
+            error = (numbers["spread"].variance[k] @ direction**2) * numbers["spread"].contrast[rows]
             between = max(np.mean(deviation**2 - error), 0)
             assert float(memory.between[k, r]) == pytest.approx(between, abs=1e-6)
             np.testing.assert_allclose(

@@ -43,7 +43,7 @@ class Expecting(Retriever):
         self.module.eval()
         with torch.no_grad():
             cells = torch.as_tensor(screen.reader.rows(rows), device=device)[None]  # (1, S, G)
-            basal = self.module.encode_cells(cells)[0]  # (S, H)
+            (basal,) = self.module.encode_cells(cells)
         for start in range(1, len(labels) + 1, LABELS_AT_ONCE):  # query 0 is the control
             query = torch.arange(start, min(start + LABELS_AT_ONCE, len(labels) + 1), device=device)
             found = self.module.mean_shift(basal, state, query, cell_type)
@@ -164,7 +164,7 @@ class _Residuals:
         for t in np.unique(self.codes["cell_type"].iloc[rows]):
             of_type = np.flatnonzero(self.codes["cell_type"].iloc[rows] == t)
             labels = tuple(self.named["perturbation"].iloc[rows[of_type]])
-            state = model.module.with_keys(model.query_table(labels, None, view=view))
+            state = model.module.with_keys(model.query_table(labels, None, view=view, as_new=True))
             blocks = model.expected_shifts(labels, self.screen, int(t), state=state)
             predicted = np.concatenate([block.shift for block in blocks])
             name = str(self.screen.index.cell_types[t])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptrag_sc.model._module_params import ModuleParams
-from ptrag_sc.model._set_losses import training_losses, validation_losses
+from ptrag_sc.model._objective import training_losses, validation_losses
 from ptrag_sc.nn import (
     CellEncoder,
     EmbeddingEncoder,
@@ -226,7 +226,7 @@ class PTRAGModule(BaseModuleClass):
         change = loadings @ self.generator.basis  # (B, G)
         weights = refined.weights.mean(1)  # (B, J)
         if not self.has_memory:
-            return MeanShift(change, recall.joined, weights, change[:, None][:, :0])
+            return MeanShift(change, recall.joined, weights, change.new_zeros(len(query), 0, change.shape[1]))
         directions = self.memory_directions
         of_components, rest = recall.weighted(refined.weights)
         base = recall.mean + of_components.mean(1) @ directions  # (B, G)
@@ -246,9 +246,9 @@ class PTRAGModule(BaseModuleClass):
         then ``agreement`` (B, n) how well the mean shift of the answer and the observed one agree.
         """
         if self.training:
-            metrics = training_losses(self.params.loss, tensors, generative_outputs)
+            metrics = training_losses(tensors, generative_outputs, self.params.loss)
         else:
-            metrics = validation_losses(self.params.loss, tensors, inference_outputs["recall"], generative_outputs)
+            metrics = validation_losses(tensors, inference_outputs["recall"].mean, generative_outputs, self.params.loss)
         total = metrics["set_loss"]
         if "recalled_loss" in metrics:
             total = total + metrics["recalled_loss"]

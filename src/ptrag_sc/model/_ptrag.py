@@ -204,7 +204,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             early_stopping=early_stopping,
             given=trainer_kwargs,
         )
-        table = self.query_table(labels, None, view=self.view(screen))
+        table = self.query_table(labels, None, view=self.view(screen), as_new=True)
         table = table._replace(targets=self.query_targets(labels))
         plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
         runner = TrainRunner(

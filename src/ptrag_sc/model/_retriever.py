@@ -29,6 +29,7 @@ class Retriever(Predictor):
         *,
         view: MemoryView | None = None,
         random_seed: int | None = None,
+        as_new: bool = False,
     ) -> QueryTable:
         """Return the query table of a training or of a call; every neighbour is found here, once.
 
@@ -42,10 +43,13 @@ class Retriever(Predictor):
             Of :meth:`view`.
         random_seed
             Draws the neighbours of each query at random instead.
+        as_new
+            Leaves out what a new gene would not have: combinations of a single perturbation are no neighbours of it.
         """
         hidden = None
-        if vectors is None:
+        if as_new:
             hidden = torch.as_tensor(self._combinations(labels), device=self.module.embeddings.device)
+        if vectors is None:
             vectors = self.tables_.embedding.vectors_for(labels, self.keys_.sep)
         table = self.module.embeddings
         own = pd.Index(self.candidates_).get_indexer(list(labels))  # (Q,)
@@ -120,11 +124,13 @@ class Retriever(Predictor):
         perturbation = torch.as_tensor(pd.Index(self.candidates_).get_indexer(train["perturbation"]))  # (C,)
         cell_type = torch.as_tensor(pd.Index(screen.index.cell_types).get_indexer(train["cell_type"]))  # (C,)
         labels = tuple(self.candidates_.tolist())
-        both = initial_weights(self.query_table(labels, None, view=view), view, perturbation, cell_type)
+        both = initial_weights(self.query_table(labels, None, view=view, as_new=True), view, perturbation, cell_type)
         # The gene embedding counts otherwise where the query's response is unknown: the same with nothing known.
         nothing = torch.zeros_like(view.elsewhere)
         unknown = view._replace(elsewhere=nothing, own=nothing, known=torch.zeros_like(view.known))
-        alone = initial_weights(self.query_table(labels, None, view=unknown), unknown, perturbation, cell_type)
+        alone = initial_weights(
+            self.query_table(labels, None, view=unknown, as_new=True), unknown, perturbation, cell_type
+        )
         sharpness = torch.cat([both.sharpness, alone.sharpness[:1]])
         self.module.refiner.set_weights(sharpness, both.own, both.components)
         self.module.mapped_share.fill_(both.mapped)

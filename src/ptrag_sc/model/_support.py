@@ -174,7 +174,7 @@ def observed_errors(
         population = request_population(screen, len(labels), [t], n_cells=n_cells, set_size=model.set_size_, seed=None)
         run = model.run(model.training_data(), screen, labels)
         if as_held_out:
-            run.state = model.module.with_keys(model.query_table(labels, None, view=model.view(screen)))
+            run.state = model.module.with_keys(model.query_table(labels, None, view=model.view(screen), as_new=True))
         for piece in population.pieces(LABELS_AT_ONCE * len(population.sets)):
             cells = run.answer(piece).cells  # (N, G)
             for q in np.unique(piece.query):

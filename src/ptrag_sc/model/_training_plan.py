@@ -9,7 +9,7 @@ from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._module import PTRAGModule
-from ptrag_sc.model._set_losses import SHARES
+from ptrag_sc.model._objective import SHARES
 from ptrag_sc.retrieval import QueryTable, alike
 
 

@@ -1,26 +1,28 @@
-"""What is the loss of the sets of a mini-batch, in training and in validation?"""
+"""How far are a model's answers from the observed cells, in training and in validation?"""
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ptrag_sc.nn import LOSSES, masked_mean, mean_distance
-from ptrag_sc.retrieval import Recall, agreement
+from ptrag_sc.retrieval import agreement
 
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
 
 
-def training_losses(loss: str, tensors: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean loss of the generator alone (``set_loss``) and, with a memory, that of the memory alone.
+def training_losses(tensors: Mapping[str, Tensor], outputs: dict[str, Tensor], loss: str) -> dict[str, Tensor]:
+    """Return the set loss of a mini-batch and, with a memory, that of what it recalls.
 
     Parameters
     ----------
+    tensors
+        The mini-batch: ``target_cells``, ``control_mask``, ``target_mask`` and, where known, ``targets``.
+    outputs
+        ``generated`` cells (B, S, G) and, with a memory, the mean of what is ``recalled`` (B, G).
     loss
         Name of the set loss.
-    tensors
-        A mini-batch.
-    outputs
-        What the generative step returned for it.
     """
     target, outputs = _without_targets(tensors, outputs)
     masks = tensors["control_mask"], tensors["target_mask"]
@@ -31,20 +33,32 @@ def training_losses(loss: str, tensors: dict[str, Tensor], outputs: dict[str, Te
 
 
 def validation_losses(
-    loss: str, tensors: dict[str, Tensor], recall: Recall, outputs: dict[str, Tensor]
+    tensors: Mapping[str, Tensor], mean: Float[Tensor, "B G"], outputs: dict[str, Tensor], loss: str
 ) -> dict[str, Tensor]:
-    """Return the loss of every set under each share of the memory (``of_sets``), and the best mean (``set_loss``)."""
-    metrics = {}
+    """Return the loss of every set and, with a memory, its loss and its agreement under every share of ``SHARES``.
+
+    Parameters
+    ----------
+    tensors, loss
+        As in :func:`training_losses`, and ``control_cells``.
+    mean
+        Mean shift of each set's cell type.
+    outputs
+        ``generated`` and, with a memory, ``recalled`` cells (B, S, G).
+    """
     target, outputs = _without_targets(tensors, outputs)
     masks = tensors["control_mask"], tensors["target_mask"]
+    metrics = {}
     answers = [outputs["generated"]]
     if "recalled" in outputs:
         answers = [s * outputs["recalled"] + (1 - s) * outputs["generated"] for s in SHARES]
-        start = masked_mean(tensors["control_cells"], masks[0]) + recall.mean  # (B, G) control and mean shift
-        shown = ~tensors["targets"] if "targets" in tensors else torch.ones_like(start, dtype=torch.bool)
+        start = masked_mean(tensors["control_cells"], masks[0]) + mean  # (B, G) control and mean shift
+        shown = torch.ones_like(start, dtype=torch.bool)
+        if "targets" in tensors:
+            shown = ~tensors["targets"]
         predicted = torch.stack([masked_mean(cells, masks[0]) - start for cells in answers])  # (n, B, G)
         true = masked_mean(target, masks[1]) - start
-        metrics["agreement"] = agreement(predicted * shown, true * shown, recall.mean * shown).T
+        metrics["agreement"] = agreement(predicted * shown, true * shown, mean * shown).T
     losses = [LOSSES[loss](cells, target, *masks) for cells in answers]
     metrics["of_sets"] = torch.stack(losses, dim=1)  # (B, n)
     metrics["set_loss"] = metrics["of_sets"].mean(0).min()
@@ -52,7 +66,7 @@ def validation_losses(
 
 
 def _without_targets(
-    tensors: dict[str, Tensor], outputs: dict[str, Tensor]
+    tensors: Mapping[str, Tensor], outputs: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "B S G"], dict[str, Tensor]]:
     """Return observed cells and answers in which the genes are 0 that each set's perturbation targets.
 
@@ -68,4 +82,6 @@ def _without_targets(
 
 def _like(hidden: Bool[Tensor, "B G"], cells: Tensor) -> Bool[Tensor, "..."]:
     """Return the mask in the shape of cells (B, S, G) or of their mean (B, G)."""
-    return hidden[:, None] if cells.ndim == 3 else hidden
+    if cells.ndim == 3:
+        return hidden[:, None]
+    return hidden
