@@ -16,6 +16,7 @@ from anndata import AnnData
 from scipy.stats import pearsonr
 
 import ptrag_sc
+from own_targets import slow_masked, slow_own_change
 from ptrag_sc import _cli
 from ptrag_sc.metrics import DEFAULT_METRICS
 
@@ -91,7 +92,10 @@ def test_the_written_screen_holds_counts_normalised_values_and_predictions(finis
     np.testing.assert_array_equal(back.layers["counts"].toarray(), counts)
     expected = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
     np.testing.assert_allclose(back.X.toarray(), expected, rtol=1e-5)
-    assert np.isfinite(back.obsm["ptrag"]).all()
+    assert back.obs["ptrag_predicted"].all()
+    molecules = back.obsm["ptrag_counts"].toarray()
+    assert (molecules == np.rint(molecules)).all()
+    assert ((back.obsm["ptrag"].toarray() > 0) == (molecules > 0)).all()
     assert set(back.uns["ptrag"]) >= {"params", "retrieval", "effect"}
     assert set(back.obs["split"]) == {"train", "val", "test"}
 
@@ -129,13 +133,24 @@ def test_scores_of_the_mean_shift_are_those_of_a_slow_one(finished):
 
     names = obs[obs["perturbation"] != "non-targeting"].drop_duplicates(["perturbation", "cell_type", "split"])
     own = scores[scores["method"] == "MeanShift"]
+    genes = list(back.var_names)
+    is_control = (obs["perturbation"] == "non-targeting").to_numpy()
+    controls = {t: x[is_control & (obs["cell_type"] == t).to_numpy()].mean(0) for t in names["cell_type"].unique()}
+    train = {
+        (p, t): shift(p, t) for p, t, s in names[["perturbation", "cell_type", "split"]].to_numpy() if s == "train"
+    }
+    masked = slow_masked(train, genes)
+    n_own = 0
     for cell_type, part in names.groupby("cell_type"):
-        train = [shift(p, cell_type) for p in part.loc[part["split"] == "train", "perturbation"]]
+        mean = np.mean([s for (_, t), s in masked.items() if t == cell_type], axis=0)
         for perturbation in part.loc[part["split"] == "test", "perturbation"]:
             rows = own[(own["perturbation"] == perturbation) & (own["cell_type"] == cell_type)]
             found = rows.set_index("metric")["value"]
-            expected = pearsonr(np.mean(train, axis=0), shift(perturbation, cell_type)).statistic
+            change = slow_own_change(perturbation, cell_type, train, controls, genes)
+            expected = pearsonr(mean + change, shift(perturbation, cell_type)).statistic
             assert found["pearson_delta"] == pytest.approx(expected, abs=1e-4)
+            n_own += np.count_nonzero(change)
+    assert n_own > 0
 
 
 def test_existing_results_are_refused_and_left_untouched(finished, screen_file):

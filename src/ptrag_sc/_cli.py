@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,11 @@ import scvi
 from anndata import AnnData
 
 import ptrag_sc
-from ptrag_sc import PTRAG, baselines
+from ptrag_sc import PTRAG, baselines, pl
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, unusable
+from ptrag_sc.benchmark._evaluate import chosen_metrics, evaluate
+from ptrag_sc.benchmark._forms import COUNTS, SMOOTH, by_form
 from ptrag_sc.data import Predictor, ScreenKeys, read_screen, read_split
 from ptrag_sc.data._files import make_folder, write_beside
 from ptrag_sc.data._requests import require_controls
@@ -235,11 +238,7 @@ def fit(adata: AnnData, options: argparse.Namespace, conditions: pd.DataFrame) -
 
 def fitted_baselines(adata: AnnData) -> dict[str, Predictor]:
     """Return the baselines that are compared with the model."""
-    return {
-        "NoEffect": baselines.NoEffect(adata).fit(),
-        "MeanShift": baselines.MeanShift(adata).fit(),
-        "NearestPerturbations": baselines.NearestPerturbations(adata).fit(),
-    }
+    return {name: getattr(baselines, name)(adata).fit() for name in ("NoEffect", "MeanShift", "NearestPerturbations")}
 
 
 def score(adata: AnnData, tested: pd.DataFrame, predictors: dict[str, Predictor]) -> pd.DataFrame:
@@ -247,8 +246,9 @@ def score(adata: AnnData, tested: pd.DataFrame, predictors: dict[str, Predictor]
     reference = ptrag_sc.metrics.Reference.from_adata(adata)
     keys = ScreenKeys.of(adata)
     is_control = adata.obs[keys.perturbation_key].astype(str) == keys.control  # (N,)
+    metrics = by_form(chosen_metrics(None), (SMOOTH, COUNTS))
     parts = []
-    for name, predictor in predictors.items():
+    for (name, predictor), form in product(predictors.items(), metrics):
         for cell_type, rows in tested.groupby("cell_type"):
             of_type = adata.obs[keys.cell_type_key].astype(str) == cell_type
             predicted = predictor.predict(
@@ -256,9 +256,10 @@ def score(adata: AnnData, tested: pd.DataFrame, predictors: dict[str, Predictor]
                 perturbations=rows["perturbation"],
                 cell_types=cell_type,
                 n_cells=min(CELLS_PER_POPULATION, int((of_type & is_control).sum())),
+                counts="auto" if form == COUNTS else False,
             )
             real = adata[(of_type & (adata.obs["split"] == "test")).to_numpy()]
-            parts.append(ptrag_sc.benchmark.evaluate(real, predicted, reference=reference).assign(method=name))
+            parts.append(evaluate(real, predicted, reference=reference, metrics=metrics[form]).assign(method=name))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -288,7 +289,6 @@ def _pictures(adata: AnnData, model: PTRAG, tested: pd.DataFrame) -> dict[str, C
     size = effect["conditions"].assign(size=np.linalg.norm(effect["observed"], axis=1))
     largest = tested[["perturbation", "cell_type"]].merge(size).nlargest(1, "size")
     perturbation, cell_type = largest[["perturbation", "cell_type"]].iloc[0]
-    pl = ptrag_sc.pl
     pictures: dict[str, Callable[..., Any]] = {
         "training": partial(pl.training, model),
         "effect": partial(pl.effect, adata, perturbation=perturbation, cell_type=cell_type),

@@ -11,7 +11,7 @@ import pytest
 import ptrag_sc
 from ptrag_sc.baselines import MeanShift, NearestPerturbations
 from ptrag_sc.benchmark import compare, evaluate, split_half, summary
-from ptrag_sc.benchmark._compare import _code_text
+from ptrag_sc.benchmark._cache import _code_text
 from ptrag_sc.metrics import METRICS as METRICS_TABLE
 from screens import KEYS, make_screen
 
@@ -282,7 +282,7 @@ def test_a_summary_of_nothing_is_refused():
 
 
 FINGERPRINTS = """
-from ptrag_sc.benchmark._compare import _code_text, _code_text
+from ptrag_sc.benchmark._cache import _code_text
 from ptrag_sc.metrics import METRICS
 import hashlib
 

@@ -15,12 +15,12 @@ from ptrag_sc.baselines import MeanShift, NoEffect
 from ptrag_sc.benchmark._cache import cached_file, make_fingerprint, read_scores, write_scores
 from ptrag_sc.benchmark._ceilings import interpolated_duplicate, split_half
 from ptrag_sc.benchmark._evaluate import MetricChoice, chosen_metrics, evaluate
+from ptrag_sc.benchmark._forms import AS_GIVEN, COUNTS, SMOOTH, by_form
 from ptrag_sc.data import Predictor, ScreenKeys, condition_split, read_screen, read_split
 from ptrag_sc.metrics import Metric, Reference
 from ptrag_sc.model import PTRAG
 
 N_CELLS = 1000
-SMOOTH, COUNTS, AS_GIVEN = "smooth", "counts", "as given"  # forms of predicted cells
 FLOORS = {
     "no effect": lambda adata, seed: NoEffect(adata).fit(),
     "mean shift": lambda adata, seed: MeanShift(adata).fit(),
@@ -203,7 +203,7 @@ def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
         forms = _predicted(answer, ready, task)
     parts = []
     for truth, real in truths.items():
-        for form, metrics in _by_form(ready.metrics, forms).items():
+        for form, metrics in by_form(ready.metrics, forms).items():
             scores = evaluate(real, forms[form], reference=ready.reference, metrics=metrics)
             scores.insert(0, "truth", truth)
             scores["form"] = form
@@ -218,17 +218,6 @@ def _scored(ready: _Ready, task: Task) -> pd.DataFrame:
 
 def _as_index(table: pd.DataFrame) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table[["perturbation", "cell_type"]].astype(str))
-
-
-def _by_form(metrics: dict[str, Metric], forms: Mapping[str, AnnData]) -> dict[str, dict[str, Metric]]:
-    """Return which metrics are computed from which form of the predictions."""
-    chosen: dict[str, dict[str, Metric]] = {}
-    for name, row in metrics.items():
-        form = next(iter(forms))
-        if len(forms) > 1:  # means are smooth; sets of cells and tests of genes need counts
-            form = SMOOTH if row.level in ("means", "panel") else COUNTS
-        chosen.setdefault(form, {})[name] = row
-    return chosen
 
 
 def _predicted(fitted: _Fitted, ready: _Ready, task: Task) -> dict[str, AnnData]:
