@@ -44,7 +44,7 @@ from ptrag_sc.model._module_params import RETRIEVAL
 from ptrag_sc.model._support import CONDITION, observed_errors
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
-METRICS = (*ptrag_sc.metrics.DEFAULT_METRICS, "wasserstein_1", "wasserstein_2")
+METRICS = ptrag_sc.metrics.DEFAULT_METRICS
 SHOWN = ["pearson_delta", "pearson_delta_pert", "pds_cosine", "energy_distance"]
 SEEDS = (0, 1, 2)
 N_CELLS = 2000  # control cells per cell type, or all: sampled ones would add noise to every predicted mean
