@@ -71,5 +71,5 @@ def test_bad_input_is_named(adata, options, message):
 
 def test_without_effects_the_function_that_writes_them_is_named(adata):
     del adata.uns["ptrag"]["effects"]
-    with pytest.raises(KeyError, match="ptrag_sc.tl.predict first"):
+    with pytest.raises(KeyError, match=r"ptrag_sc\.tl\.predict first"):
         predicted_effects(adata, perturbation="JAK2")
