@@ -64,19 +64,58 @@ def test_scores_are_those_of_evaluate(screen):
     test = screen.obs[(screen.obs["split"] == "test") & (screen.obs["gene"] != "ctl")]
     fitted, half = nearest(screen, 0), split_half(screen, 0).real
     for cell_type, rows in test.groupby("line", observed=True):
-        predicted = fitted.predict(perturbations=sorted(rows["gene"].unique()), cell_types=cell_type, n_cells=20)
-        for truth, real in (("half", half), ("all", screen)):
-            expected = evaluate(real, predicted, reference=reference, metrics="pearson_delta")
-            found = scores[(scores["method"] == "nearest") & (scores["truth"] == truth)]
-            found = found[(found["cell_type"] == cell_type) & (found["metric"] == "pearson_delta")]
-            np.testing.assert_allclose(sorted(found["value"]), sorted(expected["value"]), rtol=1e-5)
+        asked = {"perturbations": sorted(rows["gene"].unique()), "cell_types": cell_type, "n_cells": 20}
+        # Means are scored in the smooth form, cells as counts.
+        for metric, form in (("pearson_delta", "smooth"), ("energy_distance", "counts")):
+            predicted = fitted.predict(**asked, counts=form == "counts")
+            for truth, real in (("half", half), ("all", screen)):
+                expected = evaluate(real, predicted, reference=reference, metrics=metric)
+                found = scores[(scores["method"] == "nearest") & (scores["truth"] == truth)]
+                found = found[(found["cell_type"] == cell_type) & (found["metric"] == metric)]
+                assert set(found["form"]) == {form}
+                np.testing.assert_allclose(sorted(found["value"]), sorted(expected["value"]), rtol=1e-5)
+
+
+def test_the_form_of_every_score_is_named(screen):
+    """Predictors: smooth means and counts where they are known; what is predicted elsewhere as it is given."""
+    metrics = {name: METRICS_TABLE[name] for name in ("pearson_delta", "mse", "energy_distance", "de_jaccard")}
+    levels = {name: row.level for name, row in metrics.items()}
+    assert set(levels.values()) == {"means", "cells", "tests"}
+
+    def cells(adata, seed):
+        names = adata.obs.loc[(adata.obs["split"] == "test") & (adata.obs["gene"] != "ctl"), "gene"].unique()
+        return MeanShift(adata).fit().predict(perturbations=list(names), n_cells=20)
+
+    def forms(adata):
+        options = {"metrics": metrics, "seeds": [0], "n_cells": 20, "progress": False}
+        scores = compare(adata, {"nearest": nearest, "cells": cells}, **options)
+        assert list(scores.columns) == [
+            *("method", "kind", "seed", "truth", "perturbation", "cell_type", "metric", "value", "n_real"),
+            *("n_predicted", "form", "direction", "best"),
+        ]
+        found = scores.groupby(["method", "metric"])["form"].agg(set)
+        assert (found.str.len() == 1).all()
+        return {(method, levels[metric]): form for (method, metric), (form,) in found.items()}
+
+    expected = {"means": "smooth", "cells": "counts", "tests": "counts"}
+    found = forms(screen)
+    for method in ("nearest", "no effect", "mean shift"):
+        assert {level: found[method, level] for level in expected} == expected
+    for method in ("cells", "split half", "interpolated duplicate"):
+        assert {found[method, level] for level in expected} == {"as given"}
+    halved = screen.copy()
+    halved.X = np.sqrt(screen.X.toarray())  # no counts can be found behind it
+    found = forms(halved)
+    assert {found[method, level] for method in ("nearest", "no effect", "mean shift") for level in expected} == {
+        "smooth"
+    }
 
 
 def test_a_predicted_object_is_as_good_as_a_predictor(screen):
     def predicted(adata, seed):
         fitted = MeanShift(adata).fit()
         labels = adata.obs.loc[(adata.obs["split"] == "test") & (adata.obs["gene"] != "ctl"), "gene"].unique()
-        return fitted.predict(perturbations=list(labels))
+        return fitted.predict(perturbations=list(labels), counts=False)
 
     scores = compare(screen, {"cells": predicted}, **OPTIONS)
     wide = scores[scores["metric"] == "pearson_delta"].pivot_table(

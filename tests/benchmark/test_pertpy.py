@@ -4,7 +4,6 @@ import builtins
 import importlib.metadata
 
 import numpy as np
-import pandas as pd
 import pertpy
 import pytest
 from scipy.spatial.distance import cdist, pdist
@@ -157,7 +156,7 @@ def test_virtual_cells_go_into_knn_comparison(virtual):
     real, control = (
         adata[(adata.obs["gene"] == gene) & (adata.obs["line"] == "K562")].X.toarray() for gene in ("G0", "ctl")
     )
-    predicted = cells[(cells.obs["gene"] == "G0") & (cells.obs["line"] == "K562")].X
+    predicted = cells[(cells.obs["gene"] == "G0") & (cells.obs["line"] == "K562")].X.toarray()
     shares = pertpy.tools.PerturbationComparison().compare_knn(real, predicted, control=control, n_neighbors=5)
     assert sum(shares.values()) == pytest.approx(1)
 
@@ -167,6 +166,6 @@ def test_virtual_cells_go_into_pseudobulk_space(virtual):
     bulks = pertpy.tools.PseudobulkSpace().compute(cells.copy(), target_col="gene", groups_col="line", mode="mean")
     assert bulks.shape == (4, cells.n_vars)
     labels = cells.obs["gene"].astype(str) + "_" + cells.obs["line"].astype(str)
-    means = pd.DataFrame(cells.X, columns=cells.var_names).groupby(labels.to_numpy()).mean()
+    means = cells.to_df().groupby(labels.to_numpy()).mean()
     own = bulks.obs["gene"].astype(str) + "_" + bulks.obs["line"].astype(str)
     np.testing.assert_allclose(bulks.X, means.loc[own].to_numpy(), rtol=1e-4)

@@ -156,3 +156,28 @@ def test_the_spread_comes_with_the_same_shifts_and_a_row_for_every_cell_type():
     cells = [reader.rows(index.rows(p, 0)).astype(float) for p in first["perturbation"]]
     within = sum(np.square(x - x.mean(0)).sum(0) for x in cells) / sum(len(x) - 1 for x in cells)
     np.testing.assert_allclose(spread.variance[0], within, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["batch", "all"])
+def test_deviations_vary_as_their_contrast_says(how):
+    """Conditions that share controls share the error of these: it cancels in the deviation from their mean shift."""
+    rng = np.random.default_rng(0)
+    n, n_batches = 20, 2
+    labels = np.repeat([f"P{i}" for i in range(8)] + ["control"], [n] * 8 + [6])
+    batch = rng.integers(0, n_batches, len(labels)).astype(str)
+    batch[labels == "control"] = ["0", "0", "0", "0", "1", "1"]
+    index = ConditionIndex.from_labels(labels, np.full(len(labels), "T"), batch, control="control")
+    matching = np.array([1.0, 1.0]) if how == "batch" else np.array([0.0, 0.0])
+    deviations = []
+    for _ in range(1500):
+        reader = CellReader(rng.normal(size=(len(labels), 1)))
+        controls = control_means(reader, index, matching)
+        shifts, spread = mean_shifts_and_spread(reader, index, index.conditions, controls)
+        deviations.append(shifts.shift - shifts.shift.mean(0))
+    # The perturbed cells' own part of the mean of eight is counted in the deviation too: (1 - 1 / 8) of 1 / n.
+    own = 1 / n
+    expected = spread.contrast - own + own * (1 - 1 / 8)
+    np.testing.assert_allclose(np.var(deviations, axis=0)[:, 0], expected, rtol=0.15)
+    assert (spread.contrast < spread.scale).all()
+    if how == "all":  # all conditions have the same control
+        np.testing.assert_allclose(spread.contrast, own)

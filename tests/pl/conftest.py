@@ -63,6 +63,7 @@ def adata(table) -> AnnData:
         "candidates": np.array(PERTURBATIONS),
         "retrieval": table,
         "effect": _effects(rng, genes),
+        "effects": _predicted_effects(genes),
     }
     return made
 
@@ -78,6 +79,28 @@ def _effects(rng: np.random.Generator, genes: np.ndarray) -> dict:
     names = ["perturbation", "cell_type", "n_observed", "n_predicted", "pearson_delta", "effect_slope"]
     table = pd.DataFrame(rows, columns=names)
     return {"conditions": table, "observed": observed, "predicted": predicted, "genes": genes}
+
+
+def _predicted_effects(genes: np.ndarray) -> dict:
+    """Effects of two conditions; the target of JAK2 is GENE3, and one of its intervals is open."""
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=(2, len(genes))).astype(np.float32)
+    half = rng.uniform(0.1, 1.0, size=shift.shape).astype(np.float32)
+    shift[0, 3] = -4.0
+    half[0, 3] = np.inf
+    own = np.zeros(shift.shape, dtype=bool)
+    own[0, 3] = True
+    return {
+        "conditions": pd.DataFrame({"perturbation": ["JAK2", "MYC"], "cell_type": ["K562", "K562"]}),
+        "genes": genes.astype(object),
+        "level": 0.9,
+        "shift": shift,
+        "lower": shift - half,
+        "upper": shift + half,
+        "own": own,
+        "neighbours": np.array([["STAT1", "IRF1", "", "", ""], [""] * 5], dtype=object),
+        "neighbour_shifts": rng.normal(size=(2, 5, len(genes))).astype(np.float32),
+    }
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ PLOTS = {
     "effect": CONDITION,
     "embedding": CONDITION,
     "training": {},
+    "predicted_effects": {"perturbation": "JAK2"},
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from ptrag_sc.data import ROLES, Shifts, Spread
+from ptrag_sc.data import ROLES, CellReader, ConditionIndex, Shifts, Spread, control_means, mean_shifts_and_spread
 from ptrag_sc.retrieval import (
     Neighbours,
     between_perturbations,
@@ -299,3 +299,31 @@ def test_observed_shifts_times_the_scale_have_a_root_mean_square_of_one():
     p, t, _, memory = make(5)
     shifts = memory.entries[p, t] + (memory.mean @ memory.directions.T)[t]  # (C, R) of what was observed only
     assert float((shifts * response_scale(memory)).square().mean().sqrt()) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("n_controls", [100, 30])
+def test_shrinkage_is_that_of_a_deviation_from_perturbations_with_the_same_controls(n_controls):
+    """100 perturbations of 50 cells: the error of the shared controls cancels, so that it must not shrink entries."""
+    n, n_cells, between = 100, 50, 0.03
+    rng = np.random.default_rng(0)
+    labels = np.repeat([*(f"P{i:03d}" for i in range(n)), "control"], [n_cells] * n + [n_controls])
+    index = ConditionIndex.from_labels(labels, np.full(len(labels), "T"), None, control="control")
+    errors = []
+    for _ in range(10):
+        truth = rng.normal(0, between**0.5, (n, 5))
+        cells = rng.normal(size=(len(labels), 5))
+        cells[: n * n_cells] += np.repeat(truth, n_cells, axis=0)
+        controls = control_means(CellReader(cells), index)
+        shifts, spread = mean_shifts_and_spread(CellReader(cells), index, index.conditions, controls)
+        memory = build_memory(
+            np.arange(n),
+            np.zeros(n, dtype=int),
+            (n, 1),
+            shifts=shifts,
+            spread=spread,
+            controls=controls.cell_type,
+            directions=np.eye(5),
+        )
+        errors.append(np.mean((memory.entries[:, 0].numpy() - (truth - truth.mean(0))) ** 2))
+    best = between * (1 / n_cells) / (between + 1 / n_cells)  # .012: of the shrinkage that knows both variances
+    assert np.mean(errors) < 1.05 * best

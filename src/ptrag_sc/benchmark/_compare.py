@@ -21,6 +21,7 @@ from ptrag_sc.metrics import Metric, Reference
 from ptrag_sc.model import PTRAG
 
 N_CELLS = 1000
+N_REALISED = 500  # cells with counts: metrics of cells need no more, and means are smooth
 FLOORS = {
     "no effect": lambda adata, seed: NoEffect(adata).fit(),
     "mean shift": lambda adata, seed: MeanShift(adata).fit(),
@@ -91,7 +92,8 @@ def compare(
     metrics
         As in :func:`evaluate`. None: the default ones.
     n_cells
-        Largest number of control cells per cell type from which populations are predicted.
+        Largest number of control cells per cell type from which populations are predicted; at most 500 of them become
+        cells with counts.
     cache
         Folder in which the results of finished (seed, method) pairs are kept, so that a second call continues where
         the first one ended. Results of other data, splits, embeddings, metrics or ``n_cells`` are refused. A *method*
@@ -232,21 +234,21 @@ def _predicted(fitted: _Fitted, ready: _Ready, task: Task) -> dict[str, AnnData]
         remedy = "Fit it on the object and the split that it is given."
         raise ValueError(unusable(f"Method {task.name!r}", f"seed {task.seed}", problem, remedy))
     if not isinstance(fitted, Predictor):
-        return {AS_GIVEN: _populations(fitted, ready)}
-    forms = {SMOOTH: _populations(fitted, ready, counts=False)}
+        return {AS_GIVEN: _populations(fitted, ready, n_cells=ready.n_cells)}
+    forms = {SMOOTH: _populations(fitted, ready, n_cells=ready.n_cells, counts=False)}
     if any(row.level in ("cells", "tests") for row in ready.metrics.values()):
-        realised = _populations(fitted, ready)
+        realised = _populations(fitted, ready, n_cells=N_REALISED)
         if realised.uns[DEFAULT_KEY]["params"]["counts"]:
             forms[COUNTS] = realised
     return forms
 
 
-def _populations(fitted: _Fitted, ready: _Ready, **form: Any) -> AnnData:
+def _populations(fitted: _Fitted, ready: _Ready, *, n_cells: int, **form: Any) -> AnnData:
     screen = ready.screen()
     parts = []
     for cell_type, rows in ready.test.groupby("cell_type", observed=True):
         # None if there are no control cells: predict() then names the cell type in its error.
-        n = min(ready.n_cells, int(ready.n_controls.get(cell_type, 0))) or None
+        n = min(n_cells, ready.n_cells, int(ready.n_controls.get(cell_type, 0))) or None
         wanted = rows["perturbation"].tolist()
         parts.append(fitted.predict(screen, perturbations=wanted, cell_types=[cell_type], n_cells=n, **form))
     if len(parts) == 1:

@@ -22,6 +22,9 @@ N_LOSSES = 19  # points between a loss of .1 % and of all molecules
 N_GAINS = 25  # points between a gain of .1 % and the largest
 N_SIZES = 8  # groups of cells of similar library size
 MOST_ADDED = 1000.0  # molecules per cell that a gene gains at most
+N_INVERTED = 64  # points of a table of folds by shift
+SMALLEST = 1e-12  # shift that still has a logarithm
+ROWS_AT_ONCE = 512
 
 
 class FoldCurves(NamedTuple):
@@ -33,26 +36,57 @@ class FoldCurves(NamedTuple):
     rise: np.ndarray  # (G, K') rise of the mean expression, ascending
     rate: np.ndarray  # (G,) mean count over mean library size
 
+    def inverted(self) -> "Folds":
+        """Return the folds that bring a shift, as tables."""
+        n_genes = len(self.fall)
+        down = _inverted(self.fall, np.broadcast_to(self.loss, self.fall.shape))
+        up = _inverted(self.rise, self.gain)
+        return Folds(*down, *up, np.arange(n_genes))
+
+
+class Folds(NamedTuple):
+    """Folds by shift: the logarithm of the change of molecules at equal steps of the logarithm of the shift."""
+
+    first_fall: np.ndarray  # (G,) logarithm of the smallest fall in the table; inf for a gene that cannot fall
+    step_fall: np.ndarray  # (G,)
+    log_loss: np.ndarray  # (G, M)
+    first_rise: np.ndarray  # (G,)
+    step_rise: np.ndarray  # (G,)
+    log_gain: np.ndarray  # (G, M)
+    gene: np.ndarray  # (G,)
+
     def fold(self, shift: np.ndarray) -> np.ndarray:
         """Return the folds (N, G) that bring some shifts (N, G); 1 for a shift of 0, the nearest if out of reach."""
-        fold = np.ones_like(shift, dtype=float)
-        for g in range(shift.shape[1]):
-            s = shift[:, g]
-            down = s < 0
-            if down.any():
-                fold[down, g] -= _looked_up(-s[down], self.fall[g], self.loss)
-            up = s > 0
-            if up.any():
-                fold[up, g] += _looked_up(s[up], self.rise[g], self.gain[g])
-        return np.maximum(fold, 0.0)
+        size = np.log(np.maximum(np.abs(shift), SMALLEST))  # (N, G)
+        fold = np.ones(shift.shape, dtype=np.float32)
+        for sign, first, step, table in (
+            (-1.0, self.first_fall, self.step_fall, self.log_loss),
+            (1.0, self.first_rise, self.step_rise, self.log_gain),
+        ):
+            row, gene = np.nonzero((shift * sign > 0) & np.isfinite(first))
+            place = (size[row, gene] - first[gene]) / step[gene]  # in steps; below the table both are proportional
+            at = np.clip(place.astype(np.int64), 0, table.shape[1] - 2)
+            left, right = table[gene, at], table[gene, at + 1]
+            change = left + (right - left) * np.clip(place - at, 0, 1) + np.minimum(place, 0) * step[gene]
+            fold[row, gene] += sign * np.exp(change)
+        return np.maximum(fold, 0)
 
 
-def _looked_up(shift: np.ndarray, reached: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Return the change of molecules for positive shifts; both are proportional below the first point."""
-    if not reached[-1] > 0:  # a gene without molecules can lose none
-        return np.zeros_like(shift)
-    found = np.exp(np.interp(np.log(shift), np.log(reached), np.log(change)))
-    return np.where(shift < reached[0], change[0] * shift / reached[0], found)
+def _inverted(shift: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each gene the first point, the step and the logarithms of the change (G, M), given curves (G, K)."""
+    n_genes = len(shift)
+    first = np.full(n_genes, np.inf)
+    step = np.ones(n_genes)
+    table = np.zeros((n_genes, N_INVERTED))
+    for g in range(n_genes):
+        if not shift[g, -1] > 0:  # a gene without molecules can lose none
+            continue
+        x = np.log(np.maximum(shift[g], SMALLEST))
+        at = np.linspace(x[0], x[-1], N_INVERTED)
+        first[g] = x[0]
+        step[g] = max(at[1] - at[0], SMALLEST)
+        table[g] = np.interp(at, x, np.log(change[g]))
+    return first, step, table
 
 
 def fold_curves(cells: CellCounts) -> FoldCurves:
@@ -157,69 +191,71 @@ class Realisation:
         self.screen = screen
         self.seed = seed or 0
         self.of_label = name_hash(np.array(["", *labels], dtype=object), self.seed)  # (Q,), query 0 first
-        self._curves: dict[int, FoldCurves] = {}
-
-    def curves(self, cell_type: int) -> FoldCurves:
-        """Return the curves of a cell type, which are computed once."""
-        if cell_type not in self._curves:
-            self._curves[cell_type] = fold_curves(read_counts(self.screen, known_controls(self.screen, cell_type)))
-        return self._curves[cell_type]
+        self._types: dict[int, _OfType] = {}
 
     def realise(self, cells: np.ndarray, request: Request) -> tuple[sp.csr_matrix, sp.csr_matrix]:
         """Return expression and counts (N, G) of predicted cells (N, G); a row without prediction stores nothing."""
-        done = np.flatnonzero(request.source >= 0)  # (m,)
-        source = request.source[done]
-        controls, place = np.unique(source, return_inverse=True)
-        known = read_counts(self.screen, controls)
-        fold = np.ones((len(done), cells.shape[1]))
-        expression = self.screen.reader.rows(controls)  # (controls, G)
+        parts = []
+        for start in range(0, len(cells), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(cells)))
+            parts.append(self._block(cells[rows], rows, request))
+        expression, counts = zip(*parts, strict=True)
+        return sp.vstack(expression, format="csr"), sp.vstack(counts, format="csr")
+
+    def _block(self, cells: np.ndarray, rows: np.ndarray, request: Request) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Return expression and counts of some rows."""
+        source, query = request.source[rows], request.query[rows]
+        expression = np.zeros(cells.shape, dtype=np.float32)
+        drawn = np.zeros(cells.shape, dtype=np.float32)
         of_type = self.screen.index.cell_type[source]
-        rate = np.zeros((len(self.screen.index.cell_types), cells.shape[1]))
-        for t in np.unique(of_type[request.query[done] > 0]):
-            at = np.flatnonzero((of_type == t) & (request.query[done] > 0))
-            curves = self.curves(int(t))
-            fold[at] = curves.fold(cells[done[at]] - expression[place[at]])
-            rate[t] = curves.rate
-        names = name_hash(self.screen.names[request.named[done]], self.seed)  # (m,)
-        drawn = []
-        size = known.size
-        counts = known.counts.toarray()
-        for i, row in enumerate(done):
-            rng = np.random.default_rng([int(names[i]), int(self.of_label[request.query[row]])])
-            own = counts[place[i]]
-            drawn.append(_drawn(own, fold[i], size[place[i]] * rate[of_type[i]], rng))
-        return _as_rows(drawn, counts, expression, 1 / size, place, done, cells.shape)
+        names = name_hash(self.screen.names[request.named[rows]], self.seed)
+        for t in np.unique(of_type[source >= 0]):
+            known = self._of_type(int(t))
+            at = np.flatnonzero((of_type == t) & (source >= 0))
+            place = np.searchsorted(known.rows, source[at])
+            own = known.cells.counts[place].toarray()  # (m, G)
+            logged = self.screen.reader.rows(source[at])
+            size = known.cells.size[place]
+            perturbed = np.flatnonzero(query[at] > 0)
+            found = own.copy()
+            if len(perturbed):
+                fold = known.folds.fold(cells[at[perturbed]] - logged[perturbed])
+                for i, f in zip(perturbed, fold, strict=True):
+                    rng = np.random.default_rng([int(names[at[i]]), int(self.of_label[query[at[i]]])])
+                    _draw(found[i], f, size[i] * known.rate, rng)
+            drawn[at] = found
+            # Where no count changed, the expression is the control cell's own.
+            changed = np.nonzero((found != own) & (found > 0))
+            logged[found == 0] = 0
+            logged[changed] = np.log1p(found[changed] / size[changed[0]])
+            expression[at] = logged
+        row, gene = np.nonzero(drawn)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(rows)))])
+        matrices = [sp.csr_matrix((m[row, gene], gene.copy(), indptr.copy()), cells.shape) for m in (expression, drawn)]
+        return matrices[0], matrices[1]
+
+    def _of_type(self, cell_type: int) -> "_OfType":
+        """Return what is known of the control cells of a cell type; it is computed once."""
+        if cell_type not in self._types:
+            rows = self.screen.index.controls(cell_type)
+            curves = fold_curves(read_counts(self.screen, known_controls(self.screen, cell_type)))
+            self._types[cell_type] = _OfType(rows, read_counts(self.screen, rows), curves.inverted(), curves.rate)
+        return self._types[cell_type]
 
 
-def _drawn(count: np.ndarray, fold: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the counts (G,) of one cell after folds (G,); ``level`` (G,) is what a cell of its size has on average."""
-    found = count.copy()
+class _OfType(NamedTuple):
+    """Control cells of one cell type."""
+
+    rows: np.ndarray  # (n,) of the screen, ascending
+    cells: CellCounts
+    folds: Folds
+    rate: np.ndarray  # (G,)
+
+
+def _draw(count: np.ndarray, fold: np.ndarray, level: np.ndarray, rng: np.random.Generator) -> None:
+    """Change the counts (G,) of one cell by folds (G,); ``level`` (G,) is what a cell of its size has on average."""
     loses = np.flatnonzero((fold < 1) & (count > 0))
-    found[loses] = rng.binomial(count[loses].astype(np.int64), fold[loses])
     gains = np.flatnonzero(fold > 1)
-    found[gains] += rng.poisson((fold[gains] - 1) * (count[gains] + level[gains]) / 2)
-    return found
-
-
-def _as_rows(
-    drawn: list[np.ndarray],
-    counts: np.ndarray,
-    expression: np.ndarray,
-    factor: np.ndarray,
-    place: np.ndarray,
-    rows: np.ndarray,
-    shape: tuple[int, int],
-) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Return expression and counts as CSR; where no count changed, the expression is the control cell's own."""
-    stored = [np.flatnonzero(row) for row in drawn]
-    per_row = np.zeros(shape[0], dtype=np.int64)
-    per_row[rows] = [len(genes) for genes in stored]
-    indptr = np.concatenate([[0], np.cumsum(per_row)])
-    none = np.zeros(0, dtype=np.int64)
-    indices = np.concatenate([none, *stored])
-    of_row = np.repeat(place, [len(genes) for genes in stored])  # control cell of each stored value
-    values = np.concatenate([none, *[row[genes] for row, genes in zip(drawn, stored, strict=True)]]).astype(np.float32)
-    same = values == counts[of_row, indices]
-    logged = np.where(same, expression[of_row, indices], np.log1p(values * factor[of_row]))
-    matrix = sp.csr_matrix((logged.astype(np.float32), indices, indptr), shape=shape)
-    return matrix, sp.csr_matrix((values, indices.copy(), indptr.copy()), shape=shape)
+    added = rng.poisson((fold[gains] - 1) * (count[gains] + level[gains]) / 2)
+    count[loses] = rng.binomial(count[loses].astype(np.int64), fold[loses])
+    count[gains] += added

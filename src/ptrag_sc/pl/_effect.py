@@ -68,7 +68,7 @@ def effect(
     predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)
     is_observed = not np.isnan(observed).all()
     across, name = observed, "observed shift"
-    if not is_observed:
+    if not is_observed and "control" in effects:
         across, name = np.asarray(effects["control"])[condition.name], "mean expression of control cells"
     _check_shift(across, name.capitalize(), perturbation, cell_type)
     _check_shift(predicted, "Predicted shift", perturbation, cell_type)
