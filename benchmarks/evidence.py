@@ -216,6 +216,10 @@ class PublishedPTRAG(PTRAG):
                 parameter.requires_grad_(False)
         return module
 
+    def _build(self, *arguments) -> None:
+        super()._build(*arguments)
+        self.own_effects_ = None  # the published loss shows the module what perturbations do to their own targets
+
     def learn_effect_errors(self) -> None:
         """Learn nothing: the published module generates cells and has no mean shift without them."""
 

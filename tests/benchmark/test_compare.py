@@ -121,7 +121,7 @@ def test_a_predicted_object_is_as_good_as_a_predictor(screen):
     wide = scores[scores["metric"] == "pearson_delta"].pivot_table(
         index=["seed", "truth", "perturbation", "cell_type"], columns="method", values="value", observed=True
     )
-    np.testing.assert_allclose(wide["cells"], wide["mean shift"])
+    np.testing.assert_allclose(wide["cells"], wide["mean shift"], atol=1e-6)  # sums of float32
 
 
 def test_a_method_may_build_a_model_on_what_it_is_given_and_metrics_may_be_own_rows(screen):

@@ -87,7 +87,7 @@ def test_a_task_writes_its_scores_and_the_page_shows_them(evidence, tmp_path, mo
     assert {p.name for p in tmp_path.iterdir()} == {"simulated", "simulated.csv", "simulated.json", "simulated.png"}
     stored = json.loads((tmp_path / "simulated.json").read_text())
     page = evidence.page([stored])
-    for name in (*simple, "mean shift", "Lift of the selection", "covered by", "wasserstein_2"):
+    for name in (*simple, "mean shift", "Lift of the selection", "covered by", "energy_distance"):
         assert name in page
     assert result["n_conditions"] == 7
 
