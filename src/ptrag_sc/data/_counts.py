@@ -50,7 +50,7 @@ def read_counts(screen: Screen, rows: np.ndarray) -> CellCounts:
     """
     logged = sp.csr_matrix(screen.reader.rows(rows))  # (n, G)
     if logged.nnz and logged.data.min() < 0:
-        raise CountsUnknown(_refusal(screen, rows, "holds negative values"))
+        raise CountsUnknown(_refusal(screen, rows[_rows_where(logged, logged.data < 0)], "holds negative values"))
     if screen.counts is None:
         return _recovered(screen, rows, logged)
     return _registered(screen, rows, logged, screen.counts)
@@ -76,8 +76,10 @@ def find_counts(screen: Screen) -> str | None:
 def _registered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix, layer: CellReader) -> CellCounts:
     """Return counts from the registered layer."""
     counts = sp.csr_matrix(layer.rows(rows))
-    if counts.nnz and not ((counts.data >= 0) & (counts.data == np.rint(counts.data))).all():
-        raise CountsUnknown(_refusal(screen, rows, "belongs to a layer of counts with negative or broken numbers"))
+    broken = _rows_where(counts, (counts.data < 0) | (counts.data != np.rint(counts.data)))
+    if len(broken):
+        problem = "belongs to a layer of counts with negative or broken numbers"
+        raise CountsUnknown(_refusal(screen, rows[broken], problem))
     counts.eliminate_zeros()
     total = np.asarray(counts.sum(1)).ravel()
     units = np.expm1(logged.data.astype(float))
@@ -85,9 +87,11 @@ def _registered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix, layer: 
     expected = counts.multiply(np.nan_to_num(factor)[:, None]).tocsr()
     found = logged.astype(float)
     found.data = units
-    difference = abs(found - expected)
-    if difference.nnz and (difference - TOLERANCE * found).max() > TOLERANCE * np.nanmin(factor):
-        raise CountsUnknown(_refusal(screen, rows, "is not log1p of these counts times one factor for each cell"))
+    excess = (abs(found - expected) - TOLERANCE * found).tocsr()
+    broken = _rows_where(excess, excess.data > TOLERANCE * np.nanmin(factor, initial=np.inf))
+    if len(broken):
+        problem = "is not log1p of these counts times one factor for each cell"
+        raise CountsUnknown(_refusal(screen, rows[broken], problem))
     return CellCounts(counts, factor)
 
 
@@ -115,6 +119,11 @@ def _recovered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix) -> CellC
 
 def _refusal(screen: Screen, rows: np.ndarray, problem: str) -> str:
     return unusable("The expression", f"cell {str(screen.names[rows[0]])!r}", problem, REMEDY)
+
+
+def _rows_where(matrix: sp.csr_matrix, chosen: np.ndarray) -> np.ndarray:
+    """Return the rows of a CSR matrix that hold some of its stored values."""
+    return np.unique(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[chosen])
 
 
 def _row_sums(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
