@@ -18,7 +18,8 @@ from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import name_hash
 
 FEW = 32  # molecules up to which distributions are summed term by term
-N_LOSSES = 19  # points between a loss of .1 % and of all molecules
+# Losses from .1 % to all of the molecules: closer where few are left, because there the fall is steep.
+LOSSES = np.concatenate([np.geomspace(1e-3, 0.5, 13), 1 - np.geomspace(0.4, 2e-3, 11), [1.0]])
 N_GAINS = 25  # points between a gain of .1 % and the largest
 N_SIZES = 8  # groups of cells of similar library size
 MOST_ADDED = 1000.0  # molecules per cell that a gene gains at most
@@ -98,12 +99,11 @@ def fold_curves(cells: CellCounts) -> FoldCurves:
     # A gene that no control cell shows can still be induced: half a molecule in all of them counts as its level.
     mean = np.maximum(np.bincount(counts.col, weights=counts.data, minlength=n_genes), 0.5) / n  # (G,)
     rate = mean / size.mean()
-    loss = np.geomspace(1e-3, 1.0, N_LOSSES)
     gain = np.geomspace(1e-3, np.maximum(10.0, MOST_ADDED / mean), N_GAINS, axis=1)  # (G, K')
     entries = counts.data.astype(np.int64), counts.col, factor[counts.row]
-    fall = _fall(*entries, 1 - loss, n_genes) / n
+    fall = _fall(*entries, 1 - LOSSES, n_genes) / n
     rise = _rise(counts, factor, gain, rate) / n
-    return FoldCurves(loss, np.maximum.accumulate(fall, 1), gain, np.maximum.accumulate(rise, 1), rate)
+    return FoldCurves(LOSSES, np.maximum.accumulate(fall, 1), gain, np.maximum.accumulate(rise, 1), rate)
 
 
 def _fall(count: np.ndarray, gene: np.ndarray, factor: np.ndarray, fold: np.ndarray, n_genes: int) -> np.ndarray:
@@ -119,8 +119,7 @@ def _fall(count: np.ndarray, gene: np.ndarray, factor: np.ndarray, fold: np.ndar
     many = count > FEW
     c, g, r = count[many].astype(float), gene[many], factor[many]
     for k, f in enumerate(fold):
-        expected = _logged(r, c * f, c * f * (1 - f))
-        total[:, k] += np.bincount(g, weights=np.log1p(r * c) - expected, minlength=n_genes)
+        total[:, k] += np.bincount(g, weights=np.log1p(r * c) - _logged_binomial(r, c, f), minlength=n_genes)
     return total
 
 
@@ -151,6 +150,20 @@ def _rise(counts: sp.coo_matrix, factor: np.ndarray, gain: np.ndarray, rate: np.
         risen = _logged_poisson(r, count, added) - np.log1p(r * count)
         total[:, k] = np.bincount(gene, weights=times * risen, minlength=n_genes)
     return total
+
+
+def _logged_binomial(factor: np.ndarray, count: np.ndarray, fold: float) -> np.ndarray:
+    """Return the mean of log1p(factor * Binomial(count, fold)) for counts above ``FEW``; fold < 1."""
+    mean = _logged(factor, count * fold, count * fold * (1 - fold))
+    few = count * fold <= FEW / 2  # nearly all are lost: the distribution is not symmetric
+    r, c = factor[few], count[few]
+    total = np.zeros_like(r)
+    probability = np.power(1 - fold, c)
+    for k in range(FEW + 12):
+        total += probability * np.log1p(r * k)
+        probability = probability * np.maximum(c - k, 0) / (k + 1) * (fold / (1 - fold))
+    mean[few] = total
+    return mean
 
 
 def _logged_poisson(factor: np.ndarray, count: np.ndarray, added: np.ndarray) -> np.ndarray:
