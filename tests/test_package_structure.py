@@ -250,7 +250,8 @@ def test_quickstart_of_the_readme():
     names = {}
     exec(code, names)
     adata, virtual, query = names["adata"], names["virtual"], names["held_out"]["perturbation"]
-    assert np.isfinite(adata.obsm["ptrag"]).all()
+    assert np.isfinite(adata.obsm["ptrag"].data).all()
+    assert adata.obs["ptrag_predicted"].all()
     assert set(virtual.obs["perturbation"]) == {query}
     assert virtual.n_obs == (adata.obs["perturbation"] == "non-targeting").sum()
     plt.close("all")
