@@ -29,6 +29,16 @@ def screen():
     return set_up_screen()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_folds():
+    """Intervals from three folds: after each training they would take the longest time. Their own tests undo this."""
+    from ptrag_sc.data import _intervals
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_intervals, "MAX_FOLDS", 3)
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained():
     """A small trained model with its data; do not change either: it is looked at again when all tests are over."""

@@ -7,6 +7,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 import ptrag_sc
+from baselines.oracles import slow_shifts
+from own_targets import slow_masked, targeted_screen
 from ptrag_sc.metrics import Reference, _reference
 from screens import KEYS, make_screen
 
@@ -176,3 +178,20 @@ def test_a_cell_type_without_controls():
     assert np.isfinite(reference.matched_control("K562", None)).all()
     with pytest.raises(ValueError, match=r"Cell type 'RPE1' in the reference has no control cells"):
         reference.matched_control("RPE1", None)
+
+
+def test_own_targets_are_not_in_the_centre():
+    """Neither what training perturbations did to their own targets, nor how far that was."""
+    held_out = {("G1", "RPE1"), ("G0+G1", "K562")}
+    adata = targeted_screen(held_out=held_out)
+    reference, genes, x = Reference.from_adata(adata), list(adata.var_names), adata.X.toarray()
+    shifts = slow_shifts(adata)
+    assert held_out.isdisjoint(shifts)
+    for t, line in enumerate(reference.cell_types):
+        masked = [s for (_, k), s in slow_masked(shifts, genes).items() if k == line]
+        expected = x[rows(adata, gene="ctl", line=line)].mean(0) + np.mean(masked, axis=0)
+        np.testing.assert_allclose(reference.centre[t], expected, atol=1e-5)
+        plain = np.mean([s for (_, k), s in shifts.items() if k == line], axis=0)
+        assert np.abs(plain - np.mean(masked, axis=0)).max() > 0.03
+    moved = Reference.from_adata(targeted_screen(lambda x, own: np.where(own, x + 3, x), held_out=held_out))
+    np.testing.assert_allclose(moved.centre, reference.centre, atol=1e-6)

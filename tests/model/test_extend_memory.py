@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import ptrag_sc
+from baselines.oracles import slow_shifts
+from own_targets import slow_controls, slow_masked, slow_shares, targeted_screen, targets
 from screens import KEYS, SMALL, make_screen, train_small
 
 MEMORY = {"memory": "response"}
@@ -150,3 +152,75 @@ def test_bad_requests(screen, model):
     vector = pd.DataFrame(np.ones((1, 30)), index=["NEW1"])
     model.extend_memory(new, gene_embedding=vector)
     assert "NEW1" in model.candidates_
+
+
+@pytest.fixture(scope="module")
+def targeted(tmp_path_factory):
+    """A screen with measured targets, and the folder of an untrained model that saw neither G7 nor HepG2."""
+    adata = targeted_screen(n_obs=900)
+    adata.obs["line"] = np.where(np.arange(adata.n_obs) % 3 == 2, "HepG2", adata.obs["line"])
+    known = adata[((adata.obs["gene"] != "G7") & (adata.obs["line"] != "HepG2")).to_numpy()].copy()
+    ptrag_sc.PTRAG.setup_anndata(known, **KEYS, batch_key="gem", split_key="split")
+    folder = tmp_path_factory.mktemp("targeted") / "model"
+    ptrag_sc.PTRAG(known, **{**SMALL, **MEMORY}).save(folder)
+    return folder, adata
+
+
+def extended(folder, adata):
+    model = ptrag_sc.PTRAG.load(folder, False, accelerator="cpu")
+    before = model.own_effects_
+    model.extend_memory(adata)
+    return model, before
+
+
+def test_own_targets_of_new_experiments_are_masked_and_learned(targeted):
+    """The mean shift that the memory keeps stands for the others of a known cell type; a new one has its own share."""
+    folder, adata = targeted
+    model, before = extended(folder, adata)
+    shifts, controls, genes = slow_shifts(adata), slow_controls(adata), list(adata.var_names)
+    memory, names = model.module.memory, list(model.candidates_)
+    k, g = names.index("G7"), genes.index("G7")
+    directions = memory.directions.numpy()
+    alone = model.own_effects_.alone.set_index(["gene", "cell_type"])["effect"]
+    for t, line in enumerate(("K562", "RPE1")):
+        mean = memory.mean[t].numpy()
+        shift = shifts["G7", line].copy()
+        assert shift[g] < mean[g] - 0.3
+        assert alone["G7", line] == pytest.approx(shift[g] - mean[g], abs=1e-5)
+        shift[g] = mean[g]
+        deviation = directions @ (shift - mean)
+        kept = memory.entries[k, t].numpy() / deviation  # shrunk, each direction by its reliability
+        assert ((kept > -1e-3) & (kept < 1)).all()
+    assert {t: model.own_effects_.shares[t] for t in before.shares} == before.shares
+    assert model.own_effects_.pooled == before.pooled
+    new = {key: s for key, s in shifts.items() if key[1] == "HepG2"}
+    assert model.own_effects_.shares["HepG2"] == pytest.approx(slow_shares(new, controls, genes)[0]["HepG2"], abs=1e-5)
+    masked = slow_masked(new, genes)
+    t = model.tables_.cell_types.index("HepG2")
+    np.testing.assert_allclose(memory.mean[t], np.mean(list(masked.values()), axis=0), atol=1e-5)
+    for line, label in (("K562", "G0+G7"), ("HepG2", "G5+G7")):
+        predicted = model.predict(adata, perturbations=label, cell_types=line, counts=False)
+        rest = model.own_effects_
+        model.own_effects_ = None
+        without = model.predict(adata, perturbations=label, cell_types=line, counts=False)
+        model.own_effects_ = rest
+        change = (predicted.X - without.X).mean(0)
+        parts = [genes.index(gene) for gene in label.split("+")]
+        np.testing.assert_allclose(change[parts], [alone[gene, line] for gene in label.split("+")], atol=1e-5)
+        np.testing.assert_allclose(np.delete(change, parts), 0, atol=1e-6)
+
+
+def test_own_falls_of_new_experiments_reach_no_entry(targeted):
+    folder, adata = targeted
+    far = adata.copy()
+    x, genes = far.X.toarray(), list(far.var_names)
+    for i, label in enumerate(far.obs["gene"].astype(str)):
+        x[i, targets(label, genes)] += 4
+    far.X = x
+    (first, _), (second, _) = (extended(folder, each) for each in (adata, far))
+    for name in ("entries", "mean", "between"):
+        torch.testing.assert_close(
+            getattr(first.module.memory, name), getattr(second.module.memory, name), atol=1e-4, rtol=1e-3
+        )
+    moved = [m.own_effects_.alone.set_index(["gene", "cell_type"])["effect"]["G7", "K562"] for m in (first, second)]
+    assert moved[1] == pytest.approx(moved[0] + 4, abs=1e-3)

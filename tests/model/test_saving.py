@@ -13,6 +13,7 @@ from mudata import MuData
 from scvi.train import SaveCheckpoint
 
 import ptrag_sc
+from own_targets import targeted_screen
 from ptrag_sc.model._sets import training_sets
 from screens import KEYS, SMALL, TRAIN, make_screen, train_small
 
@@ -205,3 +206,26 @@ def test_a_model_saved_by_a_checkpoint_knows_its_epochs(tmp_path, monkeypatch):
             saved = ptrag_sc.PTRAG.load(folder, adata, accelerator="cpu")
             found[saved.kept_epoch_] = saved.n_epochs_, list(saved.history["validation_loss"].index)
     assert found == {2: (3, [1, 2]), 3: (4, [1, 2, 3]), 4: (5, [1, 2, 3, 4])}
+
+
+def test_own_effects_and_intervals_are_saved(tmp_path):
+    """Also without data: what targets do, smooth and as counts, and how sure that is."""
+    adata = targeted_screen()
+    adata.obs.loc[(adata.obs["gene"] == "G6").to_numpy(), "split"] = "val"
+    model = ptrag_sc.PTRAG(adata, **{**SMALL, "memory": "response"})
+    model.train(1, **TRAIN)
+    assert all(share < -0.1 for share in model.own_effects_.shares.values())
+    assert set(model.own_effects_.shares) == {"K562", "RPE1"}
+    assert len(model.own_effects_.alone) == 2 * 7  # G6 is not for training
+    model.save(tmp_path)
+    again = ptrag_sc.PTRAG.load(tmp_path, adata=False, accelerator="cpu")
+    assert (again.own_effects_.shares, again.own_effects_.pooled) == (
+        model.own_effects_.shares,
+        model.own_effects_.pooled,
+    )
+    assert again.own_effects_.alone.equals(model.own_effects_.alone)
+    assert again.effect_errors_.to_json() == model.effect_errors_.to_json()
+    asked = {"perturbations": ["G2", "G6", "G1+G3"]}
+    for counts in (False, True):
+        first, second = (m.predict(adata, **asked, counts=counts).to_df().to_numpy() for m in (model, again))
+        np.testing.assert_array_equal(first, second)

@@ -56,11 +56,12 @@ def read_counts(screen: Screen, rows: np.ndarray) -> CellCounts:
     return _registered(screen, rows, logged, screen.counts)
 
 
-def known_controls(screen: Screen, cell_type: int) -> np.ndarray:
-    """Return up to 2,000 control cells of a cell type (rows), chosen by their names."""
+def known_controls(screen: Screen, cell_type: int, n_most: int | None = None) -> np.ndarray:
+    """Return up to ``n_most`` control cells of a cell type (ascending rows), chosen by their names; None: 2,000."""
+    n_most = MAX_CONTROLS if n_most is None else n_most
     controls = screen.index.controls(cell_type)
     order = name_hash(screen.names[controls], 0)
-    return np.sort(controls[np.argsort(order, kind="stable")[:MAX_CONTROLS]])
+    return np.sort(controls[np.argsort(order, kind="stable")[:n_most]])
 
 
 def find_counts(screen: Screen) -> str | None:

@@ -39,7 +39,7 @@ class Expecting(Retriever):
     ) -> Iterator[ExpectedShifts]:
         """Yield the mean shifts of perturbations in a cell type, over up to 16 control cells chosen by name."""
         device = self.module.device
-        rows = known_controls(screen, cell_type)[:N_CELLS]
+        rows = known_controls(screen, cell_type, N_CELLS)
         self.module.eval()
         with torch.no_grad():
             cells = torch.as_tensor(screen.reader.rows(rows), device=device)[None]  # (1, S, G)
