@@ -23,13 +23,8 @@ class NoEffect(Baseline):
     ... )
     >>> name = str(adata.uns["gene_embedding"]["genes"][0])
     >>> predicted = NoEffect(adata).fit().predict(perturbations=name)
-<<<<<<< HEAD
-    >>> bool((predicted.X != adata[predicted.obs["ptrag_source"]].X).nnz == 0)
-    True
-=======
     >>> (predicted.X != adata[predicted.obs["ptrag_source"]].X).nnz
     0
->>>>>>> wt-tests
     """
 
     _changes_targets = False
