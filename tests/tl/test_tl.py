@@ -67,6 +67,16 @@ def test_sources_are_controls_of_the_same_cell_type_and_batch(predicted):
     assert (source.index.to_numpy()[control] == predicted.obs_names.to_numpy()[control]).all()
 
 
+@pytest.mark.parametrize("counts", [False, True])
+def test_controls_alone_are_returned_without_effects(trained, counts):
+    adata = make_screen()
+    adata = adata[adata.obs["gene"] == "ctl"].copy()
+    ptrag_sc.tl.predict(adata, trained, counts=counts)
+    found = adata.obsm["ptrag"].toarray() if counts else adata.obsm["ptrag"]
+    np.testing.assert_array_equal(found, adata.X.toarray())
+    assert "effects" not in adata.uns["ptrag"]
+
+
 def test_a_batch_without_controls_draws_on_the_cell_type(trained):
     adata = make_screen()
     adata = adata[~((adata.obs["gene"] == "ctl") & (adata.obs["gem"] == "b2")).to_numpy()].copy()

@@ -137,11 +137,13 @@ def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: floa
         ``conditions`` (``perturbation``, ``cell_type``), ``genes``, ``level``, and arrays (conditions, genes):
         ``control``, ``shift``, ``lower``, ``upper``, ``call``, ``own``, ``agreement``. Also ``neighbours`` (conditions,
         5), the names of those with the largest weights ("" where there are fewer), and ``neighbour_shifts``
-        (conditions, 5, genes). None, with a log line, if these would be large.
+        (conditions, 5, genes). None if there is no condition and, with a log line, if these would be large.
     """
     n_values = len(cell_types) * len(run.labels) * len(model.genes_) * N_SHOWN
     if n_values > MAX_VALUES:
         sc.logging.info("effects of so many genes are not kept: ptrag_sc.tl.predict_effects returns them as a table")
+        return None
+    if not cell_types:  # nothing but control cells
         return None
     model.learn_effect_errors()
     values: dict[str, list[np.ndarray]] = {name: [] for name in KEPT}
