@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import ptrag_sc
+from ptrag_sc.data import CellReader, read_screen
 from ptrag_sc.data import _counts as counts_module
-from ptrag_sc.data import read_screen
 from ptrag_sc.data._counts import CountsUnknown, find_counts, known_controls, read_counts
 from ptrag_sc.data._fields import ScreenKeys
 
@@ -177,6 +177,32 @@ def test_one_broken_cell_is_enough_and_is_named():
         everything(adata)
     adata.obs.loc["cell17", "gene"] = "A"  # perturbed cells are not generated from
     assert find_counts(screen_of(adata)) is None
+
+
+def test_a_broken_control_is_found_before_a_cell_is_generated(monkeypatch):
+    """Also one that is not among those that stand for its cell type: auto is smooth then, and no error comes later."""
+    monkeypatch.setattr(counts_module, "MAX_CONTROLS", 5)
+    adata = make(*panel())
+    controls = np.flatnonzero(adata.obs["gene"] == "ctl")
+    (row, *_) = np.setdiff1d(controls, known_controls(screen_of(adata), 0))
+    x = adata.X.toarray()
+    x[row, x[row] > 0] += np.linspace(0.02, 0.09, (x[row] > 0).sum())
+    adata.X = x
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    predicted = ptrag_sc.baselines.MeanShift(adata).fit().predict(perturbations="A")
+    assert predicted.uns["ptrag"]["params"]["counts"] is False
+
+
+@pytest.mark.parametrize("n_at_once", [3, 4096])
+def test_counts_do_not_depend_on_how_many_cells_are_read_at_once(monkeypatch, n_at_once):
+    counts, total = panel()
+    adata = make(counts, total)
+    adata.layers["raw"] = counts.astype(np.float32)
+    chunks = CellReader.chunks
+    monkeypatch.setattr(CellReader, "chunks", lambda self, rows, size=n_at_once: chunks(self, rows, size))
+    for keys in ({}, {"counts_layer": "raw"}):
+        found = read_counts(screen_of(adata, **keys), np.arange(adata.n_obs))
+        np.testing.assert_array_equal(found.counts.toarray(), counts)
 
 
 def test_predictions_ask_for_the_counts():

@@ -18,6 +18,11 @@ from screens import SMALL, TRAIN, make_screen
 GENES = np.array([f"G{i}" for i in range(5)] + [f"other{i}" for i in range(4)])
 
 
+def own_of(label):
+    """Columns of the targets of a perturbation, and the genes."""
+    return target_columns([label], GENES, "+")[0], GENES
+
+
 def conditions(*, n_types=2, n_conditions=24, seed=0):
     """Random shifts of conditions, {(perturbation, cell type): (G,)}; G7 is not measured, other0 is never a target."""
     rng = np.random.default_rng(seed)
@@ -130,9 +135,9 @@ def test_fewer_than_three_targets_teach_nothing_alone():
     two = {key: shift for key, shift in shifts.items() if key[1] == "t0"}
     nothing = learned_from(two, controls)
     assert (nothing.shares, nothing.pooled) == ({}, 0.0)
-    np.testing.assert_array_equal(own_change(nothing, "G3", "t0", controls["t0"], GENES, "+"), 0)
+    np.testing.assert_array_equal(own_change(nothing, "G3", "t0", controls["t0"], *own_of("G3")), 0)
     # What a gene did alone is still known in its combinations.
-    assert own_change(nothing, "G0+G3", "t0", controls["t0"], GENES, "+")[0] == pytest.approx(-0.5)
+    assert own_change(nothing, "G0+G3", "t0", controls["t0"], *own_of("G0+G3"))[0] == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -150,7 +155,7 @@ def test_shares_and_changes_equal_slow_ones(seed):
     for label in ("G0", "G3", "G7", "other1", "G0+G1", "G0+G3", "G1+G7", "G4+other1"):
         for t in controls:
             expected = slow_own_change(label, t, shifts, controls, list(GENES))
-            np.testing.assert_allclose(own_change(found, label, t, controls[t], GENES, "+"), expected, atol=1e-12)
+            np.testing.assert_allclose(own_change(found, label, t, controls[t], *own_of(label)), expected, atol=1e-12)
 
 
 def test_a_combination_repeats_what_its_genes_did_alone_in_this_cell_type():
@@ -160,12 +165,12 @@ def test_a_combination_repeats_what_its_genes_did_alone_in_this_cell_type():
         shifts[f"G{i}", "t0"][i] = change
     found = learned_from(shifts, controls)
     assert found.shares["t0"] == pytest.approx(-0.5)
-    change = own_change(found, "G4+other0", "t0", controls["t0"], GENES, "+")
+    change = own_change(found, "G4+other0", "t0", controls["t0"], *own_of("G4+other0"))
     assert change[[4, 5]].tolist() == pytest.approx([-0.9, -0.5])
-    assert own_change(found, "G4", "t0", controls["t0"], GENES, "+")[4] == pytest.approx(-0.5)
-    assert own_change(found, "G4+other0", "t1", controls["t1"], GENES, "+")[4] == pytest.approx(-0.5)
+    assert own_change(found, "G4", "t0", controls["t0"], *own_of("G4"))[4] == pytest.approx(-0.5)
+    assert own_change(found, "G4+other0", "t1", controls["t1"], *own_of("G4+other0"))[4] == pytest.approx(-0.5)
     assert np.flatnonzero(change).tolist() == [4, 5]
-    assert not own_change(None, "G4", "t0", controls["t0"], GENES, "+").any()
+    assert not own_change(None, "G4", "t0", controls["t0"], *own_of("G4")).any()
 
 
 def test_what_was_learned_survives_json():
@@ -174,7 +179,7 @@ def test_what_was_learned_survives_json():
     again = OwnEffects.from_json(json.loads(json.dumps(found.to_json())))
     assert (again.shares, again.pooled) == (found.shares, found.pooled)
     pd.testing.assert_frame_equal(again.alone, found.alone, check_dtype=False)
-    change = [own_change(each, "G0+G3", "t1", controls["t1"], GENES, "+") for each in (found, again)]
+    change = [own_change(each, "G0+G3", "t1", controls["t1"], *own_of("G0+G3")) for each in (found, again)]
     np.testing.assert_array_equal(*change)
 
 

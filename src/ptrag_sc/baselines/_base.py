@@ -33,6 +33,7 @@ from ptrag_sc.data import (
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
+from ptrag_sc.data._targets import target_columns
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Baseline(Predictor):
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, table, controls)
         train = np.flatnonzero(named["split"] == "train")
         vectors = self._vectors_of(named)  # (C, D) or None
+        own = target_columns(named["perturbation"], self.genes_, self.keys_.sep)
         found = []
         for fold in residual_folds(named.iloc[train], self.keys_.sep):
             kept = np.setdiff1d(np.arange(len(named)), train[fold.left_out])
@@ -134,7 +136,7 @@ class Baseline(Predictor):
             for c in train[fold.scored]:
                 label, t = named["perturbation"].iloc[c], named["cell_type"].iloc[c]
                 predicted = other._shift(label, None if vectors is None else vectors[c], t).shift.copy()
-                predicted += own_change(other.own_effects_, label, t, of_type[t], self.genes_, self.keys_.sep)
+                predicted += own_change(other.own_effects_, label, t, of_type[t], own[c], self.genes_)
                 found.append((c, fold.kind, shifts.shift[c] - predicted))
         rows = np.array([c for c, _, _ in found], dtype=np.int64)
         conditions = named.iloc[rows][["perturbation", "cell_type"]].assign(kind=[kind for _, kind, _ in found])

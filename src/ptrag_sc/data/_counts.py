@@ -29,11 +29,16 @@ class CellCounts(NamedTuple):
 
     @property
     def size(self) -> np.ndarray:
-        """Relative library size (n,); that of an average cell where no molecule was counted."""
-        size = 1 / self.factor
-        if np.isnan(size).all():
-            return np.ones_like(size)
-        return np.where(np.isnan(size), np.nanmean(size), size)
+        """Relative library size (n,), see :func:`relative_size`."""
+        return relative_size(self.factor)
+
+
+def relative_size(factor: np.ndarray) -> np.ndarray:
+    """Return the relative library sizes (n,) of cells; that of an average cell where no molecule was counted."""
+    size = 1 / factor
+    if np.isnan(size).all():
+        return np.ones_like(size)
+    return np.where(np.isnan(size), np.nanmean(size), size)
 
 
 class CountsUnknown(ValueError):
@@ -48,7 +53,16 @@ def read_counts(screen: Screen, rows: np.ndarray) -> CellCounts:
     CountsUnknown
         If they are neither registered nor recoverable, or do not belong to the expression.
     """
-    logged = sp.csr_matrix(screen.reader.rows(rows))  # (n, G)
+    parts = [_read(screen, part, cells) for part, cells in screen.reader.chunks(rows)]
+    if not parts:
+        return CellCounts(sp.csr_matrix((0, screen.reader.n_genes), dtype=np.float32), np.zeros(0))
+    counts, factors = zip(*parts, strict=True)
+    return CellCounts(sp.vstack(counts, format="csr"), np.concatenate(factors))
+
+
+def _read(screen: Screen, rows: np.ndarray, cells: np.ndarray) -> CellCounts:
+    """Return the counts of a few cells, given their expression (n, G)."""
+    logged = sp.csr_matrix(cells)
     if logged.nnz and logged.data.min() < 0:
         raise CountsUnknown(_refusal(screen, rows[_rows_where(logged, logged.data < 0)], "holds negative values"))
     if screen.counts is None:
@@ -65,10 +79,9 @@ def known_controls(screen: Screen, cell_type: int, n_most: int | None = None) ->
 
 
 def find_counts(screen: Screen) -> str | None:
-    """Return why the counts of the control cells are not known; None if they are."""
+    """Return why the counts of the control cells are not known; None if those of all are."""
     try:
-        for t in range(len(screen.index.cell_types)):
-            read_counts(screen, known_controls(screen, t))
+        read_counts(screen, np.flatnonzero(screen.index.is_control))
     except CountsUnknown as error:
         return str(error)
     return None
@@ -89,7 +102,8 @@ def _registered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix, layer: 
     found = logged.astype(float)
     found.data = units
     excess = (abs(found - expected) - TOLERANCE * found).tocsr()
-    broken = _rows_where(excess, excess.data > TOLERANCE * np.nanmin(factor, initial=np.inf))
+    allowed = np.repeat(TOLERANCE * np.nan_to_num(factor), np.diff(excess.indptr))  # of one molecule of the cell
+    broken = _rows_where(excess, excess.data > allowed)
     if len(broken):
         problem = "is not log1p of these counts times one factor for each cell"
         raise CountsUnknown(_refusal(screen, rows[broken], problem))

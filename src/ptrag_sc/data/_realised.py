@@ -6,13 +6,14 @@ the mean of the gene. The mean shift that a fold brings is a property of the gen
 It is computed once, exactly, for a grid of folds, and every predicted shift is looked up in it.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.stats import binom
 
-from ptrag_sc.data._counts import CellCounts, known_controls, read_counts
+from ptrag_sc.data._counts import CellCounts, known_controls, read_counts, relative_size
 from ptrag_sc.data._fields import Screen
 from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import name_hash
@@ -39,10 +40,9 @@ class FoldCurves(NamedTuple):
 
     def inverted(self) -> "Folds":
         """Return the folds that bring a shift, as tables."""
-        n_genes = len(self.fall)
         down = _inverted(self.fall, np.broadcast_to(self.loss, self.fall.shape))
         up = _inverted(self.rise, self.gain)
-        return Folds(*down, *up, np.arange(n_genes))
+        return Folds(*down, *up)
 
 
 class Folds(NamedTuple):
@@ -54,7 +54,6 @@ class Folds(NamedTuple):
     first_rise: np.ndarray  # (G,)
     step_rise: np.ndarray  # (G,)
     log_gain: np.ndarray  # (G, M)
-    gene: np.ndarray  # (G,)
 
     def fold(self, shift: np.ndarray) -> np.ndarray:
         """Return the folds (N, G) that bring some shifts (N, G); 1 for a shift of 0, the nearest if out of reach."""
@@ -198,12 +197,20 @@ class Realisation:
         Perturbations of the call.
     seed
         Seed of the draws; None is fixed by the names of cell and perturbation alone.
+
+    Raises
+    ------
+    CountsUnknown
+        If the counts of a control cell are not known.
     """
 
     def __init__(self, screen: Screen, labels: tuple[str, ...], *, seed: int | None):
         self.screen = screen
         self.seed = seed or 0
         self.of_label = name_hash(np.array(["", *labels], dtype=object), self.seed)  # (Q,), query 0 first
+        # All controls at once: an error in the middle of a call would be too late.
+        self.controls = np.flatnonzero(screen.index.is_control)
+        self.known = read_counts(screen, self.controls)
         self._types: dict[int, _OfType] = {}
 
     def realise(self, cells: np.ndarray, request: Request) -> tuple[sp.csr_matrix, sp.csr_matrix]:
@@ -223,15 +230,15 @@ class Realisation:
         of_type = self.screen.index.cell_type[source]
         names = name_hash(self.screen.names[request.named[rows]], self.seed)
         for t in np.unique(of_type[source >= 0]):
-            known = self._of_type(int(t))
             at = np.flatnonzero((of_type == t) & (source >= 0))
-            place = np.searchsorted(known.rows, source[at])
-            own = known.cells.counts[place].toarray()  # (m, G)
+            place = np.searchsorted(self.controls, source[at])
+            own = self.known.counts[place].toarray()  # (m, G)
             logged = self.screen.reader.rows(source[at])
-            size = known.cells.size[place]
+            size = self._size[place]
             perturbed = np.flatnonzero(query[at] > 0)
             found = own.copy()
             if len(perturbed):
+                known = self._of_type(int(t))
                 fold = known.folds.fold(cells[at[perturbed]] - logged[perturbed])
                 for i, f in zip(perturbed, fold, strict=True):
                     rng = np.random.default_rng([int(names[at[i]]), int(self.of_label[query[at[i]]])])
@@ -248,19 +255,26 @@ class Realisation:
         return matrices[0], matrices[1]
 
     def _of_type(self, cell_type: int) -> "_OfType":
-        """Return what is known of the control cells of a cell type; it is computed once."""
+        """Return what is computed once for a cell type."""
         if cell_type not in self._types:
-            rows = self.screen.index.controls(cell_type)
-            curves = fold_curves(read_counts(self.screen, known_controls(self.screen, cell_type)))
-            self._types[cell_type] = _OfType(rows, read_counts(self.screen, rows), curves.inverted(), curves.rate)
+            place = np.searchsorted(self.controls, known_controls(self.screen, cell_type))
+            curves = fold_curves(CellCounts(self.known.counts[place], self.known.factor[place]))
+            self._types[cell_type] = _OfType(curves.inverted(), curves.rate)
         return self._types[cell_type]
+
+    @cached_property
+    def _size(self) -> np.ndarray:
+        """Relative library size of every control cell, an average one of its cell type where it shows no molecule."""
+        of_type = self.screen.index.cell_type[self.controls]
+        size = np.empty(len(of_type))
+        for t in np.unique(of_type):
+            size[of_type == t] = relative_size(self.known.factor[of_type == t])
+        return size
 
 
 class _OfType(NamedTuple):
-    """Control cells of one cell type."""
+    """How shifts become folds in one cell type."""
 
-    rows: np.ndarray  # (n,) of the screen, ascending
-    cells: CellCounts
     folds: Folds
     rate: np.ndarray  # (G,)
 

@@ -15,7 +15,7 @@ from scvi.utils import track
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._validation import absent
 from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, population_anndata
-from ptrag_sc.data._counts import CountsUnknown, find_counts
+from ptrag_sc.data._counts import CountsUnknown
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._fields import Screen, ScreenKeys
 from ptrag_sc.data._files import write_beside
@@ -118,12 +118,10 @@ class Run:
         """Add to predicted cells (N, G) what their perturbations do to their own targets."""
         if self.predictor.own_effects_ is None:
             return
-        done = (request.query > 0) & (request.source >= 0)  # (N,)
-        asked = np.stack([request.query, self.screen.index.cell_type[request.source]])  # (2, N)
-        for q, t in np.unique(asked[:, done], axis=1).T:
-            columns, effects = self.own_effects(int(q), int(t))
-            rows = np.flatnonzero(done & (asked == [[q], [t]]).all(0))
-            cells[np.ix_(rows, columns)] += effects.astype(cells.dtype)
+        for one in request.planned:
+            if one.query > 0:
+                columns, effects = self.own_effects(one.query, one.cell_type)
+                cells[np.ix_(one.output, columns)] += effects.astype(cells.dtype)
 
     def own_effects(self, query: int, cell_type: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the genes (columns) that a query targets, and what is added to its prediction there."""
@@ -159,12 +157,12 @@ def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, coun
         raise ValueError(absent("counts=", counts, "the known values", known, "Pass one of them."))
     if counts is False:
         return None
-    problem = find_counts(screen)
-    if problem is None:
+    try:
         return Realisation(screen, labels, seed=seed)
-    if counts is True:
-        raise CountsUnknown(problem)
-    logger.info("Predictions are smooth expression without counts. %s", problem)
+    except CountsUnknown as error:
+        if counts is True:
+            raise
+        logger.info("Predictions are smooth expression without counts. %s", error)
     return None
 
 

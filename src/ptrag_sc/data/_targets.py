@@ -162,11 +162,13 @@ class OwnEffects(NamedTuple):
 
 
 def own_change(
-    learned: OwnEffects | None, label: str, cell_type: str, control: np.ndarray, genes: np.ndarray, sep: str
+    learned: OwnEffects | None, label: str, cell_type: str, control: np.ndarray, own: np.ndarray, genes: np.ndarray
 ) -> np.ndarray:
-    """Return what a perturbation does to its own targets beyond a masked prediction (G,), 0 at all other genes."""
+    """Return what a perturbation does to its own targets beyond a masked prediction (G,), 0 at all other genes.
+
+    The parameters are those of :meth:`OwnEffects.effects`.
+    """
     change = np.zeros(len(genes))
-    (own,) = target_columns([label], genes, sep)
     if learned is not None and len(own):
         change[own] = learned.effects(label, cell_type, control, own, genes)
     return change

@@ -21,6 +21,7 @@ from ptrag_sc.data import (
 from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._counts import known_controls
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, EffectErrors, make_residuals, residual_folds
+from ptrag_sc.data._targets import target_columns
 from ptrag_sc.model._retriever import Retriever
 from ptrag_sc.model._tables import learn_own_effects
 from ptrag_sc.retrieval import ResponseMemory, build_memory
@@ -119,6 +120,7 @@ class _Residuals:
         self.shifts = shifts
         self.spread = spread
         self.controls = controls
+        self.own = target_columns(named["perturbation"], model.genes_, model.keys_.sep)
         self.rows: list[int] = []
         self.kinds: list[str] = []
         self.errors: list[np.ndarray] = []
@@ -171,7 +173,7 @@ class _Residuals:
             for i, shift in zip(of_type, predicted, strict=True):
                 row = int(rows[i])
                 label = str(self.named["perturbation"].iloc[row])
-                change = own_change(own_effects, label, name, self.controls.cell_type[t], model.genes_, model.keys_.sep)
+                change = own_change(own_effects, label, name, self.controls.cell_type[t], self.own[row], model.genes_)
                 self.rows.append(row)
                 self.kinds.append(kinds[i])
                 self.errors.append(self.shifts.shift[row] - shift - change)

@@ -30,8 +30,6 @@ COLUMNS = {
     "neighbour": np.int32,
     "neighbour_shift": np.float32,
 }
-
-
 KEPT = ("control", "shift", "lower", "upper", "call", "own", "agreement")  # beside a prediction
 LEVEL = 0.9
 N_SHOWN = 5  # neighbours that are kept beside a prediction
@@ -56,14 +54,14 @@ class Controls(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Predicted effects of B perturbations in one cell type; all but ``neighbour`` (B, G)."""
+    """Predicted effects of B perturbations in one cell type, (B, G) each."""
 
     shift: np.ndarray
     half_width: np.ndarray
     call: np.ndarray
     own: np.ndarray
     agreement: np.ndarray
-    neighbour: np.ndarray  # (B, G) row of the candidates, -1 where there is none
+    neighbour: np.ndarray  # row of the candidates, -1 where there is none
     neighbour_shift: np.ndarray
     found: ExpectedShifts  # what they were made from
 
@@ -227,7 +225,8 @@ def predict_effects(
         ``lower``, ``upper`` (all on the scale of the registered expression), ``call`` (the interval, widened by the
         error of the controls, leaves out 0), ``own`` (the gene is a target of the perturbation), ``agreement`` (share
         of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the training perturbation
-        that contributes most) and ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing
+        that contributes most; the perturbation itself stands for what it did in other cell types) and
+        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing
         was measured, and infinite with too few targets or perturbations; the last three are NaN if nothing is
         retrieved.
 
