@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import scvi
 from anndata import AnnData
-from evidence import KEYS, TASKS, real_screen
+from evidence import KEYS, TASKS, own_targets_kept, real_screen
 from measure import table
 from scipy.sparse import issparse
 from scipy.stats import false_discovery_control, mannwhitneyu
@@ -92,9 +92,18 @@ def fitted(adata: AnnData, *, cls: type, **options: Any) -> Any:
     return cls(adata, **options).fit()
 
 
+def unmasked(adata: AnnData, *, call: Callable) -> Any:
+    """Return what a method learns without the mask and the rule for own targets, its intervals included."""
+    with own_targets_kept():
+        model = call(adata)
+        model.learn_effect_errors()
+    return model
+
+
 METHODS: dict[str, Callable[[AnnData], Any]] = {
     "PT-RAG": trained,
     "PT-RAG, untrained": partial(trained, max_epochs=0),
+    "PT-RAG, untrained, targets not masked": partial(unmasked, call=partial(trained, max_epochs=0)),
     "stacked": partial(fitted, cls=baselines.Stacked),
     "neighbours": partial(fitted, cls=baselines.NearestPerturbations, space="response"),
     "linear": partial(fitted, cls=baselines.LinearShift, space="response"),
@@ -217,6 +226,7 @@ def _effects(screen: AnnData, model: Any, names: list[str], cell_type: str) -> p
                 "cell_type": cell_type,
                 "own error": np.abs(shift - found["shift"].to_numpy())[own].mean() if own.any() else np.nan,
                 "own inside": inside[own].mean() if own.any() else np.nan,
+                "size": np.linalg.norm(shift[~own]),
                 "inside": inside[~own].mean() if found["lower"].notna().all() else np.nan,
                 "others' targets": np.abs(shift - found["shift"].to_numpy())[others].mean(),
                 "strongest is a target": strongest_is_target(found["shift"].to_numpy(), own, genes, targets),
@@ -304,7 +314,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], str]] = {
     "strongest fall is another's target: predicted / real": lambda t: three(
         t, "strongest is a target", "strongest is a target real"
     ),
-    "coverage": lambda t: f"{t['inside'].mean():.3f}",
+    "coverage: all / strongest quarter / weakest": lambda t: coverage(t),
     "own gene covered": lambda t: f"{t['own inside'].sum():.0f} of {t['own inside'].notna().sum()}",
     "calls per condition (right sign)": lambda t: calls(t),
 }
@@ -312,6 +322,13 @@ FIGURES: dict[str, Callable[[pd.DataFrame], str]] = {
 
 def three(rows: pd.DataFrame, *columns: str, digits: int = 2) -> str:
     return " / ".join(f"{rows[name].mean():.{digits}f}" for name in columns)
+
+
+def coverage(rows: pd.DataFrame) -> str:
+    """Return the coverage of all conditions, and of the quarters with the largest and the smallest observed shifts."""
+    low, high = rows["size"].quantile([0.25, 0.75])
+    parts = rows, rows[rows["size"] >= high], rows[rows["size"] <= low]
+    return " / ".join(f"{part['inside'].mean():.3f}" for part in parts)
 
 
 def calls(rows: pd.DataFrame) -> str:
