@@ -32,3 +32,9 @@ def test_memory(benchmark_module):
     vectors = torch.nn.functional.normalize(torch.randn(len(built.entries), 8), dim=1)
     for used in (None, built):
         memory.step(used, vectors, built.directions[:5], 2)()
+
+
+def test_effects(benchmark_module):
+    found = benchmark_module("effects").measured(n_asked=30, n_genes=40, n_perturbations=8, n_cells=300)
+    assert found["rows"] == 30 * 40
+    assert found["further peak (GB)"] >= 0

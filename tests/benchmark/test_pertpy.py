@@ -65,7 +65,6 @@ def test_identical_cells_are_best(name, cells):
 
 @pytest.mark.slow  # jax compiles it
 def test_wasserstein_needs_jax_and_is_not_zero_at_the_truth(cells):
-    pytest.importorskip("jax", reason="pertpy's wasserstein needs jax")
     row = pertpy_metric("wasserstein")
     assert np.isnan(row.best)
     assert row.function(cells[0], cells[0]) > 0.1
