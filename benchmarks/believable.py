@@ -202,8 +202,10 @@ def _cells(
             sources = set(predicted.obs.loc[of_name, "ptrag_source"])
             others = [row for row in control if screen.obs_names[row] not in sources]
             result.loc[i, f"zeros {form}"] = (virtual == 0).mean()
-            if len(others) >= 50:  # tested against control cells that are not their sources
-                result.loc[i, f"called {form}"] = n_called(virtual, dense(screen[others, reference.genes].X))
+            enough = len(others) >= 50  # control cells that are not their sources
+            result.loc[i, f"called {form}"] = (
+                n_called(virtual, dense(screen[others, reference.genes].X)) if enough else np.nan
+            )
     return result
 
 
@@ -264,7 +266,7 @@ def n_called(cells: np.ndarray, controls: np.ndarray) -> int:
     """Return how many genes differ between up to 300 cells of each (Wilcoxon, Benjamini-Hochberg)."""
     rng = np.random.default_rng(SEED)
     drawn = [group[np.sort(rng.permutation(len(group))[:TESTED])] for group in (cells, controls)]
-    varies = np.concatenate(drawn).std(0) > 0
+    varies = np.ptp(np.concatenate(drawn), axis=0) > 0
     p = mannwhitneyu(drawn[0][:, varies], drawn[1][:, varies], axis=0).pvalue
     return int((false_discovery_control(p) <= CALLED).sum())
 
@@ -321,7 +323,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], str]] = {
 
 
 def three(rows: pd.DataFrame, *columns: str, digits: int = 2) -> str:
-    return " / ".join(f"{rows[name].mean():.{digits}f}" for name in columns)
+    return " / ".join(f"{rows[name].mean():.{digits}f}" if rows[name].notna().any() else "-" for name in columns)
 
 
 def coverage(rows: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from ._gene_embeddings import GeneEmbedding
 from ._initial_weights import InitialWeights, agreement, initial_weights
+from ._kernel import KernelRidge, centred, similarity_kernel
 from ._neighbours import Neighbours, nearest_neighbours
 from ._null import cell_type_specificity, expected_jaccard, neighbours_only, random_neighbours, shuffled_names
 from ._query_table import QueryTable, make_query_table
@@ -26,6 +27,7 @@ __all__ = [
     "Evidence",
     "GeneEmbedding",
     "InitialWeights",
+    "KernelRidge",
     "MemoryView",
     "Neighbours",
     "QueryTable",
@@ -38,6 +40,7 @@ __all__ = [
     "between_perturbations",
     "build_memory",
     "cell_type_specificity",
+    "centred",
     "expected_jaccard",
     "fit_ridge",
     "initial_weights",
@@ -51,6 +54,7 @@ __all__ = [
     "response_scale",
     "shrink",
     "shuffled_names",
+    "similarity_kernel",
     "squared_errors",
     "view_memory",
 ]
