@@ -1,7 +1,6 @@
 """Which perturbations are alike in a kernel, and what does a ridge in it predict?"""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 
@@ -61,7 +60,9 @@ class KernelRidge:
     penalty: float
 
     @classmethod
-    def fit(cls, kernel: np.ndarray, outcomes: np.ndarray, *, penalties: tuple[float, ...] = PENALTIES) -> Self:
+    def fit(
+        cls, kernel: np.ndarray, outcomes: np.ndarray, *, penalties: tuple[float, ...] = PENALTIES
+    ) -> "KernelRidge":
         """Fit outcomes (P, O) with the penalty that predicts best what is left out, one row at a time (PRESS)."""
         n = len(kernel)
         mean = outcomes.mean(0)
