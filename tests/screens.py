@@ -66,7 +66,7 @@ def set_up_screen() -> AnnData:
 SMALL = {"n_candidates": 4, "n_hidden": 16, "n_layers": 2, "n_heads": 2, "memory": None}
 
 
-TRAIN = {"set_size": 12, "batch_size": 4, "accelerator": "cpu", "enable_progress_bar": False}
+TRAIN = {"set_size": 12, "batch_size": 10, "accelerator": "cpu", "enable_progress_bar": False}
 
 
 def train_small(adata: AnnData, *, max_epochs: int = 8, seed: int = 0, **options) -> ptrag_sc.PTRAG:

@@ -83,10 +83,10 @@ def test_a_checkpoint_with_nothing_left_to_train(screen, tmp_path, memory):
 
 def test_what_an_interruption_left_is_to_be_beaten_by_the_next_training(screen):
     model, record = new(screen), Record()
-    fails(model, "on_train_epoch_start", 4, callbacks=[record])
+    fails(model, "on_train_epoch_start", 4, callbacks=[record], batch_size=4)
     kept = model.kept_epoch_
     assert_has(model, record.weights[kept])
-    model.train(2, **{**EVERY, "plan_kwargs": {"lr": 5.0}})
+    model.train(2, **{**EVERY, "batch_size": 4, "plan_kwargs": {"lr": 5.0}})
     assert (model.kept_epoch_, model.n_epochs_, epochs_of(model)) == (kept, 6, list(range(6)))
     assert_has(model, record.weights[kept])
 
