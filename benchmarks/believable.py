@@ -218,6 +218,8 @@ def _effects(screen: AnnData, model: Any, names: list[str], cell_type: str) -> p
     effects = ptrag_sc.tl.predict_effects(screen, model, names, cell_types=[cell_type], level=LEVEL)
     conditions = pd.DataFrame({"perturbation": names, "cell_type": cell_type})
     truth = observed_shift(screen, conditions)  # (C, G)
+    is_type = (screen.obs["cell_type"] == cell_type).to_numpy()
+    expressed = np.asarray((screen[is_type, model.genes_].X > 0).sum(0)).ravel() > 0  # (G,) by any cell
     trained_on = model.trained_on_.loc[model.trained_on_["cell_type"] == cell_type, "perturbation"]
     targets = {gene for label in trained_on for gene in label.split("+")}
     rows = []
@@ -233,7 +235,7 @@ def _effects(screen: AnnData, model: Any, names: list[str], cell_type: str) -> p
                 "own error": np.abs(shift - found["shift"].to_numpy())[own].mean() if own.any() else np.nan,
                 "own inside": inside[own].mean() if own.any() else np.nan,
                 "size": np.linalg.norm(shift[~own]),
-                "inside": inside[~own].mean() if found["lower"].notna().all() else np.nan,
+                "inside": inside[~own & expressed].mean() if found["lower"].notna().all() else np.nan,
                 "others' targets": np.abs(shift - found["shift"].to_numpy())[others].mean(),
                 "strongest is a target": strongest_is_target(found["shift"].to_numpy(), own, genes, targets),
                 "strongest is a target real": strongest_is_target(shift, own, genes, targets),

@@ -29,7 +29,7 @@ def residuals(error, *, own=None, level=None, sampling=None, kind=UNSEEN, line="
     own = np.zeros(error.shape, dtype=bool) if own is None else own
     level = np.ones(error.shape) if level is None else level
     sampling = np.full(error.shape, 0.01) if sampling is None else sampling
-    return Residuals(table, error, own, level, sampling)
+    return Residuals(table, error, own, level, sampling, np.full(n, 0.02))
 
 
 def learned(found, variance=None):

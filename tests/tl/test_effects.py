@@ -183,7 +183,7 @@ def test_intervals_and_calls_equal_the_formula(adata, neighbours, table):
     for (label, line), kind in kinds.items():
         part, found = of_condition(table, label, line), errors.of[line, kind]
         control = adata[(adata.obs["gene"] == "ctl") & (adata.obs["line"] == line)].X.toarray().astype(float)
-        error = control.var(0) / len(control)
+        error = np.maximum(control.var(0) / len(control), found.control)
         t = student.ppf(0.95, found.n - 1)
         others = ~part["own"].to_numpy()
         width = (part["upper"] - part["shift"]).to_numpy()
@@ -197,6 +197,24 @@ def test_intervals_and_calls_equal_the_formula(adata, neighbours, table):
         wider = found.own_half_width(0.9, control.mean(0)[[g]], control.var(0)[[g]], further=error[[g]])
         assert part["call"].iloc[g] == (abs(part["shift"].iloc[g]) > wider[0])
     assert n_calls > 0
+
+
+def test_genes_that_no_control_shows_are_not_called_for_that():
+    """Few controls may miss a gene that all others show by chance; its error is that between all cells."""
+    screen = targeted_screen(held_out=HELD_OUT)
+    is_control = (screen.obs["gene"] == "ctl").to_numpy()
+    values = screen.X.toarray()
+    values[:, 3] = np.random.default_rng(5).random(screen.n_obs) < 0.3
+    values[is_control, 3] = 0
+    screen.X = values
+    fitted = MeanShift(screen).fit()
+    found = ptrag_sc.tl.predict_effects(screen, fitted, ["G1"], cell_types=["K562"])
+    errors = fitted.effect_errors_.of["K562", UNSEEN]
+    n_controls = (is_control & (screen.obs["line"] == "K562")).sum()
+    assert errors.control[3] == pytest.approx(0.3 * 0.7 / n_controls, rel=0.25)
+    half_width = found["upper"][3] - found["shift"][3]
+    wider = np.hypot(half_width, student.ppf(0.95, errors.n - 1) * np.sqrt(errors.control[3]))
+    assert found["call"][3] == (found["shift"][3] > wider)
 
 
 def test_levels(adata, neighbours):

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ptrag_sc.data._conditions import components
-from ptrag_sc.data._shifts import ControlMeans, Spread
+from ptrag_sc.data._fields import Screen
+from ptrag_sc.data._shifts import ControlMeans, Spread, group_moments
 from ptrag_sc.data._targets import measured_targets
 
 KNOWN, UNSEEN = "elsewhere", "unseen"  # whether the perturbation was measured in another cell type
@@ -29,6 +30,7 @@ class Residuals(NamedTuple):
     own: np.ndarray  # (C, G) which genes are targets
     level: np.ndarray  # (C, G) mean control expression
     sampling: np.ndarray  # (C, G) squared standard error of the observed shift
+    shared: np.ndarray  # (C,) squared weights of the control cells in the matched control that all conditions share
 
 
 class Fold(NamedTuple):
@@ -81,6 +83,7 @@ class GeneErrors(NamedTuple):
     own_variance: float  # of the change of targets, over the square of their expression
     own_scores: np.ndarray  # (targets,) ascending: residual over expected error at own targets
     sampling: float  # squared standard error of an observed shift, over the variance between cells
+    control: np.ndarray  # (G,) squared standard error of the mean control that all conditions share
 
     def half_width(self, level: float, further: np.ndarray | float = 0.0) -> np.ndarray:
         """Return half the width of the interval of every gene (G,); ``further`` is variance beyond the residuals."""
@@ -102,6 +105,30 @@ class GeneErrors(NamedTuple):
         k = min(n, int(np.ceil((n + 1) * level - 1e-9)))
         expected = self.own_variance * np.square(control) + variance * self.sampling + further
         return self.own_scores[k - 1] * np.sqrt(expected)
+
+
+class Controls(NamedTuple):
+    """Control cells of one cell type."""
+
+    mean: np.ndarray  # (G,)
+    variance: np.ndarray  # (G,) between cells
+    n: int
+
+    @classmethod
+    def of(cls, screen: Screen, cell_type: int) -> "Controls":
+        """Return mean and variance of the control cells."""
+        rows = screen.index.controls(cell_type)
+        one = np.zeros(len(rows), dtype=np.int64)
+        moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
+        variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
+        return cls(moments.mean[0], variance, len(rows))
+
+    def squared_error(self, errors: GeneErrors) -> np.ndarray:
+        """Return the squared standard error of the mean control (G,).
+
+        Where few controls show a gene, their own variance is too small or 0, and that between all cells is taken.
+        """
+        return np.maximum(self.variance / self.n, errors.control)
 
 
 class EffectErrors(NamedTuple):
@@ -139,7 +166,7 @@ class EffectErrors(NamedTuple):
         of = {}
         for row in saved:
             fields = {name: row[name] for name in GeneErrors._fields}
-            arrays = {name: np.array(fields[name], dtype=float) for name in ("square", "own_scores")}
+            arrays = {name: np.array(fields[name], dtype=float) for name in ("square", "own_scores", "control")}
             of[row["cell_type"], row["kind"]] = GeneErrors(**{**fields, **arrays})
         return cls(of)
 
@@ -176,6 +203,7 @@ def make_residuals(
         own=measured_targets(conditions["perturbation"].to_numpy(), genes, sep),
         level=controls.cell_type[t],
         sampling=spread.variance[t] * spread.scale[rows][:, None],
+        shared=spread.scale[rows] - spread.contrast[rows],
     )
 
 
@@ -194,4 +222,5 @@ def _gene_errors(found: Residuals, variance: np.ndarray) -> GeneErrors:
     expected = np.sqrt(own_variance * np.square(level) + sampling)
     scores = np.sort(np.abs(error) / np.maximum(expected, np.finfo(float).tiny))
     relative = np.median(found.sampling / np.maximum(variance, np.finfo(float).tiny), axis=1)  # (C,)
-    return GeneErrors(square, len(found.error), own_variance, scores, float(np.median(relative)))
+    control = variance * max(0.0, float(found.shared.mean()))
+    return GeneErrors(square, len(found.error), own_variance, scores, float(np.median(relative)), control)

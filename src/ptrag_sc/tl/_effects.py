@@ -10,12 +10,11 @@ from anndata import AnnData
 
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import unusable
-from ptrag_sc.data import Predictor, Screen
+from ptrag_sc.data import Predictor
 from ptrag_sc.data._assembly import ExpectedShifts
-from ptrag_sc.data._intervals import KNOWN, UNSEEN
+from ptrag_sc.data._intervals import KNOWN, UNSEEN, Controls
 from ptrag_sc.data._requests import find_cell_types
 from ptrag_sc.data._run import Run
-from ptrag_sc.data._shifts import group_moments
 from ptrag_sc.tl._model import check_predictor
 
 # Columns of numbers in the table of effects, in their order.
@@ -34,23 +33,6 @@ KEPT = ("control", "shift", "lower", "upper", "call", "own", "agreement")  # bes
 LEVEL = 0.9
 N_SHOWN = 5  # neighbours that are kept beside a prediction
 MAX_VALUES = 10**8  # conditions x genes x neighbours that are kept beside a prediction
-
-
-class Controls(NamedTuple):
-    """Control cells of one cell type."""
-
-    mean: np.ndarray  # (G,)
-    variance: np.ndarray  # (G,) between cells
-    n: int
-
-    @classmethod
-    def of(cls, screen: Screen, cell_type: int) -> "Controls":
-        """Return mean and variance of the control cells."""
-        rows = screen.index.controls(cell_type)
-        one = np.zeros(len(rows), dtype=np.int64)
-        moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
-        variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
-        return cls(moments.mean[0], variance, len(rows))
 
 
 class Effects(NamedTuple):
@@ -92,7 +74,8 @@ def expected_effects(
             if errors is not None and len(columns):
                 at = controls.mean[columns], controls.variance[columns]
                 half_width[b, columns] = errors.own_half_width(level, *at)
-                to_call[b, columns] = errors.own_half_width(level, *at, further=at[1] / controls.n)
+                further = controls.squared_error(errors)[columns]
+                to_call[b, columns] = errors.own_half_width(level, *at, further=further)
         call = np.abs(shift) > to_call  # False where the interval is NaN
         yield Effects(shift, half_width, call, own, *_evidence(found, shift), found)
 
@@ -105,7 +88,7 @@ def _half_widths(
     if errors is None:
         unknown = np.full(len(model.genes_), np.nan)
         return unknown, unknown
-    return errors.half_width(level), errors.half_width(level, controls.variance / controls.n)
+    return errors.half_width(level), errors.half_width(level, controls.squared_error(errors))
 
 
 def _evidence(found: ExpectedShifts, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
