@@ -217,6 +217,26 @@ def test_genes_that_no_control_shows_are_not_called_for_that():
     assert found["call"][3] == (found["shift"][3] > wider)
 
 
+def test_a_gene_that_no_cell_shows_is_never_called(monkeypatch):
+    screen = targeted_screen(held_out=HELD_OUT)
+    values = screen.X.toarray()
+    values[:, 12] = 0
+    screen.X = values
+    fitted = MeanShift(screen).fit()
+    answer = type(fitted)._shift
+    leak = np.arange(screen.n_vars) == 12
+
+    def leaking(self, *arguments):
+        found = answer(self, *arguments)
+        return found._replace(shift=found.shift + 1e-6 * leak)
+
+    fitted.learn_effect_errors()  # its residuals are 0
+    monkeypatch.setattr(type(fitted), "_shift", leaking)
+    table = ptrag_sc.tl.predict_effects(screen, fitted, ["G1"], cell_types=["K562"])
+    assert table["shift"][12] > table["upper"][12] - table["shift"][12] == 0
+    assert not table["call"][12]
+
+
 def test_levels(adata, neighbours):
     for level in (0, 1, 1.2, -0.5):
         message = f"level={level} in the request is not between 0 and 1. Pass for example 0.9"

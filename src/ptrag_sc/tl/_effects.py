@@ -88,7 +88,9 @@ def _half_widths(
     if errors is None:
         unknown = np.full(len(model.genes_), np.nan)
         return unknown, unknown
-    return errors.half_width(level), errors.half_width(level, controls.squared_error(errors))
+    further = controls.squared_error(errors)
+    # Of a gene that no cell of the cell type shows, nothing is known.
+    return errors.half_width(level), np.where(further > 0, errors.half_width(level, further), np.inf)
 
 
 def _evidence(found: ExpectedShifts, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
