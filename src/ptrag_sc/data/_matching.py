@@ -44,7 +44,18 @@ def matching_weights(reader: CellReader, index: ConditionIndex, how: Literal["ba
 
 
 def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -> tuple[float, float]:
-    """Return the variance between groups and within them, summed over features (one-way random effects, by moments).
+    """Return the variance between groups and within them, summed over features, neither below 0.
+
+    The parameters are those of :func:`variances_of_features`.
+    """
+    tau, sigma = variances_of_features(means, n, squares)
+    return max(float(tau.sum()), 0.0), max(float(sigma.sum()), 0.0)
+
+
+def variances_of_features(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance between groups and within them (F,), without bias, so that the first can be below 0.
+
+    One-way random effects, by moments. With a single group the variance between groups is 0.
 
     Parameters
     ----------
@@ -56,10 +67,9 @@ def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -
     total = n.sum()
     groups = len(n)
     # Mean squares of a one-way analysis of variance: E within = sigma^2, E between = sigma^2 + size * tau^2.
-    within = (squares - n @ np.square(means)).sum() / max(total - groups, 1)
-    between = (n @ np.square(means - n @ means / total)).sum() / max(groups - 1, 1)
-    size = (total - (n**2).sum() / total) / max(groups - 1, 1)  # of a group: n if all have n rows
-    tau = 0.0
-    if groups > 1:
-        tau = max((between - within) / size, 0.0)
-    return tau, max(within, 0.0)
+    within = (squares - n @ np.square(means)) / max(total - groups, 1)
+    if groups < 2:
+        return np.zeros(means.shape[1]), within
+    between = n @ np.square(means - n @ means / total) / (groups - 1)
+    size = (total - (n**2).sum() / total) / (groups - 1)  # of a group: n if all have n rows
+    return (between - within) / size, within

@@ -3,8 +3,9 @@
 from ._diagnose import diagnose
 from ._effect import effect, effect_table
 from ._effects import predict_effects
+from ._explain_error import explain_error
 from ._perturb import perturb
 from ._predict import predict
 from ._retrieval import retrieval
 
-__all__ = ["diagnose", "effect", "effect_table", "perturb", "predict", "predict_effects", "retrieval"]
+__all__ = ["diagnose", "effect", "effect_table", "explain_error", "perturb", "predict", "predict_effects", "retrieval"]
