@@ -69,9 +69,7 @@ def test_the_slow_and_obvious_way_gives_the_same():
                 continue
             composition, common, rest = remainder(terms.error, c, g)
             neighbours = remainder(said, c, g)[2] if terms.has_evidence[c] else 0.0
-            np.testing.assert_allclose(
-                [found["composition"], found["common shift"]], [composition, common], atol=1e-12
-            )
+            np.testing.assert_allclose([found["composition"], found["common shift"]], [composition, common], atol=1e-12)
             np.testing.assert_allclose(found["neighbours agree"] + found["neighbours disagree"], neighbours, atol=1e-12)
             np.testing.assert_allclose(found["generator"], rest - noise.predicted[c, g] - neighbours, atol=1e-12)
 

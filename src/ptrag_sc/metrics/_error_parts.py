@@ -1,14 +1,15 @@
 r"""Where does the squared error of predicted shifts come from, part by part and without bias?
 
-For the C conditions of one cell type let :math:`e = p - \hat\delta` be predicted minus observed shift, gene by gene. The
-parts add up to :math:`e^2` exactly, whatever the noise, because the last of them is what is left:
+For the C conditions of one cell type let :math:`e = p - \hat\delta` be predicted minus observed shift, gene by gene.
+The parts add up to :math:`e^2` exactly, whatever the noise, because the last of them is what is left:
 
 1. *noise*: variances of the means that :math:`\hat\delta` is made of; batches that are not matched are noise too.
 2. *own gene*: the remainder at genes that the perturbation targets. All further parts are of the other genes.
 3. *composition* :math:`-e s`, with s the shift that a change of the composition of the cells brings.
 4. *common shift* :math:`e\, \bar e_{-c}`, with :math:`\bar e_{-c}` the mean of :math:`e + s` over the other conditions.
-5. *neighbours*: what remains of the squared error of the evidence alone, after the same parts 1, 3 and 4 of its own. Its
-   scatter, variance between neighbours times :math:`\sum_k w_k^2`, is their disagreement; the rest is where they agree.
+5. *neighbours*: what remains of the squared error of the evidence alone, after the same parts 1, 3 and 4 of its own.
+   Its scatter, variance between neighbours times :math:`\sum_k w_k^2`, is their disagreement, the rest what they agree
+   on.
 6. *generator*: what is left. It is what the model adds to, or takes from, the error of its neighbours.
 
 A product of two noisy means is too large by the covariance of their noise, which is subtracted. So each part has the

@@ -4,6 +4,7 @@ from ptrag_sc.pl._benchmark import benchmark
 from ptrag_sc.pl._diagnose import diagnose
 from ptrag_sc.pl._effect import effect
 from ptrag_sc.pl._embedding import embedding
+from ptrag_sc.pl._explain_error import explain_error
 from ptrag_sc.pl._predicted_effects import predicted_effects
 from ptrag_sc.pl._retrieval import retrieval
 from ptrag_sc.pl._retrieval_matrix import retrieval_matrix
@@ -15,6 +16,7 @@ __all__ = [
     "diagnose",
     "effect",
     "embedding",
+    "explain_error",
     "predicted_effects",
     "retrieval",
     "retrieval_matrix",

@@ -112,7 +112,7 @@ class Panel(NamedTuple):
         return mean_of_cells(self.screen.reader.rows(rows).astype(np.float64), self.screen.index.batch[rows], scores)
 
     def _measured_from(self, rows: np.ndarray) -> np.ndarray:
-        """Return the weight of each batch (B,) in the controls that predicted cells without source are measured from."""
+        """Return the share of each batch (B,) in the controls from which some predicted cells are measured."""
         batch = self.predicted.batch[rows]
         known = batch[batch >= 0]
         share = len(known) / len(batch)

@@ -69,8 +69,8 @@ def explain_error(
     adata
         Observed cells and control cells, set up with ``setup_anndata``; the reference was built from it.
     predicted
-        Predicted cells in ``X``, such as the result of :func:`perturb`, of conditions that were held out. Cells of other
-        tools need the same columns of ``obs``.
+        Predicted cells in ``X``, such as the result of :func:`perturb`, of conditions that were held out. Cells of
+        other tools need the same columns of ``obs``.
     reference
         Reference of the same object.
     groups
@@ -136,6 +136,8 @@ def explain_error(
     train = learned_conditions(adata, screen, keys)
     _warn_of_learned(screen, conditions, train)
     kept = predicted.uns.get(key, {})
+    for t in {t for _, t in conditions} | set(screen.index.cell_types[train["cell_type"]]):
+        reference.cell_type_row(str(t))  # an error if the reference does not know it
     mean = mean_shifts_of(reference, screen.genes)
     kept = predicted.uns.get(key, {})
     if model is not None:
@@ -144,9 +146,9 @@ def explain_error(
         evidence = measured_evidence(screen, train, kept.get("retrieval", NOTHING), mean, keys.sep)
     if shared_controls is None:
         shared_controls = kept.get("params", {}).get("model", "NoEffect") != "NoEffect"
-    category = None
+    categories, category = None, None
     if by is not None:
-        category = np.unique(read_labels(adata.obs, by).astype(str), return_inverse=True)[1]
+        categories, category = np.unique(read_labels(adata.obs, by).astype(str), return_inverse=True)
     tables = []
     for t in sorted({t for _, t in conditions}):
         labels = [label for label, of_type in conditions if of_type == t]
@@ -156,21 +158,23 @@ def explain_error(
         panel = Panel(screen, cells, controls, code, category)
         terms, noise = panel.inputs(labels, evidence, train, shared=shared_controls, sep=keys.sep)
         _warn_of_unknown(labels, t, noise)
-        parts = error_parts(terms, noise)
-        if by is None:
-            del parts["composition"]
-        tables.append(_table(labels, t, names, {cause: part @ member.T.astype(float) for cause, part in parts.items()}))
-        tables[-1]["total"] = np.square(terms.error).sum(1)[tables[-1].pop("condition")]
+        _warn_of_categories(controls, categories, t)
+        parts = {cause: part @ member.T.astype(float) for cause, part in error_parts(terms, noise).items()}  # (C, M)
+        tables.append(_table(labels, t, names, parts, np.square(terms.error).sum(1)))
     table = pd.concat(tables, ignore_index=True).sort_values("total", ascending=False, kind="stable", ignore_index=True)
-    table.insert(len(table.columns) - 1, "share", table["squared_error"] / table["total"])
-    table["cause"] = pd.Categorical(table["cause"], [cause for cause in CAUSES if cause in set(table["cause"])])
+    if by is None:
+        table = table[table["cause"] != "composition"].reset_index(drop=True)
+    table["cause"] = pd.Categorical(table["cause"], [cause for cause in CAUSES if by or cause != "composition"])
     return table.drop(columns=["group"] if groups is None else [])
 
 
 def _conditions(screen: Screen, cells: PredictedCells, control: str) -> list[tuple[str, str]]:
     """Return the predicted conditions that have observed cells, and name the others."""
-    found, left_out = [], []
-    coded = pd.DataFrame(sorted(c for c in cells.conditions() if c[0] != control), columns=["perturbation", "cell_type"])
+    found: list[tuple[str, str]] = []
+    left_out: list[tuple[str, str]] = []
+    coded = pd.DataFrame(
+        sorted(c for c in cells.conditions() if c[0] != control), columns=["perturbation", "cell_type"]
+    )
     codes = screen.index.coded(coded)
     for (label, t), (p, k) in zip(coded.to_numpy().tolist(), codes.to_numpy().tolist(), strict=True):
         known = found if len(screen.index.rows(p, k)) else left_out
@@ -179,23 +183,30 @@ def _conditions(screen: Screen, cells: PredictedCells, control: str) -> list[tup
         shown = listed(f"{label} in {t}" for label, t in left_out)
         logger.warning("Left out %d predicted conditions without observed cells: %s.", len(left_out), shown)
     if not found:
-        problem = f"share no perturbed condition (predicted: {listed(label for label, _ in left_out) or 'only control'})"
+        problem = (
+            f"share no perturbed condition (predicted: {listed(label for label, _ in left_out) or 'only control'})"
+        )
         raise ValueError(unusable("The objects", "tl.explain_error", problem, "Label both with the same names."))
     return found
 
 
-def _table(labels: list[str], cell_type: str, groups: list[str], parts: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return parts (C, M) of every cause as rows, and the number of the condition of each."""
-    c, m, k = np.meshgrid(range(len(labels)), range(len(groups)), range(len(parts)), indexing="ij")
-    columns = {
-        "perturbation": np.array(labels, dtype=object)[c.ravel()],
-        "cell_type": cell_type,
-        "group": np.array(groups, dtype=object)[m.ravel()],
-        "cause": np.array(list(parts), dtype=object)[k.ravel()],
-        "squared_error": np.stack(list(parts.values()), axis=-1).ravel(),  # (C, M, causes)
-        "condition": c.ravel(),
-    }
-    return pd.DataFrame(columns)
+def _table(
+    labels: list[str], cell_type: str, groups: list[str], parts: dict[str, np.ndarray], total: np.ndarray
+) -> pd.DataFrame:
+    """Return parts (C, M) of every cause as rows, beside the totals (C,)."""
+    squared = np.stack(list(parts.values()), axis=-1)  # (C, M, causes)
+    c, m, k = (axis.ravel() for axis in np.indices(squared.shape))
+    return pd.DataFrame(
+        {
+            "perturbation": np.array(labels, dtype=object)[c],
+            "cell_type": cell_type,
+            "group": np.array(groups, dtype=object)[m],
+            "cause": np.array(list(parts), dtype=object)[k],
+            "squared_error": squared.ravel(),
+            "share": (squared / total[:, None, None]).ravel(),
+            "total": total[c],
+        }
+    )
 
 
 def _check_controls(reference: Reference, screen: Screen, controls: ControlNoise, cell_type: str) -> None:
@@ -215,8 +226,8 @@ def _warn_of_learned(screen: Screen, conditions: list[tuple[str, str]], train: p
     found = [f"{label} in {t}" for label, t in conditions if (label, t) in learned]
     if found:
         logger.warning(
-            "%d conditions are not held out (%s): noise of their cells may be in the predictions too, and the parts then "
-            "favour the model. Register a split_key.",
+            "%d conditions are not held out (%s): noise of their cells may be in the predictions too, and the parts "
+            "then favour the model. Register a split_key.",
             len(found),
             listed(found),
         )
@@ -227,7 +238,9 @@ def _warn_of_unknown(labels: list[str], cell_type: str, noise: ErrorNoise) -> No
     single = [label for label, row in zip(labels, noise.cells, strict=True) if np.isnan(row).any()]
     if single:
         shown = f"{listed(single)} in {cell_type}"
-        logger.warning("Sampling noise is unknown with one cell per batch: %s. It stays in the parts of the model.", shown)
+        logger.warning(
+            "Sampling noise is unknown with one cell per batch: %s. It stays in the parts of the model.", shown
+        )
     if np.isnan(noise.controls.diagonal()).any():
         logger.warning("Noise of the single control cell (per batch) of %s is unknown.", cell_type)
     if np.isnan(noise.batches.diagonal()).any():
@@ -236,3 +249,12 @@ def _warn_of_unknown(labels: list[str], cell_type: str, noise: ErrorNoise) -> No
             "between batches is unknown, and stays in the parts of the model.",
             cell_type,
         )
+
+
+def _warn_of_categories(controls: ControlNoise, categories: np.ndarray | None, cell_type: str) -> None:
+    """Name categories that no control cell has."""
+    if categories is None or controls.categories is None:
+        return
+    bare = categories[controls.categories.n.sum(0) == 0]
+    if len(bare):
+        logger.warning("No control cell of %s is in %s: these count as average cells.", cell_type, listed(bare))

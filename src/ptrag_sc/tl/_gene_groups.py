@@ -52,7 +52,7 @@ def read_groups(groups: GeneGroups, var: pd.DataFrame, genes: np.ndarray) -> tup
         raise KeyError(absent(what, groups, "adata.var and on disk", var.columns, remedy))
     member = np.array([[gene in names for gene in genes.tolist()] for names in sets.values()], dtype=bool)
     member = member.reshape(len(sets), len(genes))  # (M, G), also without groups
-    kept = member.any(1)
+    kept = member.sum(1) > 0
     if not kept.any():
         problem = f"hold none of the {len(genes)} genes (genes: {listed(genes)})"
         remedy = "Name genes as in adata.var_names, for example by symbol."
@@ -61,7 +61,7 @@ def read_groups(groups: GeneGroups, var: pd.DataFrame, genes: np.ndarray) -> tup
         logger.info("%d groups hold none of the genes and are left out.", (~kept).sum())
     names = [name for name, is_kept in zip(sets, kept, strict=True) if is_kept]
     member = member[kept]
-    without = ~member.any(0)
+    without = member.sum(0) == 0
     if without.any():
         if OTHER in names:
             member[names.index(OTHER)] |= without
@@ -75,7 +75,10 @@ def _by_column(column: pd.Series) -> dict[str, set[str]]:
     if column.dtype == bool:
         return {str(column.name): set(column.index[column].astype(str))}
     column = column[column.notna()]
-    return {str(value): set(column.index[rows].astype(str)) for value, rows in column.groupby(column).indices.items()}
+    return {
+        str(value): set(column.index[rows].astype(str))
+        for value, rows in column.groupby(column, observed=True).indices.items()
+    }
 
 
 def _read_gmt(path: Path) -> dict[str, set[str]]:
