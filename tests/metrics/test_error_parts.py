@@ -65,12 +65,12 @@ def test_the_slow_and_obvious_way_gives_the_same():
         for g in range(G):
             found = {cause: parts[cause][c, g] for cause in CAUSES}
             if terms.own[c, g]:
-                assert not any(found[cause] for cause in ("common shift", "neighbours agree", "generator"))
+                assert not any(found[cause] for cause in ("common shift", "neighbours wrong", "generator"))
                 continue
             composition, common, rest = remainder(terms.error, c, g)
             neighbours = remainder(said, c, g)[2] if terms.has_evidence[c] else 0.0
             np.testing.assert_allclose([found["composition"], found["common shift"]], [composition, common], atol=1e-12)
-            np.testing.assert_allclose(found["neighbours agree"] + found["neighbours disagree"], neighbours, atol=1e-12)
+            np.testing.assert_allclose(found["neighbours wrong"] + found["neighbours disagree"], neighbours, atol=1e-12)
             np.testing.assert_allclose(found["generator"], rest - noise.predicted[c, g] - neighbours, atol=1e-12)
 
 
@@ -90,7 +90,7 @@ def test_a_generator_that_corrects_its_neighbours_is_below_zero():
     zero = np.zeros((1, G))
     terms = ErrorTerms(zero, zero.astype(bool), zero, evidence, zero, np.array([True]))
     parts = error_parts(terms, no_noise(1))
-    np.testing.assert_allclose(parts["neighbours agree"], np.square(evidence))
+    np.testing.assert_allclose(parts["neighbours wrong"], np.square(evidence))
     np.testing.assert_allclose(parts["generator"], -np.square(evidence))
 
 

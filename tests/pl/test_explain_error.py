@@ -7,8 +7,8 @@ import pytest
 from ptrag_sc.pl import explain_error
 
 PARTS = {  # by condition: parts of the error, one of them below 0
-    "MYC": {"observed cells": 0.5, "common shift": -0.1, "neighbours agree": 0.2, "generator": -0.1},
-    "JAK2": {"observed cells": 0.1, "common shift": 0.4, "neighbours agree": 2.0, "generator": 0.5},
+    "MYC": {"observed cells": 0.5, "common shift": -0.1, "neighbours wrong": 0.2, "generator": -0.1},
+    "JAK2": {"observed cells": 0.1, "common shift": 0.4, "neighbours wrong": 2.0, "generator": 0.5},
 }
 
 
@@ -40,7 +40,7 @@ def test_bars_are_the_parts(errors):
         "total",
         "too few observed cells",
         "common shift of the cell type",
-        "neighbours agree, and are wrong",
+        "neighbours wrong on average",
         "generator (the model itself)",
     ]
 
@@ -59,7 +59,7 @@ def test_fewer_bars_and_one_condition(errors):
 
 
 def test_groups_are_means_over_conditions(errors):
-    errors.insert(2, "group", np.where(errors["cause"] == "neighbours agree", "cycle", "other"))
+    errors.insert(2, "group", np.where(errors["cause"] == "neighbours wrong", "cycle", "other"))
     ax = explain_error(errors)
     found = dict(zip([label.get_text() for label in ax.get_yticklabels()], marks(ax), strict=True))
     assert found == pytest.approx({"cycle": 2.2 / 2, "other": 1.3 / 2})

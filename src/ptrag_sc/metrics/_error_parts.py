@@ -8,8 +8,8 @@ The parts add up to :math:`e^2` exactly, whatever the noise, because the last of
 3. *composition* :math:`-e s`, with s the shift that a change of the composition of the cells brings.
 4. *common shift* :math:`e\, \bar e_{-c}`, with :math:`\bar e_{-c}` the mean of :math:`e + s` over the other conditions.
 5. *neighbours*: what remains of the squared error of the evidence alone, after the same parts 1, 3 and 4 of its own.
-   Its scatter, variance between neighbours times :math:`\sum_k w_k^2`, is their disagreement, the rest what they agree
-   on.
+   Its scatter, variance between neighbours times :math:`\sum_k w_k^2`, is their disagreement; the rest is what they are
+   wrong about on average.
 6. *generator*: what is left. It is what the model adds to, or takes from, the error of its neighbours.
 
 A product of two noisy means is too large by the covariance of their noise, which is subtracted. So each part has the
@@ -28,7 +28,7 @@ CAUSES = (
     "composition",
     "own gene",
     "common shift",
-    "neighbours agree",
+    "neighbours wrong",
     "neighbours disagree",
     "generator",
 )
@@ -99,7 +99,7 @@ def error_parts(terms: ErrorTerms, noise: ErrorNoise) -> dict[str, np.ndarray]:
     has = terms.has_evidence[:, None]
     _, _, of_evidence = _split(np.where(has, terms.evidence, terms.error), terms, noise, known)
     disagree = np.where(has, terms.scatter * others, 0.0)
-    agree = np.where(has, of_evidence, 0.0) - disagree
+    wrong = np.where(has, of_evidence, 0.0) - disagree
     parts = (
         noise.cells,
         of_controls,
@@ -108,9 +108,9 @@ def error_parts(terms: ErrorTerms, noise: ErrorNoise) -> dict[str, np.ndarray]:
         composition,
         (np.square(terms.error) - known - noise.predicted) * terms.own,
         common,
-        agree,
+        wrong,
         disagree,
-        rest - predicted - agree - disagree,
+        rest - predicted - wrong - disagree,
     )
     return dict(zip(CAUSES, parts, strict=True))
 

@@ -28,7 +28,7 @@ CAUSES = {
     "composition": ("other composition of cells", "#56B4E9"),
     "own gene": ("own gene", "#CC79A7"),
     "common shift": ("common shift of the cell type", "#E69F00"),
-    "neighbours agree": ("neighbours agree, and are wrong", OBSERVED_COLOUR),
+    "neighbours wrong": ("neighbours wrong on average", OBSERVED_COLOUR),
     "neighbours disagree": ("neighbours disagree", "#009E73"),
     "generator": ("generator (the model itself)", PREDICTED_COLOUR),
 }

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._constants import SOURCE_SUFFIX
@@ -58,10 +59,10 @@ def mean_of_cells(cells: np.ndarray, batch: np.ndarray, scores: np.ndarray | Non
         unknown = np.full(cells.shape[1], np.nan)
         return CellMean(mean, unknown, np.zeros_like(unknown))
 
+    of_batch = sp.csr_matrix((np.ones(len(cells)), (batch, np.arange(len(cells)))))  # (batches, n)
+
     def centred(values: np.ndarray) -> np.ndarray:
-        sums = np.zeros((len(codes), values.shape[1]))
-        np.add.at(sums, batch, values)
-        return values - (sums / n[:, None])[batch]
+        return values - (of_batch @ values / n[:, None])[batch]
 
     deviation = centred(cells)
     size = freedom * len(cells)

@@ -17,6 +17,7 @@ from ptrag_sc.data import (
     measured_targets,
     read_split,
 )
+from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.metrics import Reference
 
 NOTHING = pd.DataFrame({"perturbation": [], "cell_type": [], "candidate": [], "role": [], "weight": []})
@@ -161,11 +162,16 @@ def recalled_evidence(
         run = model.run(adata, screen, labels)
         done = 0
         for part in model.expected_shifts(labels, screen, t, state=run.state):
-            for rows, weights, responses in zip(part.rows, part.weights, part.responses, strict=True):
-                used = np.flatnonzero(weights > 0)
-                if len(used):
-                    deviations = responses[used][:, columns].astype(np.float64) - mean[name]
-                    names = model.candidates_[rows[used]].astype(str)
-                    found[labels[done], name] = Neighbours(names, weights[used].astype(np.float64), deviations)
-                done += 1
-    return Evidence(found, mean)
+            for b, label in enumerate(labels[done : done + len(part.rows)]):
+                found[label, name] = _recalled(part, b, model.candidates_, mean[name], columns)
+            done += len(part.rows)
+    return Evidence({condition: recalled for condition, recalled in found.items() if len(recalled.names)}, mean)
+
+
+def _recalled(
+    part: ExpectedShifts, b: int, candidates: np.ndarray, mean: np.ndarray, columns: np.ndarray
+) -> Neighbours:
+    """Return what was retrieved for row b, as deviations from a mean shift, at some genes (columns)."""
+    used = np.flatnonzero(part.weights[b] > 0)
+    deviations = part.responses[b][used][:, columns].astype(np.float64) - mean
+    return Neighbours(candidates[part.rows[b][used]].astype(str), part.weights[b][used].astype(np.float64), deviations)

@@ -57,9 +57,10 @@ def explain_error(
         The genes that the perturbation targets. All causes below are of the other genes.
     ``common shift``
         What the errors of a cell type's conditions have in common: the mean shift is wrong.
-    ``neighbours agree``, ``neighbours disagree``
-        The error of the retrieved neighbours' weighted shift: what all are wrong about, and what comes from their
-        scatter (which more neighbours, or more cells of them, would reduce).
+    ``neighbours wrong``, ``neighbours disagree``
+        The error of the retrieved neighbours' weighted mean shift: what they are wrong about on average (all agree and
+        are wrong, or those that are right have little weight), and what comes from their scatter (which more neighbours
+        of this kind, or more cells of them, would reduce).
     ``generator``
         What the model adds to the error of its neighbours; below 0 where it corrects them. For a predictor without
         neighbours, all that remains.
