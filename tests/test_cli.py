@@ -188,6 +188,7 @@ def test_a_run_can_be_repeated(finished, screen_file, tmp_path):
     pd.testing.assert_frame_equal(first, second)
 
 
+@pytest.mark.slow
 def test_one_cell_type_holds_out_genes_and_too_large_k_is_clipped(tmp_path, caplog):
     """Genes without embedding do not count as candidates; those that are left decide K."""
     caplog.set_level("INFO")

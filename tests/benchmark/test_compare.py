@@ -16,7 +16,7 @@ from ptrag_sc.metrics import METRICS as METRICS_TABLE
 from screens import KEYS, make_screen
 
 METRICS, MSE = ["pearson_delta", "energy_distance"], METRICS_TABLE["mse"]
-OPTIONS = {"metrics": METRICS, "seeds": [0, 1], "progress": False}
+OPTIONS = {"metrics": METRICS, "seeds": [0, 1], "n_cells": 20, "progress": False}
 
 
 def draw(adata, seed):
@@ -59,7 +59,7 @@ def test_every_row_is_a_test_condition_and_floors_and_ceilings_are_there(screen)
 
 
 def test_scores_are_those_of_evaluate(screen):
-    scores = compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]}, n_cells=20)
+    scores = compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0]})
     reference = ptrag_sc.metrics.Reference.from_adata(screen)
     test = screen.obs[(screen.obs["split"] == "test") & (screen.obs["gene"] != "ctl")]
     fitted, half = nearest(screen, 0), split_half(screen, 0).real
@@ -117,7 +117,7 @@ def test_a_predicted_object_is_as_good_as_a_predictor(screen):
         labels = adata.obs.loc[(adata.obs["split"] == "test") & (adata.obs["gene"] != "ctl"), "gene"].unique()
         return fitted.predict(perturbations=list(labels), counts=False)
 
-    scores = compare(screen, {"cells": predicted}, **OPTIONS)
+    scores = compare(screen, {"cells": predicted}, **{**OPTIONS, "n_cells": None})
     wide = scores[scores["metric"] == "pearson_delta"].pivot_table(
         index=["seed", "truth", "perturbation", "cell_type"], columns="method", values="value", observed=True
     )

@@ -86,7 +86,7 @@ def test_intervals_cover_what_they_promise_and_are_narrower_than_withoutfeatures
 @pytest.mark.parametrize("noise", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_intervals_from_ten_conditions_cover_what_they_promise_too(noise):
     covered = []
-    for seed in range(80):
+    for seed in range(40):
         support, observed = made_up(110, seed, noise)
         known, new = support.index < 10, support.index >= 10
         expected = Calibration.fit(support[known], observed[known]).expected(support[new])

@@ -51,7 +51,7 @@ def started(*, text: bool, own: float, seed: int = 0):
     return initial_weights(queries, view, torch.as_tensor(p), torch.as_tensor(t))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_embedding_that_tells_the_response_is_trusted(seed):
     informed, blind = (started(text=text, own=0.0, seed=seed) for text in (True, False))
     assert informed.sharpness[0] > 1
@@ -59,9 +59,10 @@ def test_an_embedding_that_tells_the_response_is_trusted(seed):
     assert blind.score == pytest.approx(0.25, abs=0.1)  # no cosine, and half of a rank in the middle
 
 
-def test_a_response_that_repeats_elsewhere_gets_weight():
-    assert min(started(text=True, own=1.0, seed=seed).own for seed in range(2)) >= 0.5
-    assert np.mean([started(text=False, own=0.0, seed=seed).own for seed in range(2)]) <= 0.3
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_response_that_repeats_elsewhere_gets_weight(seed):
+    assert started(text=True, own=1.0, seed=seed).own >= 0.5
+    assert started(text=False, own=0.0, seed=seed).own <= 0.3
 
 
 def test_without_neighbours_nothing_is_claimed():

@@ -119,7 +119,7 @@ def annotated():
     return adata
 
 
-@each_format
+@pytest.mark.parametrize("suffix", ["h5ad", pytest.param("zarr", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options", [{}, {"seed": 3, "counts": False, "nonnegative": True, "n_cells": 25, "cell_types": "RPE1"}]
 )

@@ -237,7 +237,7 @@ def test_retrieval_alone_agrees_with_prediction(trained, predicted):
     assert "effect" in predicted.uns["ptrag"]
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.parametrize("suffix", ["h5ad", pytest.param("zarr", marks=pytest.mark.slow)])
 def test_everything_survives_writing(trained, predicted, tmp_path, suffix):
     ptrag_sc.tl.effect(predicted)
     ptrag_sc.tl.predict(predicted, trained, perturbation="G0", key_added="other")
