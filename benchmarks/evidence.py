@@ -311,6 +311,7 @@ def methods(task: Task, folder: Path, max_epochs: int | None) -> dict[str, Calla
         "neighbours, response (20)": {"cls": baselines.NearestPerturbations, "n_neighbors": 20, "space": "response"},
         "ridge, text": {"cls": baselines.LinearShift},
         "ridge, response": {"cls": baselines.LinearShift, "space": "response"},
+        "kernel ridge": {"cls": baselines.KernelRidge},
         "stacked": {"cls": baselines.Stacked},
     }
     found |= {name: partial(fitted, **options) for name, options in simple.items()}

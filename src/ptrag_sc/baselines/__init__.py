@@ -1,6 +1,7 @@
 """Which simple predictors must a model beat?"""
 
 from ._additive import Additive
+from ._kernel_ridge import KernelRidge
 from ._linear import LinearShift
 from ._mean_shift import MeanShift
 from ._nearest import NearestPerturbations
@@ -10,6 +11,7 @@ from ._stacked import Stacked
 
 __all__ = [
     "Additive",
+    "KernelRidge",
     "LinearShift",
     "MeanShift",
     "NearestPerturbations",

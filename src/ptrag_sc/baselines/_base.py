@@ -33,6 +33,7 @@ from ptrag_sc.data import (
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
+from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._targets import target_columns
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Baseline(Predictor):
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
         named = screen.index.named(table)
         self._learn_masked(named, shifts, dict(zip(screen.index.cell_types, controls.cell_type, strict=True)))
-        self.effect_errors_ = None  # of an earlier fit
+        self.effect_errors_, self.recoveries_ = None, None  # of an earlier fit
         self.trained_on_ = named[["perturbation", "cell_type"]]
         self.fitted_ = True
         return self
@@ -145,6 +146,26 @@ class Baseline(Predictor):
             make_residuals(conditions, errors, table.iloc[rows], spread, rows, controls, self.genes_, self.keys_.sep),
             dict(zip(screen.index.cell_types, spread.variance, strict=True)),
         )
+
+    def refits(self) -> Refits:
+        """Return what the baseline can be fitted anew from; validation conditions are kept in every fit."""
+        screen = self.read(self.adata)
+        table = self._learnable(screen.index)
+        named = screen.index.named(table)
+        controls = control_means(screen.reader, screen.index)
+        of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+        shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C', G), also of validation
+        is_train = (named["split"] == "train").to_numpy()  # (C',)
+        train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+
+        def fit(kept: np.ndarray) -> "Baseline":
+            rows = np.concatenate([train[kept], others])
+            other = copy(self)
+            other._learn_masked(named.iloc[rows].reset_index(drop=True), shifts[rows], of_type)
+            return other
+
+        conditions = named.iloc[train][["perturbation", "cell_type"]].reset_index(drop=True)
+        return Refits(screen, conditions, shifts[train], fit)
 
     def _vectors_of(self, named: pd.DataFrame) -> np.ndarray | None:
         """Return the embedding (C, D) of some conditions, None if none is needed."""

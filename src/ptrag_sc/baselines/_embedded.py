@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from ptrag_sc._validation import absent
 from ptrag_sc.baselines._base import Baseline
-from ptrag_sc.retrieval import GeneEmbedding, resolve_vectors
+from ptrag_sc.retrieval import GeneEmbedding, nameable_genes, resolve_vectors
 
 Space = Literal["gene_embedding", "response"]
 SPACES: tuple[Space, ...] = get_args(Space)
@@ -55,3 +55,8 @@ class EmbeddedBaseline(Baseline):
         key = self.keys_.embedding_key
         table = self.keys_.container(adata, "embedding_key").uns.get(key)
         return resolve_vectors(labels, self.embedding_, table=table, key=key, sep=self.keys_.sep, extra=gene_embedding)
+
+    def _genes_with_vector(self, adata: AnnData, gene_embedding: object) -> list[str]:
+        key = self.keys_.embedding_key
+        table = self.keys_.container(adata, "embedding_key").uns.get(key)
+        return nameable_genes(self.embedding_, table=table, key=key, extra=gene_embedding)

@@ -41,8 +41,8 @@ class Fold(NamedTuple):
     scored: np.ndarray  # some of them
 
 
-def residual_folds(conditions: pd.DataFrame, sep: str) -> list[Fold]:
-    """Return up to 30 folds of perturbations, each left out everywhere, and in every cell type alone.
+def residual_folds(conditions: pd.DataFrame, sep: str, n_folds: int = MAX_FOLDS) -> list[Fold]:
+    """Return folds of perturbations, each left out everywhere, and in every cell type alone.
 
     A single perturbation is left out with its combinations: a new gene has none.
 
@@ -52,12 +52,14 @@ def residual_folds(conditions: pd.DataFrame, sep: str) -> list[Fold]:
         Columns ``perturbation``, ``cell_type`` (names) of training conditions.
     sep
         Separator of combinations.
+    n_folds
+        Largest number of groups of perturbations.
     """
     labels = conditions["perturbation"].to_numpy(dtype=str)  # (C,)
     types = conditions["cell_type"].to_numpy(dtype=str)
     names = np.unique(labels)
     rng = np.random.default_rng(0)
-    parts = np.array_split(rng.permutation(names), min(MAX_FOLDS, len(names)))
+    parts = np.array_split(rng.permutation(names), min(n_folds, len(names)))
     genes = {name: set(components(name, sep)) for name in names}
     n_types = pd.Series(types).groupby(labels).nunique()
     elsewhere = n_types.loc[labels].to_numpy() > 1  # (C,)

@@ -15,6 +15,7 @@ from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._intervals import EffectErrors
+from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run, VirtualCells
@@ -41,6 +42,9 @@ class Predictor(ABC):
         What the training perturbations did to their own targets; None adds nothing to what is predicted there.
     effect_errors_
         How far predicted shifts are from observed ones; None if it is not known.
+    recoveries_
+        For each cell type that was asked about, how well perturbations were recovered that were left out
+        (:func:`ptrag_sc.tl.rank_perturbations`); None: for none yet.
     """
 
     keys_: ScreenKeys
@@ -50,6 +54,7 @@ class Predictor(ABC):
     excluded_: tuple[str, ...] = ()
     own_effects_: OwnEffects | None = None
     effect_errors_: EffectErrors | None = None
+    recoveries_: dict[str, Any] | None = None
     _prediction_batch_size = 16
 
     @abstractmethod
@@ -61,6 +66,23 @@ class Predictor(ABC):
         KeyError
             If a gene has no embedding.
         """
+
+    def nameable(self, adata: AnnData, gene_embedding: object = None) -> list[str]:
+        """Return all perturbations that :meth:`resolve` knows: genes with a vector, and what answers are made from.
+
+        Parameters
+        ----------
+        adata
+            Object of the call.
+        gene_embedding
+            Table for genes that neither the model nor ``adata`` knows.
+        """
+        names = [*self._genes_with_vector(adata, gene_embedding), *self.known_conditions_["perturbation"]]
+        return [name for name in dict.fromkeys(names) if name != self.keys_.control]
+
+    def _genes_with_vector(self, adata: AnnData, gene_embedding: object) -> list[str]:
+        """Return the genes that have an embedding; none if the predictor needs none."""
+        return []
 
     @abstractmethod
     def predict_batch(
@@ -90,10 +112,30 @@ class Predictor(ABC):
     def learn_effect_errors(self) -> None:
         """Set ``effect_errors_`` from the training data, if there are any and it is not known yet."""
 
+    @abstractmethod
+    def refits(self) -> Refits | None:
+        """Return what the predictor can be fitted anew from; None without training data, or if only weights answer."""
+
     @property
     @abstractmethod
     def known_conditions_(self) -> pd.DataFrame:
         """Conditions (``perturbation``, ``cell_type``) that answers are made from."""
+
+    def shift_blocks(
+        self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen, cell_type: int
+    ) -> Iterator[np.ndarray]:
+        """Yield the mean shifts (B, G) of perturbations in a cell type (code), in order, without the evidence.
+
+        Parameters
+        ----------
+        labels, vectors
+            Perturbations, and the value of :meth:`resolve` for them.
+        screen, cell_type
+            The control cells, and the code of the cell type.
+        """
+        state = self.prepare(labels, vectors, screen)
+        for found in self.expected_shifts(labels, screen, cell_type, state=state):
+            yield found.shift
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> Any:
         """Return the state that is computed once per call, before any set is generated."""

@@ -21,13 +21,17 @@ from ptrag_sc.data import (
 from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._counts import known_controls
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, EffectErrors, make_residuals, residual_folds
+from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._targets import target_columns
+from ptrag_sc.model._refits import make_refits
 from ptrag_sc.model._retriever import Retriever
 from ptrag_sc.model._tables import learn_own_effects
-from ptrag_sc.retrieval import ResponseMemory, build_memory
+from ptrag_sc.retrieval import MemoryView, QueryTable, ResponseMemory, build_memory
 
 N_CELLS = 16  # control cells that stand for a cell type; the largest part of the time is theirs
+N_CELLS_OF_MANY = 8  # where many perturbations are asked for
 LABELS_AT_ONCE = 16
+LABELS_OF_TABLE = 2048  # queries whose neighbours are held at once
 
 
 class Expecting(Retriever):
@@ -39,21 +43,56 @@ class Expecting(Retriever):
         self, labels: tuple[str, ...], screen: Screen, cell_type: int, *, state: Any
     ) -> Iterator[ExpectedShifts]:
         """Yield the mean shifts of perturbations in a cell type, over up to 16 control cells chosen by name."""
-        device = self.module.device
-        rows = known_controls(screen, cell_type, N_CELLS)
-        self.module.eval()
-        with torch.no_grad():
-            cells = torch.as_tensor(screen.reader.rows(rows), device=device)[None]  # (1, S, G)
-            (basal,) = self.module.encode_cells(cells)
-        for start in range(1, len(labels) + 1, LABELS_AT_ONCE):  # query 0 is the control
-            query = torch.arange(start, min(start + LABELS_AT_ONCE, len(labels) + 1), device=device)
-            found = self.module.mean_shift(basal, state, query, cell_type)
+        basal = self._encoded_controls(screen, cell_type, N_CELLS)
+        for query in self._queries(len(labels)):
+            with torch.no_grad():
+                found = self.module.mean_shift(basal, state, query, cell_type)
             weights = found.weights * found.evidence.present
             tensors = found.shift, found.evidence.rows, weights, found.responses
             shift, places, weight, responses = (tensor.cpu().numpy() for tensor in tensors)
             if not responses.shape[1]:  # without a memory nobody knows what the candidates did
                 places, weight = places[:, :0], weight[:, :0]
             yield ExpectedShifts(shift, places, weight, responses)
+
+    def shift_blocks(
+        self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen, cell_type: int
+    ) -> Iterator[np.ndarray]:
+        """Yield the mean shifts (B, G) of perturbations in a cell type, over up to 8 control cells chosen by name."""
+        assert vectors is not None  # a model with retrieval has a vector of every query
+        basal = self._encoded_controls(screen, cell_type, N_CELLS_OF_MANY)
+        view = self.view(screen)
+        if view is not None:  # what no query asks for is not searched for neighbours
+            view = MemoryView(*(field[cell_type : cell_type + 1] for field in view))
+        table: QueryTable | None = None
+        for start in range(0, len(labels), LABELS_OF_TABLE):
+            part = slice(start, start + LABELS_OF_TABLE)
+            keys = None if table is None else table.keys  # encoded candidates are those of every table
+            table = self.query_table(labels[part], vectors[part], view=view)
+            table = self.module.with_keys(table) if keys is None else table._replace(keys=keys)
+            for query in self._queries(len(labels[part])):
+                with torch.no_grad():
+                    found = self.module.mean_shift(basal, table, query, 0, with_responses=False)
+                yield found.shift.cpu().numpy()
+
+    def _encoded_controls(self, screen: Screen, cell_type: int, n_cells: int) -> torch.Tensor:
+        """Return encoded control cells (S, H)."""
+        rows = known_controls(screen, cell_type, n_cells)
+        self.module.eval()
+        with torch.no_grad():
+            cells = torch.as_tensor(screen.reader.rows(rows), device=self.module.device)[None]  # (1, S, G)
+            (basal,) = self.module.encode_cells(cells)
+        return basal
+
+    def _queries(self, n: int) -> Iterator[torch.Tensor]:
+        """Yield the rows (B,) of n queries of a table, a few at a time; row 0 is the control."""
+        for start in range(1, n + 1, LABELS_AT_ONCE):
+            yield torch.arange(start, min(start + LABELS_AT_ONCE, n + 1), device=self.module.device)
+
+    def refits(self) -> Refits | None:
+        """Return what the model's retrieval can be fitted anew from; None without data, or without a memory."""
+        if self.adata is None or self.module.memory is None:
+            return None
+        return make_refits(self)
 
     @property
     def known_conditions_(self) -> pd.DataFrame:

@@ -108,7 +108,7 @@ class GrowingMemory(ModulePredictor):
             memory=memory,
             cell_types=cell_types,
         )
-        self.own_effects_ = own_effects
+        self.own_effects_, self.recoveries_ = own_effects, None
         self.candidates_ = self.tables_.candidates
         self.split_ = self.tables_.split
         vectors = torch.as_tensor(embedding.vectors_for(candidates, self.keys_.sep))  # (P', D)

@@ -204,7 +204,13 @@ class PTRAGModule(BaseModuleClass):
 
     @torch.no_grad()
     def mean_shift(
-        self, basal: Float[Tensor, "S H"], table: QueryTable, query: Int[Tensor, " B"], cell_type: int
+        self,
+        basal: Float[Tensor, "S H"],
+        table: QueryTable,
+        query: Int[Tensor, " B"],
+        cell_type: int,
+        *,
+        with_responses: bool = True,
     ) -> MeanShift:
         """Return the mean change of some control cells of one cell type under each query, without their expression.
 
@@ -216,6 +222,8 @@ class PTRAGModule(BaseModuleClass):
             Queries of the call, with ``keys``.
         query, cell_type
             Rows of the table, and the row of its view.
+        with_responses
+            Whether what the candidates did is returned too, which is most of the work.
         """
         recall = table.recall(query, torch.full_like(query, cell_type))
         slots = recall.joined.rows if self.reads_keys else None
@@ -225,14 +233,16 @@ class PTRAGModule(BaseModuleClass):
         loadings = self.generator.loadings(cells, refined.context, mask).mean(1)  # (B, R)
         change = loadings @ self.generator.basis  # (B, G)
         weights = refined.weights.mean(1)  # (B, J)
+        responses = change.new_zeros(len(query), 0, change.shape[1])
         if not self.has_memory:
-            return MeanShift(change, recall.joined, weights, change.new_zeros(len(query), 0, change.shape[1]))
+            return MeanShift(change, recall.joined, weights, responses)
         directions = self.memory_directions
         of_components, rest = recall.weighted(refined.weights)
         base = recall.mean + of_components.mean(1) @ directions  # (B, G)
         recalled = rest.mean(1) @ directions
         shift = base + self.recalled_share * recalled + (1 - self.recalled_share) * change
-        responses = recall.mean[:, None] + recall.joined.response @ directions  # (B, J, G)
+        if with_responses:
+            responses = recall.mean[:, None] + recall.joined.response @ directions  # (B, J, G)
         return MeanShift(shift, recall.joined, weights, responses)
 
     def loss(

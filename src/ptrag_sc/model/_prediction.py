@@ -18,7 +18,7 @@ from ptrag_sc.data._run import Counts, Run
 from ptrag_sc.model._expected import Expecting
 from ptrag_sc.model._sets import gate_noise
 from ptrag_sc.model._support import Calibration, support_table
-from ptrag_sc.retrieval import QueryTable, resolve_vectors, shuffled_names
+from ptrag_sc.retrieval import QueryTable, nameable_genes, resolve_vectors, shuffled_names
 
 NULLS = ("random", "shuffled")
 RETRIEVAL_CELLS = 256  # control cells that stand for a cell type in get_retrieval
@@ -52,6 +52,11 @@ class ModulePredictor(Expecting):
         key, sep = self.keys_.embedding_key, self.keys_.sep
         table = self.keys_.container(adata, "embedding_key").uns.get(key)
         return resolve_vectors(labels, self.tables_.embedding, table=table, key=key, sep=sep, extra=gene_embedding)
+
+    def _genes_with_vector(self, adata: AnnData, gene_embedding: object) -> list[str]:
+        key = self.keys_.embedding_key
+        table = self.keys_.container(adata, "embedding_key").uns.get(key)
+        return nameable_genes(self.tables_.embedding, table=table, key=key, extra=gene_embedding)
 
     def run(
         self,

@@ -1,12 +1,13 @@
 """How does a model find what bears on a question, and how much does each kind of evidence count before training?"""
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from ptrag_sc.data import Predictor, Screen, components, control_means, measured_targets
+from ptrag_sc.data import Predictor, Screen, ScreenKeys, components, control_means, measured_targets
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import TrainingTables
@@ -21,6 +22,10 @@ class Retriever(Predictor):
     tables_: TrainingTables
     init_params_: dict[str, Any]
     split_: pd.DataFrame
+
+    @abstractmethod
+    def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
+        """Set the state that follows from what a model has before its first step."""
 
     def query_table(
         self,

@@ -110,7 +110,7 @@ def training_tables(
     if with_memory:
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
         masked, own_effects = learn_own_effects(screen, train, shifts.shift, controls, keys)
-        memory = _training_memory(
+        memory = training_memory(
             screen, train, candidates, controls, shifts=shifts._replace(shift=masked), spread=spread
         )
         directions = memory.directions.numpy()  # (L, G), the first of which are the basis too
@@ -143,7 +143,7 @@ def learn_own_effects(
     return masked, OwnEffects.learn(named, shifts, masked, of_type, screen.genes, keys.sep)
 
 
-def _training_memory(
+def training_memory(
     screen: Screen,
     train: pd.DataFrame,
     candidates: np.ndarray,

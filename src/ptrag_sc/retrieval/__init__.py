@@ -2,12 +2,12 @@
 
 from ._gene_embeddings import GeneEmbedding
 from ._initial_weights import InitialWeights, agreement, initial_weights
-from ._kernel import KernelRidge, centred, similarity_kernel
+from ._kernel import BESIDE_WIDTH, RESPONSE_WIDTH, TEXT_WIDTH, KernelRidge, centred, similarity_kernel
 from ._neighbours import Neighbours, nearest_neighbours
 from ._null import cell_type_specificity, expected_jaccard, neighbours_only, random_neighbours, shuffled_names
 from ._query_table import QueryTable, make_query_table
 from ._recall import Evidence, Recall
-from ._resolve import resolve_vectors
+from ._resolve import nameable_genes, resolve_vectors
 from ._response_memory import (
     ResponseMemory,
     between_perturbations,
@@ -23,7 +23,10 @@ from ._spaces import memory_neighbours
 from ._view import MemoryView, averaged, view_memory
 
 __all__ = [
+    "BESIDE_WIDTH",
+    "RESPONSE_WIDTH",
     "SOURCES",
+    "TEXT_WIDTH",
     "Evidence",
     "GeneEmbedding",
     "InitialWeights",
@@ -46,6 +49,7 @@ __all__ = [
     "initial_weights",
     "make_query_table",
     "memory_neighbours",
+    "nameable_genes",
     "nearest_neighbours",
     "neighbours_only",
     "random_neighbours",

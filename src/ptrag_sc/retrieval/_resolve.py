@@ -63,6 +63,18 @@ def resolve_vectors(
     return merged.vectors_for(labels, sep)
 
 
+def nameable_genes(own: GeneEmbedding, *, table: object = None, key: str, extra: object = None) -> list[str]:
+    """Return the genes that :func:`resolve_vectors` finds a vector of, given the same tables."""
+    names = dict.fromkeys(own.genes.tolist())
+    if table is not None:
+        of_adata = GeneEmbedding.from_uns(table, key)
+        if of_adata.source == own.source and _agree(own, of_adata):
+            names |= dict.fromkeys(of_adata.genes.tolist())
+    if extra is not None:
+        names |= dict.fromkeys(read_embedding(extra).genes.tolist())
+    return list(names)
+
+
 def _take(found: dict[str, np.ndarray], table: GeneEmbedding, genes: list[str]) -> None:
     """Add the vectors of genes that the table has and that are not yet found."""
     position = {gene: i for i, gene in enumerate(table.genes)}

@@ -6,6 +6,17 @@ from ._effects import predict_effects
 from ._explain_error import explain_error
 from ._perturb import perturb
 from ._predict import predict
+from ._rank_perturbations import rank_perturbations
 from ._retrieval import retrieval
 
-__all__ = ["diagnose", "effect", "effect_table", "explain_error", "perturb", "predict", "predict_effects", "retrieval"]
+__all__ = [
+    "diagnose",
+    "effect",
+    "effect_table",
+    "explain_error",
+    "perturb",
+    "predict",
+    "predict_effects",
+    "rank_perturbations",
+    "retrieval",
+]
