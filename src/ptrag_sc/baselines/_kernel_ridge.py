@@ -86,8 +86,10 @@ class KernelRidge(EmbeddedBaseline):
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.conditions_, self.shifts_ = conditions, shifts
-        self.responses_ = ResponseSpace.of(conditions, shifts) if self.space == "response" else None
         self.types_ = set(conditions["cell_type"])
+        self.responses_: ResponseSpace | None = None
+        if self.space == "response" and len(self.types_) > 1:  # one cell type has no response elsewhere
+            self.responses_ = ResponseSpace.of(conditions, shifts)
         # A cell type is fitted when it is first asked for: many calls ask for one of several.
         self.fits_: dict[str | None, tuple[Fit, Fit | None]] = {}
 

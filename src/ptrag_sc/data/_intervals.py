@@ -41,7 +41,7 @@ class Fold(NamedTuple):
     scored: np.ndarray  # some of them
 
 
-def residual_folds(conditions: pd.DataFrame, sep: str, n_folds: int = MAX_FOLDS) -> list[Fold]:
+def residual_folds(conditions: pd.DataFrame, sep: str, n_folds: int | None = None) -> list[Fold]:
     """Return folds of perturbations, each left out everywhere, and in every cell type alone.
 
     A single perturbation is left out with its combinations: a new gene has none.
@@ -53,13 +53,13 @@ def residual_folds(conditions: pd.DataFrame, sep: str, n_folds: int = MAX_FOLDS)
     sep
         Separator of combinations.
     n_folds
-        Largest number of groups of perturbations.
+        Largest number of groups of perturbations; None: 30.
     """
     labels = conditions["perturbation"].to_numpy(dtype=str)  # (C,)
     types = conditions["cell_type"].to_numpy(dtype=str)
     names = np.unique(labels)
     rng = np.random.default_rng(0)
-    parts = np.array_split(rng.permutation(names), min(n_folds, len(names)))
+    parts = np.array_split(rng.permutation(names), min(MAX_FOLDS if n_folds is None else n_folds, len(names)))
     genes = {name: set(components(name, sep)) for name in names}
     n_types = pd.Series(types).groupby(labels).nunique()
     elsewhere = n_types.loc[labels].to_numpy() > 1  # (C,)

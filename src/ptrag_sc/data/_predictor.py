@@ -43,8 +43,8 @@ class Predictor(ABC):
     effect_errors_
         How far predicted shifts are from observed ones; None if it is not known.
     recoveries_
-        For each cell type that was asked about, how well perturbations were recovered that were left out
-        (:func:`ptrag_sc.tl.rank_perturbations`); None: for none yet.
+        For each cell type and kind of candidate that was asked about, how well perturbations were recovered that were
+        left out (:func:`ptrag_sc.tl.rank_perturbations`); None: for none yet.
     """
 
     keys_: ScreenKeys
@@ -54,7 +54,7 @@ class Predictor(ABC):
     excluded_: tuple[str, ...] = ()
     own_effects_: OwnEffects | None = None
     effect_errors_: EffectErrors | None = None
-    recoveries_: dict[str, Any] | None = None
+    recoveries_: dict[tuple[str, str], Any] | None = None
     _prediction_batch_size = 16
 
     @abstractmethod

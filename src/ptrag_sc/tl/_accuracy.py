@@ -51,9 +51,7 @@ class Accuracy(NamedTuple):
         features = _features(similarity, strength).clip(self.low, self.high)
         value = self.coefficients[0] + features @ self.coefficients[1:]
         value[self.is_far(similarity) | (strength <= TINY)] = np.nan
-        return tuple(  # type: ignore[return-value]
-            np.clip(value + width, -1.0, 1.0) for width in (0.0, -self.half_width, self.half_width)
-        )
+        return tuple(np.clip(value + width, -1.0, 1.0) for width in (0.0, -self.half_width, self.half_width))
 
 
 def _features(similarity: np.ndarray, strength: np.ndarray) -> np.ndarray:

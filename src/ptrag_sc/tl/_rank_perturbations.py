@@ -1,11 +1,11 @@
 """Which perturbations would move these cells along a wanted change, and how far can that be trusted?"""
 
+import logging
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, unusable
@@ -18,6 +18,8 @@ from ptrag_sc.tl._model import check_predictor
 from ptrag_sc.tl._recovery import N_FOLDS, Recovery, find_recovery
 from ptrag_sc.tl._scores import SCORES, Sums, cosine
 from ptrag_sc.tl._signatures import Signatures, read_signatures
+
+logger = logging.getLogger(__name__)
 
 KIND_OF = {"other cell type": KNOWN, "embedding": UNSEEN}
 FEWEST, FEW = 10, 40  # measured perturbations: below the first a ranking is refused, below the second it warns
@@ -94,12 +96,13 @@ def rank_perturbations(
         ``"none"``), and ``far`` (known by its vector alone and less similar to all that was measured than what the
         recovery was checked on).
 
-        ``attrs["recovery"]`` says how well this works in this cell type: the measured perturbations are left out in five
-        groups, predicted by a fit to the others without trained weights, and looked for by their observed shift. It is a
-        list of dicts, one for candidates unseen everywhere (``evidence="embedding"``) and one for those measured in
-        another cell type: ``n`` perturbations, ``auroc`` (how often the true one is before another), ``top_1``,
-        ``top_5``, ``top_10`` (how often it is in the first percents of these n) and ``correlation``.
-        ``attrs["recovery_from"]`` says in words what was done. It takes most of the time of a first call and is kept.
+        ``attrs["recovery"]`` says how well this works in this cell type. The measured perturbations are left out in
+        five groups, predicted by a fit to the others without trained weights, and looked for by their observed shift
+        among those of their group. It is a list of dicts, one for candidates unseen everywhere
+        (``evidence="embedding"``) and one for those measured in another cell type: ``n`` perturbations, ``auroc`` (how
+        often the true one is before another), ``top_1``, ``top_5``, ``top_10`` (how often it is in the first percents;
+        NaN where groups are too small for that) and ``correlation``. ``attrs["recovery_from"]`` says in words what was
+        done. It takes most of the time of a first call and is kept.
 
     Raises
     ------
@@ -143,14 +146,15 @@ def rank_perturbations(
     _check_measured(model, cell_type)
     names = model.nameable(adata, gene_embedding) if candidates is None else candidates
     asked = known_candidates(model, model.canonical_labels(names), adata, cell_type, gene_embedding)
-    recovery = find_recovery(model, cell_type)
+    kinds = [KIND_OF[name] for name in KIND_OF if (asked.evidence == EVIDENCE.index(name)).any()]
+    recovery = find_recovery(model, cell_type, kinds or [UNSEEN])
     if score == "distance":
         _check_scale(wanted, recovery)
     if reverse:
         wanted = wanted._replace(values=-wanted.values)
     found = _score(model, asked, wanted, screen, t, score, recovery)
-    for name in np.array(wanted.names)[found.spread < ALIKE]:
-        sc.logging.warning(
+    for name in [name for name, spread in zip(wanted.names, found.spread, strict=True) if spread < ALIKE]:
+        logger.warning(
             f"{name!r}: this is no ranking. The predictions of all {len(asked.labels)} candidates agree alike with it "
             "(to the 4th decimal), because the model knows nothing that sets them apart"
         )
@@ -165,27 +169,28 @@ def _check_measured(model: Predictor, cell_type: str) -> None:
     here = known["cell_type"] == cell_type
     n = int(here.sum()) if here.any() else known["perturbation"].nunique()
     if n < FEWEST:
-        problem = f"were measured in {n} cases only, of which a ranking of others would be chance"
-        raise ValueError(unusable("Perturbations", f"{cell_type!r}", problem, f"Measure {FEWEST} or more."))
+        problem = "are too few to rank others by"
+        raise ValueError(unusable(f"{n} perturbations", repr(cell_type), problem, f"Measure {FEWEST} or more."))
     if not here.any():
-        sc.logging.warning(
+        logger.warning(
             f"no perturbation was measured in {cell_type!r}: the ranking rests on other cell types, and how well that "
             "works cannot be told from these data"
         )
 
 
-def _check_scale(wanted: Signatures, recovery: Recovery | None) -> None:
+def _check_scale(wanted: Signatures, recovery: dict[str, Recovery]) -> None:
     """Refuse signatures without a scale, and warn of those on another one."""
-    lists = np.array(wanted.names)[~wanted.scaled]
-    if len(lists):
+    lists = [name for name, scaled in zip(wanted.names, wanted.scaled, strict=True) if not scaled]
+    if lists:
         problem = "holds lists of genes, whose distance from a shift means nothing"
         raise ValueError(unusable(f"Signature {lists[0]!r}", "the request", problem, 'Pass score="cosine".'))
-    if recovery is None:
+    if not recovery:
         return
+    size = next(iter(recovery.values())).size
     for name, norm in zip(wanted.names, np.linalg.norm(wanted.values, axis=1), strict=True):
-        if not recovery.size / SCALE < norm < recovery.size * SCALE:
-            sc.logging.warning(
-                f"signature {name!r} has norm {norm:.3g}, measured shifts have {recovery.size:.3g}: on another scale "
+        if not size / SCALE < norm < size * SCALE:
+            logger.warning(
+                f"signature {name!r} has norm {norm:.3g}, measured shifts have {size:.3g}: on another scale "
                 'the distance ranks by size. Use score="cosine"'
             )
 
@@ -197,7 +202,7 @@ def _score(
     screen: Screen,
     cell_type: int,
     score: str,
-    recovery: Recovery | None,
+    recovery: dict[str, Recovery],
 ) -> _Scored:
     """Predict the shifts of all candidates, a block at a time, and compare each with every signature."""
     counted = None if wanted.counted.all() else wanted.counted
@@ -213,8 +218,8 @@ def _score(
         low, high = np.minimum(low, agreement.min(0)), np.maximum(high, agreement.max(0))
         scores.append(SCORES[score](sums.without(targets, shift, wanted.values, counted)))
         strength = np.full(len(shift), np.nan)
-        if recovery is not None:
-            deviation = shift - recovery.mean.astype(shift.dtype)
+        if recovery:
+            deviation = shift - next(iter(recovery.values())).mean.astype(shift.dtype)
             for b, columns in enumerate(targets):
                 deviation[b, columns] = 0
             strength = np.linalg.norm(deviation, axis=1)
@@ -222,13 +227,12 @@ def _score(
     return _Scored(np.concatenate(scores), np.concatenate(strengths), high - low)
 
 
-def _table(asked: Candidates, wanted: Signatures, found: _Scored, recovery: Recovery | None) -> pd.DataFrame:
+def _table(asked: Candidates, wanted: Signatures, found: _Scored, recovery: dict[str, Recovery]) -> pd.DataFrame:
     """Return the ranking of every signature, one below the other."""
     columns = {name: np.full(len(asked.labels), np.nan) for name in ("expected_accuracy", "lower", "upper")}
     far = np.zeros(len(asked.labels), dtype=bool)
-    accuracy = {} if recovery is None else recovery.accuracy
     for name, kind in KIND_OF.items():
-        fitted = accuracy.get(kind, accuracy.get(UNSEEN))
+        fitted = recovery[kind].accuracy if kind in recovery else None
         rows = np.flatnonzero(asked.evidence == EVIDENCE.index(name))
         if fitted is None:
             continue
@@ -260,32 +264,31 @@ def _table(asked: Candidates, wanted: Signatures, found: _Scored, recovery: Reco
     return pd.concat(parts, ignore_index=True)
 
 
-def _report(table: pd.DataFrame, model: Predictor, cell_type: str, score: str, recovery: Recovery | None) -> None:
+def _report(table: pd.DataFrame, model: Predictor, cell_type: str, score: str, recovery: dict[str, Recovery]) -> None:
     """Write into a table, and say, how well the ranking can be trusted."""
-    if recovery is None:
-        table.attrs["recovery"] = []
+    names = {kind: name for name, kind in KIND_OF.items()}
+    found = [{"evidence": names[kind], **row} for kind, one in recovery.items() for row in one.rows]
+    table.attrs["recovery"] = [row for row in found if row.pop("score") == score]
+    if not recovery:
         table.attrs["recovery_from"] = (
             f"nothing: the model has no training data or no memory, or too little was measured in {cell_type!r}"
         )
-        sc.logging.warning(f"how well this ranking works is not known ({table.attrs['recovery_from']})")
+        logger.warning(f"how well this ranking works is not known ({table.attrs['recovery_from']})")
         return
-    names = {kind: name for name, kind in KIND_OF.items()}
-    rows = recovery.table[recovery.table["score"] == score]
-    rows = rows.assign(evidence=rows["kind"].map(names)).drop(columns=["kind", "score"])
-    table.attrs["recovery"] = rows[["evidence", *rows.columns[:-1]]].to_dict("records")
     table.attrs["recovery_from"] = (
         f"the measured perturbations of {cell_type!r}, left out in {N_FOLDS} groups and predicted by "
         f"{type(model).__name__} fitted to the others, without trained weights; signatures: their observed shifts, "
-        f"candidates: all of them, score: {score}"
+        f"candidates: those of the group, score: {score}"
     )
     said = [
         f"of {row['n']} measured perturbations left out in turn, the true one is before another with AUROC "
-        f"{row['auroc']:.2f} (top 5 %: {row['top_5']:.0%}; correlation {row['correlation']:.2f}; {row['evidence']})"
+        f"{row['auroc']:.2f}, and predicted and observed deviations correlate by {row['correlation']:.2f} "
+        f"({row['evidence']})"
         for row in table.attrs["recovery"]
     ]
     n = int((model.known_conditions_["cell_type"] == cell_type).sum())
     if n < FEW:
         text = "; ".join(said) or "too few to leave any out"
-        sc.logging.warning(f"only {n} perturbations were measured in {cell_type!r}, so expect little: {text}")
+        logger.warning(f"only {n} perturbations were measured in {cell_type!r}, so expect little: {text}")
         return
-    sc.logging.info("; ".join(said))
+    logger.info("; ".join(said))

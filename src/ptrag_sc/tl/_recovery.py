@@ -5,14 +5,14 @@ trained weights. Their observed shifts are the signatures. The candidates for a 
 same group only: predictions of the others were made from the very shift that is the signature.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ptrag_sc.data import Predictor, masked_shifts, measured_targets
-from ptrag_sc.data._intervals import KNOWN, UNSEEN, residual_folds
+from ptrag_sc.data._intervals import residual_folds
 from ptrag_sc.data._refits import Refits
 from ptrag_sc.tl._accuracy import Accuracy
 from ptrag_sc.tl._scores import SCORES, Sums
@@ -24,12 +24,12 @@ TINY = 1e-12
 
 
 class Recovery(NamedTuple):
-    """What was learned from the measured perturbations of one cell type."""
+    """What was learned from the measured perturbations of one cell type about candidates of one kind."""
 
     mean: np.ndarray  # (G,) mean shift, own targets apart
     size: float  # median norm of a shift
-    table: pd.DataFrame  # a row for each kind of perturbation and score
-    accuracy: dict[str, Accuracy]  # of each kind: what to expect of one candidate
+    rows: list[dict[str, Any]]  # one for each score; empty if too few could be left out
+    accuracy: Accuracy | None  # what to expect of one candidate
 
 
 class _Scored(NamedTuple):
@@ -42,47 +42,42 @@ class _Scored(NamedTuple):
     group: np.ndarray  # (n,) those with the same number were left out together
 
 
-def find_recovery(model: Predictor, cell_type: str) -> Recovery | None:
-    """Return the recovery in a cell type, from the model's store if it was asked for before.
+def find_recovery(model: Predictor, cell_type: str, kinds: Iterable[str]) -> dict[str, Recovery]:
+    """Return the recovery of candidates of some kinds, from the model's store if they were asked for before.
 
     Returns
     -------
-    Recovery or None
-        None if the model cannot be fitted anew, or too little was measured in the cell type.
+    dict
+        Empty if the model cannot be fitted anew, or too little was measured in the cell type.
     """
-    if model.recoveries_ is None:
-        model.recoveries_ = {}
-    if cell_type not in model.recoveries_:
+    store = {} if model.recoveries_ is None else model.recoveries_
+    model.recoveries_ = store
+    wanted = [kind for kind in kinds if (cell_type, kind) not in store]
+    if wanted:
         refits = model.refits()
-        model.recoveries_[cell_type] = None if refits is None else _recover(model, refits, cell_type)
-    found: Recovery | None = model.recoveries_[cell_type]
-    return found
+        for kind in wanted:
+            store[cell_type, kind] = None if refits is None else _recover(model, refits, cell_type, kind)
+    return {kind: store[cell_type, kind] for kind in kinds if store[cell_type, kind] is not None}
 
 
-def _recover(model: Predictor, refits: Refits, cell_type: str) -> Recovery | None:
+def _recover(model: Predictor, refits: Refits, cell_type: str, kind: str) -> Recovery | None:
     types = refits.conditions["cell_type"].to_numpy(dtype=str)
     here = types == cell_type  # (C,)
     if here.sum() < MIN_SCORED:
         return None
     own = measured_targets(refits.conditions["perturbation"].to_numpy(), model.genes_, model.keys_.sep)
     masked = masked_shifts(refits.shifts, own, types)
+    mean, size = masked[here].mean(0), float(np.median(np.linalg.norm(masked[here], axis=1)))
     vectors = model.resolve(tuple(refits.conditions["perturbation"]), model.training_data())
-    rows, accuracy = [], {}
-    for kind in (UNSEEN, KNOWN):
-        scored = _predicted(model, refits, masked, here, vectors, cell_type, kind)
-        if scored is None:
-            continue
-        targets = [np.flatnonzero(own[c]) for c in scored.rows]
-        truth = masked[scored.rows]
-        correlation, strength = _agreement(scored, truth, own[scored.rows])
-        rows += [
-            {"kind": kind, **row, "correlation": np.nanmean(correlation)} for row in _found(scored, truth, targets)
-        ]
-        fitted = Accuracy.fit(scored.similarity, strength, correlation)
-        if fitted is not None:
-            accuracy[kind] = fitted
-    size = float(np.median(np.linalg.norm(masked[here], axis=1)))
-    return Recovery(masked[here].mean(0), size, pd.DataFrame(rows), accuracy)
+    scored = _predicted(model, refits, masked, here, vectors, cell_type, kind)
+    if scored is None:
+        return Recovery(mean, size, [], None)
+    truth = masked[scored.rows]
+    correlation, strength = _agreement(scored, truth, own[scored.rows])
+    average = float(correlation[np.isfinite(correlation)].mean()) if np.isfinite(correlation).any() else np.nan
+    targets = [np.flatnonzero(own[c]) for c in scored.rows]
+    rows = [{**row, "correlation": average} for row in _found(scored, truth, targets)]
+    return Recovery(mean, size, rows, Accuracy.fit(scored.similarity, strength, correlation))
 
 
 def _predicted(
@@ -139,7 +134,7 @@ def _agreement(scored: _Scored, truth: np.ndarray, own: np.ndarray) -> tuple[np.
     return correlation, strength
 
 
-def _found(scored: _Scored, truth: np.ndarray, targets: list[np.ndarray]) -> Iterator[dict[str, object]]:
+def _found(scored: _Scored, truth: np.ndarray, targets: list[np.ndarray]) -> Iterator[dict[str, Any]]:
     """Yield, for each score, how high the true perturbation of each signature ranks in its group."""
     n = len(truth)
     above = {name: np.full(n, np.nan) for name in SCORES}  # candidates before the true one, ties count half

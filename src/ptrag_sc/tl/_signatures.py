@@ -1,15 +1,17 @@
 """Which change of which genes does a user want, in whatever form it is given?"""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import Predictor, Screen
+
+logger = logging.getLogger(__name__)
 
 LISTS = {"up": 1.0, "down": -1.0}
 # Columns of tables of differential expression: of genes, of their change, of what the rows of one signature share.
@@ -80,12 +82,12 @@ def _in_genes(name: str, one: _One, genes: pd.Index) -> tuple[np.ndarray, np.nda
         raise ValueError(unusable(what, "the request", f"names genes more than once ({twice})", remedy))
     finite = np.isfinite(given.to_numpy(float))
     if not finite.all():
-        sc.logging.warning(f"{what}: {(~finite).sum()} genes have no finite number and do not count")
+        logger.warning(f"{what}: {(~finite).sum()} genes have no finite number and do not count")
         given = given[finite]
     lacking = given.index[~given.index.isin(genes)]
     if len(lacking):
         share = 1 - len(lacking) / len(given)
-        sc.logging.warning(
+        logger.warning(
             f"{what}: {len(lacking)} of {len(given)} genes were not measured and do not count ({listed(lacking)}); "
             f"{share:.0%} are kept"
         )
