@@ -263,7 +263,7 @@ def test_few_measured_perturbations_are_said_or_refused(adata, ridge, signature,
     with caplog.at_level(logging.WARNING):
         rank(adata, ridge, signature)
     assert "only 15 perturbations were measured in 'type_0', so expect little: of 15" in caplog.text
-    few = set_up(adata.copy(), {(name, line) for name in ridge.trained_on_["perturbation"].unique()[:9]
+    few = set_up(adata.copy(), {(name, line) for name in ridge.trained_on_["perturbation"].unique()[:10]
                                 for line in ("type_0", "type_1")})  # fmt: skip
     with pytest.raises(ValueError, match=r"8 perturbations in 'type_0' are too few to rank others by. Measure 10"):
         rank(few, KernelRidge(few).fit(), signature)
