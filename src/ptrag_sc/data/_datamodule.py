@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -31,6 +32,8 @@ class CellSetDataModule(LightningDataModule):
         latter if that is a CUDA device with room for it.
     prepare
         Called with each mini-batch on the host, before it is copied to the device.
+    drift
+        Mean change of control cells from start to end, see :class:`CellSetDataset`.
 
     Raises
     ------
@@ -46,6 +49,7 @@ class CellSetDataModule(LightningDataModule):
         *,
         data_device: Literal["auto", "host", "accelerator"],
         prepare: Callable[[BATCH], BATCH],
+        drift: np.ndarray | None = None,
     ):
         super().__init__()
         if data_device not in DATA_DEVICES:
@@ -59,7 +63,7 @@ class CellSetDataModule(LightningDataModule):
         self.prepare = prepare
         self.train_sets = train
         self.val_sets = val
-        self.dataset = CellSetDataset(reader, with_target=True)
+        self.dataset = CellSetDataset(reader, with_target=True, drift=drift)
 
     @property
     def _attached(self) -> Trainer:

@@ -13,6 +13,7 @@ from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, source_obs
 from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.data._drift import Drift
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
@@ -39,6 +40,8 @@ class Predictor(ABC):
         Genes that were excluded because they have no embedding; their perturbations are not predicted by label.
     own_effects_
         What the training perturbations did to their own targets; None adds nothing to what is predicted there.
+    drift_
+        How control cells change from start to end; None if no time is registered.
     effect_errors_
         How far predicted shifts are from observed ones; None if it is not known.
     """
@@ -49,6 +52,7 @@ class Predictor(ABC):
     set_size_: int
     excluded_: tuple[str, ...] = ()
     own_effects_: OwnEffects | None = None
+    drift_: Drift | None = None
     effect_errors_: EffectErrors | None = None
     _prediction_batch_size = 16
 
@@ -233,9 +237,12 @@ class Predictor(ABC):
 
     def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
         """Return the content of ``.uns[key]`` that goes with a prediction."""
-        return {
+        found = {
             "params": self.params(**params),
             "genes": self.genes_.astype(object),  # (G,)
             "candidates": self.candidates_.astype(object),  # (P,)
             "retrieval": retrieved.table(),
         }
+        if self.drift_ is not None:
+            found["drift"] = self.drift_.to_uns()
+        return found

@@ -174,7 +174,7 @@ class RandomSets(Sampler[CellSets]):
 def _batch_pools(index: ConditionIndex, cell_type: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the batches of a cell type and the control rows of each (a batch without controls: none)."""
     batches = np.unique(index.batch[index.cell_type == cell_type])
-    controls = index.controls(cell_type)
+    controls = index.sources(cell_type)
     return batches, [controls[index.batch[controls] == b] for b in batches]
 
 

@@ -128,7 +128,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             raise ValueError(unusable(f"n_candidates={params['n_candidates']}", "the constructor", problem, remedy))
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
-        self.own_effects_, self.effect_errors_ = tables.own_effects, None
+        self.own_effects_, self.effect_errors_, self.drift_ = tables.own_effects, None, tables.drift
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         self.n_epochs_, self.kept_epoch_, self.epochs_ = 0, None, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
@@ -207,10 +207,11 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         table = self.query_table(labels, None, view=self.view(screen), as_new=True)
         table = table._replace(targets=self.query_targets(labels))
         plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
+        drift = None if self.drift_ is None else self.drift_.of(screen.index.cell_types)  # (T, G)
         runner = TrainRunner(
             self,
             plan,
-            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=table.numbered),
+            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=table.numbered, drift=drift),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import unusable
-from ptrag_sc.data import Predictor, Screen
+from ptrag_sc.data import Predictor
 from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._intervals import KNOWN, UNSEEN
 from ptrag_sc.data._requests import find_cell_types
@@ -44,13 +44,15 @@ class Controls(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, screen: Screen, cell_type: int) -> "Controls":
-        """Return mean and variance of the control cells."""
-        rows = screen.index.controls(cell_type)
+    def of(cls, run: Run, cell_type: int) -> "Controls":
+        """Return mean and variance of the control cells, at the end if time is registered."""
+        screen, drift, rows = run.screen, 0.0, run.screen.index.controls(cell_type)
+        if not len(rows) and run.drift is not None:  # only cells at the start are here
+            rows, drift = screen.index.sources(cell_type), run.drift[cell_type]
         one = np.zeros(len(rows), dtype=np.int64)
         moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
         variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
-        return cls(moments.mean[0], variance, len(rows))
+        return cls(moments.mean[0] + drift, variance, len(rows))
 
 
 class Effects(NamedTuple):
@@ -147,7 +149,7 @@ def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: floa
     values: dict[str, list[np.ndarray]] = {name: [] for name in KEPT}
     nearest: list[tuple[np.ndarray, np.ndarray]] = []
     for t in cell_types:
-        controls = Controls.of(run.screen, t)
+        controls = Controls.of(run, t)
         for part in expected_effects(model, run, run.labels, t, controls, level=level):
             values["control"].append(np.broadcast_to(controls.mean, part.shift.shape))
             values["lower"].append(part.shift - part.half_width)
@@ -267,7 +269,7 @@ def predict_effects(
     shape = len(types), len(labels), len(model.genes_)
     values = {name: np.empty(shape, dtype=dtype) for name, dtype in COLUMNS.items()}
     for v, t in enumerate(types):
-        controls = Controls.of(screen, t)
+        controls = Controls.of(run, t)
         values["control"][v] = controls.mean
         done = 0
         for part in expected_effects(model, run, labels, t, controls, level=level):
