@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix, fits
+from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.data._reader import CellReader, RowSource
 from ptrag_sc.data._set_sampler import RandomSets
 
@@ -44,7 +45,7 @@ class CellSetDataModule(LightningDataModule):
     def __init__(
         self,
         reader: CellReader,
-        train: RandomSets,
+        train: RandomSets | WithNullSets,
         val: RandomSets | None,
         *,
         data_device: Literal["auto", "host", "accelerator"],
@@ -88,7 +89,7 @@ class CellSetDataModule(LightningDataModule):
         """Return the prepared mini-batch."""
         return self.prepare(batch)
 
-    def _loader(self, sets: RandomSets) -> Loader:
+    def _loader(self, sets: RandomSets | WithNullSets) -> Loader:
         trainer = self._attached
         # From pinned memory the copy to a GPU runs while the device computes.
         from_host = self.dataset.source is self.reader

@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data._deal import deal_sets
 from ptrag_sc.data._fields import Screen
-from ptrag_sc.data._set_sampler import PlannedSet, deal_sets, name_hash
+from ptrag_sc.data._set_sampler import PlannedSet, name_hash
 
 DealtSet: TypeAlias = tuple[np.ndarray, np.ndarray]  # cells to predict (s,) and their control cells (s,), as rows
 
