@@ -85,7 +85,9 @@ def test_without_drift_nearly_all_controls_are_pooled():
     still = simulated(drift=0.0, n_cells=4000)
     timed, pooled = read(still, **TIME), read(still)
     error = np.square(reference_means(timed).cell_type - control_means(pooled.reader, pooled.index).cell_type).mean()
-    alone = np.square(control_means(timed.reader, timed.index).cell_type - control_means(pooled.reader, pooled.index).cell_type)
+    alone = np.square(
+        control_means(timed.reader, timed.index).cell_type - control_means(pooled.reader, pooled.index).cell_type
+    )
     assert error < 0.1 * alone.mean()
 
 
@@ -130,15 +132,23 @@ def test_training_sees_targets_without_the_drift(screen):
     batch = CellSetDataset(screen.reader, with_target=True, drift=drift)[sets]
     expected = (screen.reader.rows(rows.ravel()).reshape(2, 3, -1) - drift[[1, 0]][:, None]) * mask[..., None]
     np.testing.assert_allclose(batch["target_cells"].numpy(), expected, atol=1e-5)
-    np.testing.assert_array_equal(batch["control_cells"].numpy(), screen.reader.rows(rows.ravel()).reshape(2, 3, -1) * mask[..., None])
+    np.testing.assert_array_equal(
+        batch["control_cells"].numpy(), screen.reader.rows(rows.ravel()).reshape(2, 3, -1) * mask[..., None]
+    )
 
 
 def test_the_shift_of_a_condition_is_against_the_end(adata, screen):
     conditions = screen.index.conditions.iloc[:1]
     shift = mean_shifts(screen.reader, screen.index, conditions).shift[0]
     named = screen.index.named(conditions).iloc[0]
-    of_condition = ((adata.obs[["perturbation", "cell_type"]] == named[["perturbation", "cell_type"]]).all(axis=1)).to_numpy()
-    cells, batch, (_, end) = adata.X.toarray().astype(float), adata.obs["batch"].to_numpy(), masks(adata, named["cell_type"])
+    of_condition = (
+        (adata.obs[["perturbation", "cell_type"]] == named[["perturbation", "cell_type"]]).all(axis=1)
+    ).to_numpy()
+    cells, batch, (_, end) = (
+        adata.X.toarray().astype(float),
+        adata.obs["batch"].to_numpy(),
+        masks(adata, named["cell_type"]),
+    )
     slow = np.mean([cells[i] - cells[end & (batch == batch[i])].mean(0) for i in np.flatnonzero(of_condition)], axis=0)
     np.testing.assert_allclose(shift, slow, atol=1e-5)
 

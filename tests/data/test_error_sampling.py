@@ -64,7 +64,7 @@ def test_conditions_are_visited_by_their_errors():
     assert sorted(q for q, rows in rows_of(guided).items() for _ in rows) == [1, 2, 3, 4, 5]
     errors.update(np.array([0.0, 0.0, 3.0, 1.0, 0.0]))
     count = np.zeros(5)
-    for epoch in range(200):
+    for epoch in range(80):
         guided.set_epoch(epoch)
         for q, rows in rows_of(guided).items():
             count[q - 1] += len(rows)

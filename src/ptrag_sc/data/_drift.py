@@ -69,8 +69,8 @@ def learn_drift(screen: Screen) -> Drift | None:
 def reference_means(screen: Screen, matching: np.ndarray | None = None) -> ControlMeans:
     """Return the mean controls that shifts are measured from: the value of :func:`control_means`, at the end.
 
-    Control cells at the start, moved by the drift, count as further ones at the end. Where the drift is observed without
-    error this changes nothing; where there is none, all control cells are pooled.
+    Control cells at the start, moved by the drift, count as further ones at the end. Where the drift is observed
+    without error this changes nothing; where there is none, all control cells are pooled.
     """
     means = control_means(screen.reader, screen.index, matching)
     if screen.index.start is None:

@@ -97,7 +97,9 @@ def _groups(sets: RandomSets) -> dict[int, list[_Group]]:
         both = index.start is None
         of_batch = [
             _Group(rows, pools, share, both)
-            for rows, share in zip((target[index.batch[target] == b] for b in batches), np.eye(len(batches)), strict=True)
+            for rows, share in zip(
+                (target[index.batch[target] == b] for b in batches), np.eye(len(batches)), strict=True
+            )
             if len(rows) >= LEAST
         ]
         found[t] = of_batch or [_Group(target, pools, np.full(len(batches), 1 / len(batches)), both)]

@@ -169,7 +169,9 @@ class RandomSets(Sampler[CellSets]):
         order, visit = (np.resize(x, per_rank * self.world_size)[self.rank :: self.world_size] for x in (order, visit))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            drawn = [self._draw(c, epoch, v) for c, v in zip(chosen, visit[start : start + self.batch_size], strict=True)]
+            drawn = [
+                self._draw(c, epoch, v) for c, v in zip(chosen, visit[start : start + self.batch_size], strict=True)
+            ]
             target, target_mask = pad([t for t, _ in drawn], self.set_size)
             control, control_mask = pad([c for _, c in drawn], self.set_size)
             ordinal = np.zeros(len(chosen), dtype=np.int64)

@@ -100,7 +100,7 @@ def simulated(
         with a direction :math:`f_t` of the cell type (about 40 % of the genes), so that no two cells move alike. The
         truth of effects is that at the end.
     drift
-        Size of :math:`f_t`, 0 or more, used where cells differentiate; 1 is about as far as a strong perturbation moves a cell.
+        Size of :math:`f_t`, 0 or more, used where cells differentiate; 1 moves cells about as far as a perturbation.
     seed
         Seed, 0 or more. The same arguments give the same bits.
 

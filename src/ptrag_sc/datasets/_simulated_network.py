@@ -177,6 +177,6 @@ def steady_states(network: Network, pairs: np.ndarray, rng: np.random.Generator)
 
 
 def draw_drift(n_cell_types: int, n_genes: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw what a differentiation of size 1 does to each cell type (T, G): a part that all share, and one of its own."""
+    """Draw what a differentiation of size 1 does to each cell type (T, G): a shared part, and one of its own."""
     shared = _sparse_normal((1, n_genes), DRIFT_TARGETS, DRIFT_LOADING, rng)
     return shared + _sparse_normal((n_cell_types, n_genes), DRIFT_TYPE_TARGETS, DRIFT_LOADING, rng)

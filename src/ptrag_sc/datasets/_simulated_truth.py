@@ -37,7 +37,8 @@ def _expected_log(n_genes: int) -> tuple[np.ndarray, np.ndarray]:
 def expected_effects(screen: Screen) -> tuple[np.ndarray, np.ndarray]:
     """Return the expected shifts (P, T, G) of log-normalised expression against the control at the end.
 
-    The second value is that of the control at the end against the control at the start (T, G). The mean over cells is a Gauss quadrature over their state (normal) and their strength of response (uniform).
+    The second value is that of the control at the end against the control at the start (T, G). The mean over cells is a
+    Gauss quadrature over their state (normal) and their strength of response (uniform).
     """
     grid, table = _expected_log(len(screen.state))
     state, state_weights = np.polynomial.hermite_e.hermegauss(3)
