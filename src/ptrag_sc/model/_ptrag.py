@@ -10,7 +10,7 @@ from scvi import settings
 from scvi.train import TrainRunner
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
+from ptrag_sc.data import MATCHINGS, RandomSets, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.model._epochs import run_training
@@ -215,8 +215,9 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
         train, measuring = guided_training(train, condition_sampling, max_epochs=max_epochs)
+        sets: RandomSets | WithNullSets = train
         if self.module.params.null_weight > 0:
-            train = WithNullSets(train)
+            sets = WithNullSets(train)
         arguments = trainer_arguments(
             max_epochs,
             n_steps=len(train),
@@ -234,7 +235,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         runner = TrainRunner(
             self,
             plan,
-            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=table.numbered, drift=drift),
+            CellSetDataModule(screen.reader, sets, val, data_device=data_device, prepare=table.numbered, drift=drift),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

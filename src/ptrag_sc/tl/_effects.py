@@ -46,11 +46,11 @@ class Controls(NamedTuple):
     @classmethod
     def of(cls, run: Run, cell_type: int) -> "Controls":
         """Return mean and variance of the control cells, at the end if time is registered."""
-        screen, drift, rows = run.screen, 0.0, run.screen.index.controls(cell_type)
+        rows, drift = run.screen.index.controls(cell_type), np.zeros(run.screen.reader.n_genes)
         if not len(rows) and run.drift is not None:  # only cells at the start are here
-            rows, drift = screen.index.sources(cell_type), run.drift[cell_type]
+            rows, drift = run.screen.index.sources(cell_type), run.drift[cell_type]
         one = np.zeros(len(rows), dtype=np.int64)
-        moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
+        moments = group_moments(run.screen.reader, rows, one, 1, pool=one[:1])
         variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
         return cls(moments.mean[0] + drift, variance, len(rows))
 
