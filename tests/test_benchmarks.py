@@ -38,3 +38,13 @@ def test_effects(benchmark_module):
     found = benchmark_module("effects").measured(n_asked=30, n_genes=40, n_perturbations=8, n_cells=300)
     assert found["rows"] == 30 * 40
     assert found["further peak (GB)"] >= 0
+
+
+@pytest.mark.slow
+def test_differentiating(benchmark_module):
+    differentiating = benchmark_module("differentiating")
+    found = {n: differentiating.of_animals(n, True, 0) for n in (5, 80)}
+    assert found[5]["auto"] < found[5]["batch"]
+    assert found[80]["batch"] < found[80]["ignored"]
+    # With all control cells elsewhere no animal has any of its own: nothing can be matched.
+    assert len(set(differentiating.of_animals(5, False, 0).values())) == 1

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ptrag_sc.data import ConditionIndex, RandomSets, SequentialSets
-from ptrag_sc.data._set_sampler import PlannedSet, deal_sets, match_composition, name_hash
+from ptrag_sc.data._deal import deal_sets
+from ptrag_sc.data._set_sampler import PlannedSet, match_composition, name_hash
 
 
 def make_index(seed=0, n=900, share=(0.5, 0.3, 0.2)):

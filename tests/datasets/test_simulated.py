@@ -102,6 +102,8 @@ def test_defaults_are_frozen(default):
         "n_perturbations": 100,
         "n_cell_types": 3,
         "n_combinations": 0,
+        "differentiating": False,
+        "drift": 1.0,
         "seed": 0,
     }
     assert np.sqrt(np.mean(default.uns["truth"]["effects"] ** 2)) == pytest.approx(RMS_EFFECT, rel=1e-4)
@@ -172,6 +174,40 @@ def test_effects_are_the_means_of_many_cells():
     assert np.abs(z).max() < 4.5
     assert 0.8 < np.sqrt(np.mean(z**2)) < 1.2
     assert np.sqrt(np.mean(effects**2)) > 10 * np.sqrt(errors.mean())  # so a wrong truth would have been seen
+
+
+def test_drift_and_effects_of_cells_that_differentiate_are_the_means_of_many_cells():
+    adata = simulated(n_cells=60_000, n_genes=40, n_perturbations=5, n_cell_types=2, differentiating=True, drift=1.5)
+    truth, obs = adata.uns["truth"], adata.obs
+    cells = adata.X.toarray()
+    control = (obs["perturbation"] == "non-targeting").to_numpy()
+    assert (obs["time"][~control] == "end").all()
+    z = []
+    for t, name in enumerate(truth["cell_types"]):
+        here = (obs["cell_type"] == name).to_numpy()
+        at = {time: cells[control & here & (obs["time"] == time).to_numpy()] for time in ("start", "end")}
+        assert abs(len(at["start"]) - len(at["end"])) <= 3  # of each of three batches
+        error = sum(x.var(0) / len(x) for x in at.values())
+        z.append((at["end"].mean(0) - at["start"].mean(0) - truth["drift"][t]) / np.sqrt(error))
+        for (p, kind), effect in zip(truth["conditions"].to_numpy(), truth["effects"], strict=True):
+            if kind == name:
+                x = cells[here & (obs["perturbation"] == p).to_numpy()]
+                error = x.var(0) / len(x) + at["end"].var(0) / len(at["end"])
+                z.append((x.mean(0) - at["end"].mean(0) - effect) / np.sqrt(error))
+    assert np.abs(z).max() < 4.5
+    assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.2
+    assert np.sqrt(np.mean(truth["drift"] ** 2)) > 0.3
+
+
+def test_without_drift_the_cells_are_those_that_do_not_differentiate():
+    shape = {"n_cells": 600, "n_genes": 30, "n_perturbations": 5, "n_cell_types": 2}
+    plain, still = simulated(**shape), simulated(**shape, differentiating=True, drift=0.0)
+    assert (plain.layers["counts"] != still.layers["counts"]).nnz == 0
+    assert not still.uns["truth"]["drift"].any()
+    assert "time" not in plain.obs
+    assert "drift" not in plain.uns["truth"]
+    with pytest.raises(ValueError, match="Argument drift"):
+        simulated(**shape, differentiating=True, drift=-1.0)
 
 
 @pytest.mark.parametrize(

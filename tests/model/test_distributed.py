@@ -17,10 +17,10 @@ from screens import KEYS, SMALL, TRAIN, make_screen
 from ptrag_sc.data import RandomSets
 
 drawn, original = [], RandomSets._draw
-def spy(self, condition, epoch):
+def spy(self, condition, epoch, visit):
     if self.fresh:
         drawn.append((self.seed, epoch, int(condition)))
-    return original(self, condition, epoch)
+    return original(self, condition, epoch, visit)
 RandomSets._draw = spy
 adata = make_screen()
 ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, batch_key="gem")

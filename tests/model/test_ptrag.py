@@ -344,10 +344,10 @@ def test_an_epoch_draws_fresh_sets(screen, monkeypatch):
     drawn = []
     original = RandomSets._draw
 
-    def spy(self, condition, epoch):
+    def spy(self, condition, epoch, visit):
         if self.fresh:
             drawn.append(epoch)
-        return original(self, condition, epoch)
+        return original(self, condition, epoch, visit)
 
     monkeypatch.setattr(RandomSets, "_draw", spy)
     train_small(screen, max_epochs=3)

@@ -21,7 +21,7 @@ from ptrag_sc.data import (
     ScreenKeys,
     components,
     condition_split,
-    control_means,
+    learn_drift,
     masked_shifts,
     mean_shifts,
     mean_shifts_and_spread,
@@ -29,6 +29,7 @@ from ptrag_sc.data import (
     own_change,
     read_screen,
     read_split,
+    reference_means,
 )
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
 from ptrag_sc.data._dataset import BATCH
@@ -92,9 +93,9 @@ class Baseline(Predictor):
             If no training condition is left, or a cell type has no control cells.
         """
         screen = read_screen(self.adata, self.keys_)
-        self.genes_ = screen.genes
+        self.genes_, self.drift_ = screen.genes, learn_drift(screen)
         table = self._learnable(screen.index)
-        controls = control_means(screen.reader, screen.index)
+        controls = reference_means(screen)
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
         named = screen.index.named(table)
         self._learn_masked(named, shifts, dict(zip(screen.index.cell_types, controls.cell_type, strict=True)))
@@ -121,7 +122,7 @@ class Baseline(Predictor):
         screen = self.read(self.adata)
         table = self._learnable(screen.index)
         named = screen.index.named(table)
-        controls = control_means(screen.reader, screen.index)
+        controls = reference_means(screen)
         of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, table, controls)
         train = np.flatnonzero(named["split"] == "train")
@@ -152,7 +153,7 @@ class Baseline(Predictor):
         screen = self.read(self.adata)
         table = self._learnable(screen.index)
         named = screen.index.named(table)
-        controls = control_means(screen.reader, screen.index)
+        controls = reference_means(screen)
         of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C', G), also of validation
         is_train = (named["split"] == "train").to_numpy()  # (C',)

@@ -179,7 +179,7 @@ def _controls(observed: Cells, cell_type: str, reference: Reference) -> np.ndarr
     rows = observed.conditions().get((control, cell_type))
     if rows is None:
         place = f"the cells of {cell_type!r} in real.obs[{reference.keys.perturbation_key!r}]"
-        found = sorted(set(observed.labels["perturbation"]))
+        found = sorted(set(observed.labels["perturbation"].dropna()))
         raise ValueError(absent("Control label", control, place, found, "Keep the control cells in real."))
     return rows
 

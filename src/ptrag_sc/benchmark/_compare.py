@@ -170,7 +170,8 @@ class _Ready:
         if self.test.empty:
             raise ValueError(unusable("The split", f"seed {seed}", "holds no test condition", "Label some 'test'."))
         control = screen.index.is_control  # (N,)
-        self.n_controls = pd.Series(screen.index.cell_types[screen.index.cell_type[control]]).value_counts()
+        sources = screen.index.cell_type[screen.index.is_source]
+        self.n_controls = pd.Series(screen.index.cell_types[sources]).value_counts()
         self.fingerprint = make_fingerprint(screen, split, adata.uns.get(keys.embedding_key), metrics, n_cells)
         self._real_rows = (split == "test") | control  # (N,)
 

@@ -219,7 +219,9 @@ def _control_cells(real: Cells, cell_type: str, reference: Reference) -> np.ndar
     if len(rows) < 2:
         place = f"the {len(rows)} control cells of cell type {cell_type!r} in real.obs[{keys.perturbation_key!r}]"
         remedy = "Tests need two or more: keep the control cells in real, or leave out the metrics of genes."
-        raise ValueError(absent("Control label", keys.control, place, sorted(set(labels["perturbation"])), remedy))
+        raise ValueError(
+            absent("Control label", keys.control, place, sorted(set(labels["perturbation"].dropna())), remedy)
+        )
     return real.reader.rows(rows)
 
 

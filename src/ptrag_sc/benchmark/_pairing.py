@@ -78,6 +78,9 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
     }
+    if place == "real" and keys.time_key is not None and keys.time_key in adata.obs:
+        at_start = read_labels(adata.obs, keys.time_key) == keys.start
+        labels["perturbation"][at_start] = None  # nothing is compared with control cells at the start
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
     return Cells(reader, pd.DataFrame(labels), counts)

@@ -8,11 +8,12 @@ from ._conditions import (
     canonical_labels,
     components,
     condition_split,
-    draw_split,
     read_labels,
     read_perturbations,
 )
 from ._dataset import CellSetDataset
+from ._draw_split import draw_split
+from ._drift import Drift, controls_at_end, learn_drift, reference_means
 from ._fields import Screen, ScreenKeys, read_screen, read_split
 from ._matching import MATCHINGS, matching_weights
 from ._predictor import Predictor
@@ -38,6 +39,7 @@ __all__ = [
     "CellSets",
     "ConditionIndex",
     "ControlMeans",
+    "Drift",
     "OwnEffects",
     "Predictor",
     "RandomSets",
@@ -52,8 +54,10 @@ __all__ = [
     "components",
     "condition_split",
     "control_means",
+    "controls_at_end",
     "draw_split",
     "leading_directions",
+    "learn_drift",
     "masked_shifts",
     "matched_control",
     "matching_weights",
@@ -65,4 +69,5 @@ __all__ = [
     "read_perturbations",
     "read_screen",
     "read_split",
+    "reference_means",
 ]

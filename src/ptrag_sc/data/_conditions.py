@@ -7,7 +7,7 @@ A *condition* is (perturbation, cell type). Everything above this file works wit
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,7 @@ import pandas as pd
 from ptrag_sc._constants import SPLITS
 from ptrag_sc._validation import absent, listed, unusable
 
-Holdout = Literal["pair", "perturbation", "cell_type"]
 Labels = Sequence[str] | np.ndarray  # one label per cell (n,)
-Fractions = tuple[float, float]  # test, validation
 
 
 def components(label: str, sep: str) -> tuple[str, ...]:
@@ -119,6 +117,9 @@ class ConditionIndex:
         Code of every cell (n,).
     batch
         Code of every cell's (cell type, batch) pair (n,): a batch name that two cell types share is two batches.
+    start
+        Which cells are control cells at the start (n,), if time was registered; then the other control cells are those
+        at the end, with which perturbed cells are compared. None: the same control cells serve as both.
     """
 
     perturbations: np.ndarray
@@ -127,9 +128,18 @@ class ConditionIndex:
     perturbation: np.ndarray
     cell_type: np.ndarray
     batch: np.ndarray
+    start: np.ndarray | None = None
 
     @classmethod
-    def from_labels(cls, perturbation: Labels, cell_type: Labels, batch: Labels | None, *, control: str) -> Self:
+    def from_labels(
+        cls,
+        perturbation: Labels,
+        cell_type: Labels,
+        batch: Labels | None,
+        *,
+        control: str,
+        start: np.ndarray | None = None,
+    ) -> Self:
         """Build the index from one label per cell; ``batch=None`` puts each cell type into one batch."""
         perturbations, p = np.unique(np.asarray(perturbation, dtype=str), return_inverse=True)  # (U,), (n,)
         cell_types, t = np.unique(np.asarray(cell_type, dtype=str), return_inverse=True)  # (T,), (n,)
@@ -137,7 +147,7 @@ class ConditionIndex:
         if batch is not None:
             b = np.unique(np.asarray(batch, dtype=str), return_inverse=True)[1]
         pairs = np.unique(t * (b.max(initial=0) + 1) + b, return_inverse=True)[1]  # (n,), without gaps
-        return cls(perturbations, cell_types, int(np.searchsorted(perturbations, control)), p, t, pairs)
+        return cls(perturbations, cell_types, int(np.searchsorted(perturbations, control)), p, t, pairs, start)
 
     @property
     def n_obs(self) -> int:
@@ -146,8 +156,18 @@ class ConditionIndex:
 
     @cached_property
     def is_control(self) -> np.ndarray:
-        """Whether each cell is a control cell (n,)."""
-        return self.perturbation == self.control
+        """Whether each cell is a control cell that perturbed cells are compared with (n,)."""
+        is_control: np.ndarray = self.perturbation == self.control
+        if self.start is None:
+            return is_control
+        return is_control & ~self.start
+
+    @cached_property
+    def is_source(self) -> np.ndarray:
+        """Whether each cell is a control cell that predictions start from (n,)."""
+        if self.start is None:
+            return self.is_control
+        return self.start
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,8 +187,14 @@ class ConditionIndex:
         return rows[start[i] : start[i + 1]]
 
     def controls(self, cell_type: int) -> np.ndarray:
-        """Return the rows of the control cells of one cell type, ascending."""
-        return self.rows(self.control, cell_type)
+        """Return the rows of the control cells of one cell type that perturbed cells are compared with, ascending."""
+        rows = self.rows(self.control, cell_type)
+        return rows[self.is_control[rows]]
+
+    def sources(self, cell_type: int) -> np.ndarray:
+        """Return the rows of the control cells of one cell type that predictions start from, ascending."""
+        rows = self.rows(self.control, cell_type)
+        return rows[self.is_source[rows]]
 
     @cached_property
     def conditions(self) -> pd.DataFrame:
@@ -215,86 +241,3 @@ def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> 
             raise ValueError(unusable(what, place, problem, "Splits hold out conditions."))
         labels.append(str(found[0]))
     return table.assign(split=labels)
-
-
-def draw_split(
-    conditions: pd.DataFrame,
-    *,
-    holdout: Holdout,
-    test_fraction: float,
-    val_fraction: float,
-    seed: int,
-    test_cell_type: str | None = None,
-    sep: str = "+",
-) -> np.ndarray:
-    """Draw train, val or test for every condition of a named condition table.
-
-    Parameters
-    ----------
-    conditions
-        Columns ``perturbation``, ``cell_type`` (names).
-    holdout
-        What is unseen in the held-out conditions: ``"pair"`` (this perturbation in this cell type),
-        ``"perturbation"`` (this gene in any cell type, alone or in a combination) or ``"cell_type"`` (all of it).
-    test_fraction, val_fraction
-        Shares of the units that can be held out.
-    seed
-        Seed of the draw.
-    test_cell_type
-        For ``"pair"``: hold out pairs of this cell type only. For ``"cell_type"``: the type that becomes test.
-
-    Returns
-    -------
-    Labels (C,) in the order of ``conditions``.
-    """
-    rng = np.random.default_rng(seed)
-    if holdout == "pair":
-        return _draw_pairs(conditions, (test_fraction, val_fraction), test_cell_type, rng)
-    if holdout == "perturbation":
-        return _draw_genes(conditions, (test_fraction, val_fraction), sep, rng)
-    return _draw_cell_type(conditions, val_fraction, test_cell_type, rng)
-
-
-def _allot(n_open: int, n: int, fractions: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Label ``n_open`` units in random order; shares are of ``n`` units, positive ones give at least one unit."""
-    test, val = [max(int(fraction > 0), round(fraction * n)) for fraction in fractions]
-    if n_open == 1:  # a single unit stays in training
-        test, val = 0, 0
-    n_test = min(test, n_open)
-    n_val = min(val, n_open - n_test)
-    labels = ["test"] * n_test + ["val"] * n_val + ["train"] * (n_open - n_test - n_val)
-    return rng.permutation(np.array(labels, dtype=object))
-
-
-def _draw_pairs(
-    conditions: pd.DataFrame, fractions: Fractions, test_cell_type: str | None, rng: np.random.Generator
-) -> np.ndarray:
-    candidate = np.ones(len(conditions), dtype=bool)
-    if test_cell_type is not None:
-        candidate = (conditions["cell_type"] == test_cell_type).to_numpy()
-    # One pair of every perturbation stays in training, if possible outside the tested cell type: False sorts first.
-    order = np.lexsort((rng.random(len(conditions)), candidate))
-    anchors = conditions.iloc[order].drop_duplicates("perturbation").index
-    open_ = candidate & ~conditions.index.isin(anchors)
-    labels = np.full(len(conditions), "train", dtype=object)
-    labels[open_] = _allot(int(open_.sum()), int(candidate.sum()), fractions, rng)
-    return labels
-
-
-def _draw_genes(conditions: pd.DataFrame, fractions: Fractions, sep: str, rng: np.random.Generator) -> np.ndarray:
-    parts = [components(p, sep) for p in conditions["perturbation"]]
-    genes = sorted({g for part in parts for g in part})
-    of_gene = dict(zip(genes, _allot(len(genes), len(genes), fractions, rng), strict=True))
-    # A combination is as unseen as its most unseen gene (SPLITS is in this order), or a held-out gene would leak.
-    return np.array([max((of_gene[g] for g in part), key=SPLITS.index) for part in parts], dtype=object)
-
-
-def _draw_cell_type(
-    conditions: pd.DataFrame, val_fraction: float, test_cell_type: str | None, rng: np.random.Generator
-) -> np.ndarray:
-    if test_cell_type is None:
-        test_cell_type = str(rng.choice(np.unique(conditions["cell_type"])))
-    rest = (conditions["cell_type"] != test_cell_type).to_numpy()
-    labels = np.full(len(conditions), "test", dtype=object)
-    labels[rest] = _allot(int(rest.sum()), int(rest.sum()), (0.0, val_fraction), rng)
-    return labels

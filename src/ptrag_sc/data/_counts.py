@@ -71,9 +71,9 @@ def _read(screen: Screen, rows: np.ndarray, cells: np.ndarray) -> CellCounts:
 
 
 def known_controls(screen: Screen, cell_type: int, n_most: int | None = None) -> np.ndarray:
-    """Return up to ``n_most`` control cells of a cell type (ascending rows), chosen by their names; None: 2,000."""
+    """Return up to ``n_most`` cells of a type that predictions start from (rows), chosen by name; None: 2,000."""
     n_most = MAX_CONTROLS if n_most is None else n_most
-    controls = screen.index.controls(cell_type)
+    controls = screen.index.sources(cell_type)
     order = name_hash(screen.names[controls], 0)
     return np.sort(controls[np.argsort(order, kind="stable")[:n_most]])
 
@@ -81,7 +81,7 @@ def known_controls(screen: Screen, cell_type: int, n_most: int | None = None) ->
 def find_counts(screen: Screen) -> str | None:
     """Return why the counts of the control cells are not known; None if those of all are."""
     try:
-        read_counts(screen, np.flatnonzero(screen.index.is_control))
+        read_counts(screen, np.flatnonzero(screen.index.is_source))
     except CountsUnknown as error:
         return str(error)
     return None

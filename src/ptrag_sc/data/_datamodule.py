@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix, fits
+from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.data._reader import CellReader, RowSource
 from ptrag_sc.data._set_sampler import RandomSets
 
@@ -31,6 +33,8 @@ class CellSetDataModule(LightningDataModule):
         latter if that is a CUDA device with room for it.
     prepare
         Called with each mini-batch on the host, before it is copied to the device.
+    drift
+        Mean change of control cells from start to end, see :class:`CellSetDataset`.
 
     Raises
     ------
@@ -41,11 +45,12 @@ class CellSetDataModule(LightningDataModule):
     def __init__(
         self,
         reader: CellReader,
-        train: RandomSets,
+        train: RandomSets | WithNullSets,
         val: RandomSets | None,
         *,
         data_device: Literal["auto", "host", "accelerator"],
         prepare: Callable[[BATCH], BATCH],
+        drift: np.ndarray | None = None,
     ):
         super().__init__()
         if data_device not in DATA_DEVICES:
@@ -59,7 +64,7 @@ class CellSetDataModule(LightningDataModule):
         self.prepare = prepare
         self.train_sets = train
         self.val_sets = val
-        self.dataset = CellSetDataset(reader, with_target=True)
+        self.dataset = CellSetDataset(reader, with_target=True, drift=drift)
 
     @property
     def _attached(self) -> Trainer:
@@ -84,7 +89,7 @@ class CellSetDataModule(LightningDataModule):
         """Return the prepared mini-batch."""
         return self.prepare(batch)
 
-    def _loader(self, sets: RandomSets) -> Loader:
+    def _loader(self, sets: RandomSets | WithNullSets) -> Loader:
         trainer = self._attached
         # From pinned memory the copy to a GPU runs while the device computes.
         from_host = self.dataset.source is self.reader

@@ -21,10 +21,14 @@ class CellSetDataset(Dataset[BATCH]):
         Rows of the registered matrix.
     with_target
         Whether the observed target cells are read too: in training they are, in prediction they are not.
+    drift
+        Mean change of control cells from start to end (T, G), which is taken from the target cells: only what is left
+        is learned. None: there is none.
     """
 
-    def __init__(self, source: RowSource, *, with_target: bool):
+    def __init__(self, source: RowSource, *, with_target: bool, drift: np.ndarray | None = None):
         self.source = source
+        self.drift = None if drift is None else torch.as_tensor(drift, dtype=torch.float32)
         self.with_target = with_target
 
     def __getitem__(self, sets: CellSets) -> BATCH:
@@ -41,6 +45,8 @@ class CellSetDataset(Dataset[BATCH]):
         for name, part in zip(rows, parts, strict=True):
             cells = part.view(*rows[name].shape, -1)  # (B, S, G)
             mask = torch.from_numpy(masks[name])  # (B, S)
+            if name == "target" and self.drift is not None:
+                cells -= self.drift[batch["cell_type"]][:, None].to(cells.device)
             if not masks[name].all():
                 cells.masked_fill_(~mask.to(cells.device, non_blocking=True)[..., None], 0.0)
             batch[f"{name}_cells"] = cells

@@ -56,7 +56,7 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
     set_size
         Cells in a set, S.
     """
-    perturbed = ~index.is_control  # (n,)
+    perturbed = index.perturbation != index.control  # (n,)
     with_controls = np.isin(index.batch, index.batch[index.is_control])  # (n,) whether the cell's batch has controls
     bare = 0.0
     if perturbed.any():
@@ -87,7 +87,9 @@ def design_findings(index: ConditionIndex, *, set_size: int) -> list[Finding]:
 
 
 def _control_cells(index: ConditionIndex, needed: int) -> Finding:
-    n = np.bincount(index.cell_type[index.is_control], minlength=len(index.cell_types))  # (T,)
+    n_types = len(index.cell_types)
+    kinds = index.is_control, index.is_source  # the same cells, unless time is registered
+    n = np.min([np.bincount(index.cell_type[kind], minlength=n_types) for kind in kinds], axis=0)  # (T,)
     few = index.cell_types[n < needed]
     lowest = int(n.min())
     if not len(few):

@@ -18,6 +18,7 @@ from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex, as_names, read_labels, read_perturbations
 from ptrag_sc.data._reader import CellReader, as_row_matrix
+from ptrag_sc.data._times import read_start
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -35,6 +36,8 @@ class ScreenKeys:
     layer: str | None = None
     sep: str = "+"
     counts_layer: str | None = None
+    time_key: str | None = None
+    start: str | None = None
     modalities: dict[str, str] = field(default_factory=dict)
 
     def to_uns(self) -> dict[str, object]:
@@ -168,7 +171,7 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
     TypeError
         If the object is something else.
     ValueError
-        If the control label does not occur, labels or expression are unusable, or names are not unique.
+        If the control label does not occur, labels, times or expression are unusable, or names are not unique.
     """
     if not isinstance(adata, AnnOrMuData):
         remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
@@ -179,11 +182,14 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
     batch = None
     if keys.batch_key is not None:
         batch = read_labels(obs["batch_key"], keys.batch_key)
+    labels = read_perturbations(obs["perturbation_key"], keys.perturbation_key, control=keys.control, sep=keys.sep)
+    times = keys.container(adata, "time_key").obs
     index = ConditionIndex.from_labels(
-        read_perturbations(obs["perturbation_key"], keys.perturbation_key, control=keys.control, sep=keys.sep),
+        labels,
         read_labels(obs["cell_type_key"], keys.cell_type_key),
         batch,
         control=keys.control,
+        start=read_start(times, keys.time_key, keys.start, is_control=labels == keys.control),
     )
     # Prediction sets are ordered by a hash of the cell names, so that the order of rows does not matter.
     if not holder.obs_names.is_unique:

@@ -117,13 +117,15 @@ class Controls(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, screen: Screen, cell_type: int) -> "Controls":
-        """Return mean and variance of the control cells."""
-        rows = screen.index.controls(cell_type)
+    def of(cls, screen: Screen, cell_type: int, drift: np.ndarray | None = None) -> "Controls":
+        """Return mean and variance of the control cells, at the end if time is registered, given the drift (T, G)."""
+        rows, moved = screen.index.controls(cell_type), np.zeros(screen.reader.n_genes)
+        if not len(rows) and drift is not None:  # only cells at the start are here
+            rows, moved = screen.index.sources(cell_type), drift[cell_type]
         one = np.zeros(len(rows), dtype=np.int64)
         moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
         variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
-        return cls(moments.mean[0], variance, len(rows))
+        return cls(moments.mean[0] + moved, variance, len(rows))
 
     def squared_error(self, errors: GeneErrors) -> np.ndarray:
         """Return the squared standard error of the mean control (G,).

@@ -13,6 +13,7 @@ from ptrag_sc._validation import check_whole, unusable
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, source_obs
 from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.data._drift import Drift
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.data._refits import Refits
@@ -40,6 +41,8 @@ class Predictor(ABC):
         Genes that were excluded because they have no embedding; their perturbations are not predicted by label.
     own_effects_
         What the training perturbations did to their own targets; None adds nothing to what is predicted there.
+    drift_
+        How control cells change from start to end; None if no time is registered.
     effect_errors_
         How far predicted shifts are from observed ones; None if it is not known.
     recoveries_
@@ -53,6 +56,7 @@ class Predictor(ABC):
     set_size_: int
     excluded_: tuple[str, ...] = ()
     own_effects_: OwnEffects | None = None
+    drift_: Drift | None = None
     effect_errors_: EffectErrors | None = None
     recoveries_: dict[tuple[str, str], Any] | None = None
     _prediction_batch_size = 16
@@ -275,9 +279,12 @@ class Predictor(ABC):
 
     def describe(self, retrieved: RetrievalTally, params: dict[str, Any]) -> dict[str, Any]:
         """Return the content of ``.uns[key]`` that goes with a prediction."""
-        return {
+        found = {
             "params": self.params(**params),
             "genes": self.genes_.astype(object),  # (G,)
             "candidates": self.candidates_.astype(object),  # (P,)
             "retrieval": retrieved.table(),
         }
+        if self.drift_ is not None:
+            found["drift"] = self.drift_.to_uns()
+        return found

@@ -209,7 +209,7 @@ class Realisation:
         self.seed = seed or 0
         self.of_label = name_hash(np.array(["", *labels], dtype=object), self.seed)  # (Q,), query 0 first
         # All controls at once: an error in the middle of a call would be too late.
-        self.controls = np.flatnonzero(screen.index.is_control)
+        self.controls = np.flatnonzero(screen.index.is_source)
         self.known = read_counts(screen, self.controls)
         self._types: dict[int, _OfType] = {}
 
@@ -235,7 +235,7 @@ class Realisation:
             own = self.known.counts[place].toarray()  # (m, G)
             logged = self.screen.reader.rows(source[at])
             size = self._size[place]
-            perturbed = np.flatnonzero(query[at] > 0)
+            perturbed = np.flatnonzero((cells[at] != logged).any(1))
             found = own.copy()
             if len(perturbed):
                 known = self._of_type(int(t))

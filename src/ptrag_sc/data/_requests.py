@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data._deal import deal_sets
 from ptrag_sc.data._fields import Screen
-from ptrag_sc.data._set_sampler import PlannedSet, deal_sets, name_hash
+from ptrag_sc.data._set_sampler import PlannedSet, name_hash
 
 DealtSet: TypeAlias = tuple[np.ndarray, np.ndarray]  # cells to predict (s,) and their control cells (s,), as rows
 
@@ -20,6 +21,11 @@ class Request(NamedTuple):
     source: np.ndarray  # (N,) row of the control cell that each output row is generated from; -1: not predicted
     query: np.ndarray  # (N,) q > 0 is the q-th perturbation of the call, 0 the control
     named: np.ndarray  # (N,) row of the cell whose name, beside the perturbation's, fixes what is drawn for the row
+
+    @property
+    def stays(self) -> np.ndarray:
+        """Whether each output row is a control cell predicted from itself (N,): nothing happens to it."""
+        return (self.query == 0) & (self.source == self.named)
 
 
 class Population(NamedTuple):
@@ -76,16 +82,20 @@ class Population(NamedTuple):
 
 
 def require_controls(screen: Screen, cell_type: int) -> np.ndarray:
-    """Return the control rows of a cell type.
+    """Return the rows of the control cells of a cell type that predictions start from.
 
     Raises
     ------
     ValueError
         If it has none in this object.
     """
-    rows = screen.index.controls(cell_type)
+    rows = screen.index.sources(cell_type)
     if not len(rows):
         name = str(screen.index.cell_types[cell_type])
+        if screen.index.start is not None:
+            remedy = "Predictions start from control cells at the start: add some of this cell type, or leave it out."
+            problem = "has no control cells at the start"
+            raise ValueError(unusable(f"Cell type {name!r}", "this object", problem, remedy))
         remedy = "Predictions start from control cells: add controls of this cell type, or leave it out."
         raise ValueError(unusable(f"Cell type {name!r}", "this object", "has no control cells", remedy))
     return rows
@@ -107,7 +117,7 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
 
     Notes
     -----
-    The source of a predicted control cell is the cell itself.
+    The source of a predicted control cell is the cell itself, unless it is one at the end of a differentiation.
     """
     index = screen.index
     order = name_hash(screen.names, seed or 0)  # (n,)
@@ -121,8 +131,8 @@ def request_cells(screen: Screen, assigned: np.ndarray, *, set_size: int, seed: 
     for i, (q, t) in enumerate(pairs.T):
         cells = active[of_pair == i]
         controls = require_controls(screen, t)
-        itself = cells[index.is_control[cells]]
-        others = cells[~index.is_control[cells]]
+        itself = cells[index.is_source[cells]]
+        others = cells[~index.is_source[cells]]
         sets = [(rows, rows) for rows, _ in _dealt(index.batch, order, itself, itself, set_size)]
         sets += _dealt(index.batch, order, others, controls, set_size)
         for ordinal, (rows, sources) in enumerate(sets):
@@ -224,7 +234,7 @@ def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:
     """
     index = screen.index
     if names is None:
-        return [t for t in range(len(index.cell_types)) if len(index.controls(t))]
+        return [t for t in range(len(index.cell_types)) if len(index.sources(t))]
     known = {name: t for t, name in enumerate(index.cell_types)}
     wanted = list(dict.fromkeys(as_name_list(names, "cell_types")))
     if not wanted:

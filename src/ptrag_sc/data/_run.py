@@ -17,13 +17,13 @@ from ptrag_sc._validation import absent
 from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, population_anndata
 from ptrag_sc.data._counts import CountsUnknown
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
+from ptrag_sc.data._drift import Drift, controls_at_end
 from ptrag_sc.data._fields import Screen, ScreenKeys
 from ptrag_sc.data._files import write_beside
 from ptrag_sc.data._realised import Realisation
 from ptrag_sc.data._requests import Population, Request
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
-from ptrag_sc.data._shifts import control_means
 from ptrag_sc.data._stream import check_columns, storable, write_stream
 from ptrag_sc.data._targets import OwnEffects, target_columns
 
@@ -40,6 +40,7 @@ class Answering(Protocol):
     genes_: np.ndarray  # (G,)
     candidates_: np.ndarray  # (P,)
     own_effects_: OwnEffects | None
+    drift_: Drift | None
     _prediction_batch_size: int
 
     def predict_batch(
@@ -106,6 +107,7 @@ class Run:
         """Generate every set of a request and put the rows in order."""
         shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
         prediction = assemble(self._generate(request), shape=shape)
+        self._add_drift(prediction.cells, request)
         self._change_targets(prediction.cells, request)
         if self.realisation is not None:
             cells, counts = self.realisation.realise(prediction.cells, request)
@@ -113,6 +115,23 @@ class Run:
         if self.nonnegative:
             np.maximum(prediction.cells, 0, out=prediction.cells)  # in place: a second copy may not fit
         return prediction
+
+    def _add_drift(self, cells: np.ndarray, request: Request) -> None:
+        """Move predicted cells (N, G) from the start to the end; control cells at the start stay as they are."""
+        if self.drift is None:
+            return
+        stays = request.stays  # (N,)
+        for one in request.planned:
+            if stays[one.output].all():
+                cells[one.output] = self.screen.reader.rows(one.source)
+            else:
+                cells[one.output] += self.drift[one.cell_type].astype(cells.dtype)
+
+    @cached_property
+    def drift(self) -> np.ndarray | None:
+        """Mean change of control cells from start to end (T, G); None if no time is registered."""
+        learned = self.predictor.drift_
+        return None if learned is None else learned.of(self.screen.index.cell_types)
 
     def _change_targets(self, cells: np.ndarray, request: Request) -> None:
         """Add to predicted cells (N, G) what their perturbations do to their own targets."""
@@ -139,7 +158,7 @@ class Run:
 
     @cached_property
     def _controls(self) -> np.ndarray:
-        return control_means(self.screen.reader, self.screen.index).cell_type  # (T, G)
+        return controls_at_end(self.screen, self.predictor.drift_)  # (T, G)
 
     def _generate(self, request: Request) -> Iterator[tuple[CellSets, PredictedSets]]:
         dataset = CellSetDataset(self.screen.reader, with_target=False)

@@ -113,17 +113,18 @@ class RandomSets(Sampler[CellSets]):
         self.batch_size = batch_size
         self.seed = seed
         self.fresh = fresh
+        self.matching = matching
         self.rank = 0
         self.world_size = 1
         self.epoch = 0
         self.cell_type = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
         perturbation = conditions["perturbation"].to_numpy(dtype=np.int64)  # (C,)
         # What every epoch needs again: rows of each condition, control pools of each cell type, shares of the pools.
-        self._rows = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
+        self.rows_of = [index.rows(p, t) for p, t in zip(perturbation, self.cell_type, strict=True)]
         self._pools = {t: _batch_pools(index, t) for t in np.unique(self.cell_type)}
         self._share = [
             _batch_share(index.batch[r], *self._pools[t], matching)
-            for r, t in zip(self._rows, self.cell_type, strict=True)
+            for r, t in zip(self.rows_of, self.cell_type, strict=True)
         ]
 
     def set_epoch(self, epoch: int) -> None:
@@ -139,30 +140,38 @@ class RandomSets(Sampler[CellSets]):
 
     def __len__(self) -> int:
         """Return the number of mini-batches of one rank."""
-        per_rank = math.ceil(len(self._rows) / self.world_size)
+        per_rank = math.ceil(len(self.rows_of) / self.world_size)
         return math.ceil(per_rank / self.batch_size)
 
-    def _draw(self, condition: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the target rows (s,) and control rows (s',) of one set."""
-        rng = np.random.default_rng([self.seed, epoch, condition])
-        target = _choose(self._rows[condition], self.set_size, rng)
+    def _order(self) -> np.ndarray:
+        """Return which conditions an epoch visits, in order: each of them once."""
+        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows_of))
+
+    def _draw(self, condition: int, epoch: int, visit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the target rows (s,) and control rows (s',) of one set; ``visit`` counts those of an epoch."""
+        key = [self.seed, epoch, condition]
+        rng = np.random.default_rng(key if visit == 0 else [*key, visit])
+        target = _choose(self.rows_of[condition], self.set_size, rng)
         _, pools = self._pools[self.cell_type[condition]]
         return target, match_composition(pools, self._share[condition], self.set_size, rng)
 
     def __iter__(self) -> Iterator[CellSets]:
         """Yield the mini-batches of one epoch."""
         epoch = 0
-        order = np.arange(len(self._rows))  # (C,)
+        order = np.arange(len(self.rows_of))  # (C,)
         if self.fresh:
             epoch = self.epoch
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            order = self._order()
         # Every rank needs equally many sets, or one would wait for ever: if the count does not divide, np.resize starts
         # again from the front.
         per_rank = math.ceil(len(order) / self.world_size)
-        order = np.resize(order, per_rank * self.world_size)[self.rank :: self.world_size]
+        visit = pd.Series(order).groupby(order).cumcount().to_numpy()  # 0, unless a condition is visited again
+        order, visit = (np.resize(x, per_rank * self.world_size)[self.rank :: self.world_size] for x in (order, visit))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            drawn = [self._draw(c, epoch) for c in chosen]
+            drawn = [
+                self._draw(c, epoch, v) for c, v in zip(chosen, visit[start : start + self.batch_size], strict=True)
+            ]
             target, target_mask = pad([t for t, _ in drawn], self.set_size)
             control, control_mask = pad([c for _, c in drawn], self.set_size)
             ordinal = np.zeros(len(chosen), dtype=np.int64)
@@ -174,7 +183,7 @@ class RandomSets(Sampler[CellSets]):
 def _batch_pools(index: ConditionIndex, cell_type: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the batches of a cell type and the control rows of each (a batch without controls: none)."""
     batches = np.unique(index.batch[index.cell_type == cell_type])
-    controls = index.controls(cell_type)
+    controls = index.sources(cell_type)
     return batches, [controls[index.batch[controls] == b] for b in batches]
 
 
@@ -238,63 +247,3 @@ class SequentialSets:
             cell_type = np.array([one.cell_type for one in sets])
             ordinal = np.array([one.ordinal for one in sets])
             yield CellSets(query, cell_type, ordinal, target, mask, control, mask)
-
-
-def deal_sets(
-    batch: np.ndarray, order: np.ndarray, control_batch: np.ndarray, control_order: np.ndarray, set_size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pair the cells of one condition with controls and deal them into sets.
-
-    Cells are dealt, batch by batch in hash order, over the fewest sets of balanced size in which every control occurs
-    at most once. Cells of a batch without controls take controls of any batch of the cell type, in sets of their own.
-
-    Parameters
-    ----------
-    batch, order
-        Batch and hash of the cells to predict (n,).
-    control_batch, control_order
-        Batch and hash of the control cells of the cell type (m,); m > 0.
-    set_size
-        Largest number of cells in a set.
-
-    Returns
-    -------
-    One pair per set: positions of the cells in it, and positions of their controls, all distinct within the set.
-    """
-    known = np.isin(batch, control_batch)  # (n,)
-    sets = []
-    if known.any():
-        sets += _deal_group(np.flatnonzero(known), batch, order, control_batch, control_order, set_size)
-    if not known.all():
-        # Batches without controls become one batch, number 0, that owns every control of the cell type.
-        one, every = np.zeros_like(batch), np.zeros_like(control_batch)
-        sets += _deal_group(np.flatnonzero(~known), one, order, every, control_order, set_size)
-    return sets
-
-
-def _deal_group(
-    cells: np.ndarray,
-    batch: np.ndarray,
-    order: np.ndarray,
-    control_batch: np.ndarray,
-    control_order: np.ndarray,
-    set_size: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Deal some of the cells (positions), all of batches that have controls."""
-    cells = cells[np.lexsort((order[cells], batch[cells]))]  # by batch, then by hash
-    batches, start, count = np.unique(batch[cells], return_index=True, return_counts=True)
-    pools = [_in_order(np.flatnonzero(control_batch == b), control_order) for b in batches]
-    # No set may need a control twice, so there are at least n_b / (controls of b) sets for every batch b.
-    enough = [math.ceil(n / len(pool)) for n, pool in zip(count, pools, strict=True)]
-    n_sets = max(math.ceil(len(cells) / set_size), *enough)
-    set_of = np.arange(len(cells)) % n_sets  # (n,)
-    source = np.empty(len(cells), dtype=np.int64)  # (n,)
-    for pool, first, n in zip(pools, start, count, strict=True):
-        # Sets take consecutive runs of the batch's controls: distinct within a set, evenly used over the sets.
-        by_set = first + np.argsort(set_of[first : first + n], kind="stable")
-        source[by_set] = pool[np.arange(n) % len(pool)]
-    return [(cells[set_of == s], source[set_of == s]) for s in range(n_sets)]
-
-
-def _in_order(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(order[rows], kind="stable")]

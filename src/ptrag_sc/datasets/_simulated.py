@@ -13,10 +13,12 @@ from ptrag_sc.datasets._log_normalised import log_normalised
 from ptrag_sc.datasets._simulated_network import (
     COUNTS_PER_GENE,
     DISPERSION,
+    DRIFT_BY_STATE,
     LIBRARY_SD,
     N_BATCHES,
     RESPONSE,
     Screen,
+    draw_drift,
     draw_network,
     draw_pairs,
     embed,
@@ -38,6 +40,7 @@ class _Cells(NamedTuple):
     state: np.ndarray
     strength: np.ndarray  # of the response
     library: np.ndarray  # expected total count
+    ended: np.ndarray  # 0 for a cell at the start, 1 at the end
 
 
 def simulated(
@@ -47,6 +50,8 @@ def simulated(
     n_perturbations: int = 100,
     n_cell_types: int = 3,
     n_combinations: int = 0,
+    differentiating: bool = False,
+    drift: float = 1.0,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate a Perturb-seq screen whose truth is known.
@@ -89,6 +94,13 @@ def simulated(
         Number of cell types, 1 to 8.
     n_combinations
         Number of pairs of the single perturbations that are perturbed together.
+    differentiating
+        Whether cells differentiate. Then ``obs["time"]`` is ``start`` for every other control cell, and ``end`` for the
+        others and for all perturbed cells. What is added to :math:`\eta_c` at the end is :math:`(1 + s_c / 2)\, f_t`
+        with a direction :math:`f_t` of the cell type (about 40 % of the genes), so that no two cells move alike. The
+        truth of effects is that at the end.
+    drift
+        Size of :math:`f_t`, 0 or more, used where cells differentiate; 1 moves cells about as far as a perturbation.
     seed
         Seed, 0 or more. The same arguments give the same bits.
 
@@ -102,6 +114,8 @@ def simulated(
 
         - ``conditions``: DataFrame(perturbation, cell_type), the rows of the next two;
         - ``effects``: (conditions, genes) float32, the expected shift of ``X`` against the control, mean over batches;
+        - ``drift``, if cells differentiate: (cell types, genes) float32, the expected shift of control cells from start
+          to end;
         - ``interaction``: the same shape; effect of A+B - effect of A - effect of B, 0 for single perturbations;
         - ``relevant``: DataFrame(perturbation, cell_type, candidate), the other perturbations that share a module
           active in the cell type (stress and two-hit modules aside);
@@ -114,7 +128,7 @@ def simulated(
     TypeError
         If an argument is no whole number.
     ValueError
-        If the sizes cannot make a screen, for instance fewer than three cells for a pair.
+        If the sizes cannot make a screen, for instance fewer than three cells for a pair, or ``drift`` is negative.
 
     Examples
     --------
@@ -139,14 +153,20 @@ def simulated(
         n_cells=n_cells,
         seed=seed,
     )
+    if not 0 <= drift < np.inf:
+        remedy = "Pass a size of 0 or more."
+        raise ValueError(unusable("Argument drift", "datasets.simulated", f"is {drift}", remedy))
     # One stream for each part, so that the truth does not depend on n_cells, nor that of singles on n_combinations.
-    name_rng, network_rng, embedding_rng, pair_rng, screen_rng, cell_rng = np.random.default_rng(seed).spawn(6)
+    rngs = np.random.default_rng(seed).spawn(7)
+    name_rng, network_rng, embedding_rng, pair_rng, screen_rng, cell_rng, drift_rng = rngs
     names = np.array([f"GENE{i:04d}" for i in range(max(n_genes, n_perturbations))])
     genes = names[:n_genes]
     targets = np.sort(name_rng.permutation(len(names))[:n_perturbations])  # (P,) positions of the perturbed genes
     network = draw_network(n_genes, targets, n_cell_types, network_rng)
     pairs = draw_pairs(n_combinations, n_perturbations, pair_rng)
     screen = steady_states(network, pairs, screen_rng)
+    if differentiating:
+        screen = screen._replace(drift=drift * draw_drift(n_cell_types, n_genes, drift_rng))
     combinations = ["+".join(sorted(names[targets[pair]])) for pair in pairs]
     perturbations = np.array([*names[targets], *combinations])
     cell_types = np.array([f"type_{t}" for t in range(n_cell_types)])
@@ -155,11 +175,16 @@ def simulated(
 
     x = log_normalised(counts, counts.sum(axis=1).A1)
     adata = AnnData(x, _obs(cells, perturbations, cell_types), pd.DataFrame(index=genes))
+    if differentiating:
+        adata.obs["time"] = pd.Categorical(np.array(["start", "end"])[cells.ended])
     adata.layers["counts"] = counts
     # The truth comes from the network alone, without the noise of the cells drawn above.
     vectors = embed(network.members, embedding_rng)
     adata.uns[EMBEDDING_KEY] = {"genes": names[targets], "vectors": vectors, "source": "simulated"}
-    adata.uns["truth"] = truth(network, expected_effects(screen), pairs, perturbations, cell_types) | {"genes": genes}
+    effects, moved = expected_effects(screen)
+    adata.uns["truth"] = truth(network, effects, pairs, perturbations, cell_types) | {"genes": genes}
+    if differentiating:
+        adata.uns["truth"]["drift"] = moved.astype(np.float32)
     return adata
 
 
@@ -203,6 +228,8 @@ def _cells(n_cells: int, n_genes: int, n_perturbations: int, n_cell_types: int, 
         state=rng.standard_normal(n_cells),
         strength=rng.uniform(*RESPONSE, n_cells),
         library=COUNTS_PER_GENE * n_genes * np.exp(rng.normal(0, LIBRARY_SD, n_cells)),
+        # Per cell type, half of the control cells of each batch.
+        ended=np.append(np.ones(len(turn), int), control_turn // N_BATCHES % 2)[order],
     )
 
 
@@ -216,6 +243,8 @@ def _counts(screen: Screen, cells: _Cells, rng: np.random.Generator) -> csr_matr
         c = _Cells(*(column[start : start + n_rows] for column in cells))
         # (n_rows, G), changed in place: log expression, then expected counts, then Poisson rates.
         rate = screen.baseline[c.cell_type, c.batch] + c.state[:, None] * screen.state
+        if screen.drift.any():
+            rate += ((1 + DRIFT_BY_STATE * c.state) * c.ended)[:, None] * screen.drift[c.cell_type]
         rate += c.strength[:, None] * screen.response[c.cell_type, c.perturbation]
         np.exp(rate, out=rate)
         rate *= (c.library / rate.sum(axis=1))[:, None]

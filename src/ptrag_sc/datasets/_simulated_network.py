@@ -36,6 +36,12 @@ CELL_TYPE_SD = 0.4
 BATCH_SD = 0.15
 STATE_SD = 0.2
 
+# A differentiation of size 1: share of the genes it moves in all cell types, share that it moves in one of them.
+DRIFT_TARGETS = 0.3
+DRIFT_LOADING = 0.6
+DRIFT_TYPE_TARGETS = 0.15
+DRIFT_BY_STATE = 0.5  # how much further a cell moves per unit of cell state
+
 RESPONSE = (0.3, 1.7)  # how strongly a cell responds, uniform
 COUNTS_PER_GENE = 2.0  # median library size over the number of genes
 LIBRARY_SD = 0.35  # standard deviation of the log library size
@@ -65,6 +71,7 @@ class Screen(NamedTuple):
     baseline: np.ndarray  # (T, B, G)
     state: np.ndarray  # (G,) change per unit of cell state
     response: np.ndarray  # (T, P + 1, G) change in a cell that responds with strength 1
+    drift: np.ndarray  # (T, G) change from start to end in a cell of state 0; 0 where cells do not differentiate
 
 
 def _modules(n_perturbations: int, n_cell_types: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -166,4 +173,10 @@ def steady_states(network: Network, pairs: np.ndarray, rng: np.random.Generator)
     mean = rng.normal(0, MEAN_SD, n_genes)
     batch = rng.normal(0, BATCH_SD, (len(active), N_BATCHES, n_genes))
     baseline = mean + (spread @ inputs).transpose(0, 2, 1) + batch  # (T, N_BATCHES, G)
-    return Screen(baseline, rng.normal(0, STATE_SD, (n_genes,)), response)
+    return Screen(baseline, rng.normal(0, STATE_SD, (n_genes,)), response, np.zeros((len(active), n_genes)))
+
+
+def draw_drift(n_cell_types: int, n_genes: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw what a differentiation of size 1 does to each cell type (T, G): a shared part, and one of its own."""
+    shared = _sparse_normal((1, n_genes), DRIFT_TARGETS, DRIFT_LOADING, rng)
+    return shared + _sparse_normal((n_cell_types, n_genes), DRIFT_TYPE_TARGETS, DRIFT_LOADING, rng)

@@ -7,6 +7,7 @@ from ptrag_sc.datasets._log_normalised import TARGET_SUM
 from ptrag_sc.datasets._simulated_network import (
     COUNTS_PER_GENE,
     DISPERSION,
+    DRIFT_BY_STATE,
     LIBRARY_SD,
     N_BATCHES,
     RESPONSE,
@@ -33,10 +34,11 @@ def _expected_log(n_genes: int) -> tuple[np.ndarray, np.ndarray]:
     return grid, (integrand @ np.exp(-u) * step) @ weights / weights.sum()
 
 
-def expected_effects(screen: Screen) -> np.ndarray:
-    """Return the expected shift (P, T, G) of log-normalised expression against the control.
+def expected_effects(screen: Screen) -> tuple[np.ndarray, np.ndarray]:
+    """Return the expected shifts (P, T, G) of log-normalised expression against the control at the end.
 
-    The mean over cells is a Gauss quadrature over their state (normal) and their strength of response (uniform).
+    The second value is that of the control at the end against the control at the start (T, G). The mean over cells is a
+    Gauss quadrature over their state (normal) and their strength of response (uniform).
     """
     grid, table = _expected_log(len(screen.state))
     state, state_weights = np.polynomial.hermite_e.hermegauss(3)
@@ -45,14 +47,20 @@ def expected_effects(screen: Screen) -> np.ndarray:
     weights = np.outer(strength_weights / 2, state_weights / state_weights.sum()) / N_BATCHES  # (3, 3), sum 1 / B
     n_cell_types, n_rows, n_genes = screen.response.shape
     expected = np.empty((n_rows, n_cell_types, n_genes))
+    moved = np.zeros((n_cell_types, n_genes))
     # One condition at a time, which bounds the memory.
     for t, baseline in enumerate(screen.baseline):
-        unperturbed = baseline[:, None] + state[:, None] * screen.state  # (B, 3, G)
+        start = baseline[:, None] + state[:, None] * screen.state  # (B, 3, G)
+        unperturbed = start + (1 + DRIFT_BY_STATE * state)[:, None] * screen.drift[t]
         for p, response in enumerate(screen.response[t]):
             log_share = unperturbed + strength[:, None, None, None] * response  # (3, B, 3, G)
             log_share -= np.log(np.exp(log_share).sum(axis=-1, keepdims=True))
             expected[p, t] = np.einsum("rbsg,rs->g", np.interp(log_share, grid, table), weights)
-    return expected[:-1] - expected[-1]  # the control is the last row
+        if screen.drift[t].any():
+            log_share = np.broadcast_to(start, (len(strength), *start.shape))
+            log_share = log_share - np.log(np.exp(log_share).sum(axis=-1, keepdims=True))
+            moved[t] = expected[-1, t] - np.einsum("rbsg,rs->g", np.interp(log_share, grid, table), weights)
+    return expected[:-1] - expected[-1], moved  # the control is the last row
 
 
 def truth(

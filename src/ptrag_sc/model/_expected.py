@@ -13,10 +13,10 @@ from ptrag_sc.data import (
     Screen,
     Shifts,
     Spread,
-    control_means,
     matching_weights,
     mean_shifts_and_spread,
     own_change,
+    reference_means,
 )
 from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._counts import known_controls
@@ -116,7 +116,7 @@ class Expecting(Retriever):
         named = used[present].reset_index(drop=True)
         codes = codes[present].reset_index(drop=True)
         matching = matching_weights(screen.reader, screen.index, self.init_params_["control_matching"])
-        controls = control_means(screen.reader, screen.index, matching)
+        controls = reference_means(screen, matching)
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, codes, controls)
         found = _Residuals(self, screen, named, codes, shifts, spread, controls)
         found.of_validation()

@@ -17,11 +17,12 @@ from ptrag_sc.data import (
     Shifts,
     Spread,
     condition_split,
-    control_means,
+    learn_drift,
     matching_weights,
     mean_shifts_and_spread,
     measured_targets,
     read_split,
+    reference_means,
 )
 from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.model._module import MEMORY
@@ -86,7 +87,7 @@ class GrowingMemory(ModulePredictor):
         cell_types = tuple(dict.fromkeys([*self.tables_.cell_types, *table["cell_type"]]))  # (T',)
         embedding = self._embedding_with(tuple(table["perturbation"].unique()), adata, gene_embedding)
         matching = matching_weights(screen.reader, screen.index, self.init_params_["control_matching"])
-        controls = control_means(screen.reader, screen.index, matching)
+        controls = reference_means(screen, matching)
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, screen.index.coded(table), controls)
         masked, own_effects = self._masked_with(table, shifts.shift, screen, controls)
         shifts = shifts._replace(shift=masked)
@@ -99,6 +100,9 @@ class GrowingMemory(ModulePredictor):
             spread=spread._replace(variance=spread.variance[places]),
             controls=controls.cell_type[places],
         )
+        drift, found = self.drift_, learn_drift(screen)
+        if drift is not None and found is not None:
+            drift = drift.with_new(found)
         self.tables_ = replace(
             self.tables_,
             candidates=candidates,
@@ -107,8 +111,9 @@ class GrowingMemory(ModulePredictor):
             own_effects=own_effects,
             memory=memory,
             cell_types=cell_types,
+            drift=drift,
         )
-        self.own_effects_, self.recoveries_ = own_effects, None
+        self.own_effects_, self.drift_, self.recoveries_ = own_effects, drift, None
         self.candidates_ = self.tables_.candidates
         self.split_ = self.tables_.split
         vectors = torch.as_tensor(embedding.vectors_for(candidates, self.keys_.sep))  # (P', D)

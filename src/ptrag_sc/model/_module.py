@@ -68,7 +68,8 @@ class PTRAGModule(BaseModuleClass):
             self.register_buffer("mapped_share", torch.tensor(0.0))
         self.refiner = _make_refiner(params, memory)
         sizes = params.n_hidden, params.n_layers, params.n_heads
-        self.generator = SetTransformer(*sizes, basis=basis, dropout=params.dropout_rate)
+        anchored = params.residual == "anchored"
+        self.generator = SetTransformer(*sizes, basis=basis, dropout=params.dropout_rate, anchored=anchored)
 
     @property
     def memory(self) -> ResponseMemory | None:
@@ -231,6 +232,8 @@ class PTRAGModule(BaseModuleClass):
         mask = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
         refined = self._refined(cells, recall, table.keys, slots, None)
         loadings = self.generator.loadings(cells, refined.context, mask).mean(1)  # (B, R)
+        if self.params.residual == "hidden":  # an effect is what a perturbation adds to the change of control cells
+            loadings = loadings - self.generator.loadings(cells[:1], 0 * refined.context[:1], mask[:1]).mean(1)
         change = loadings @ self.generator.basis  # (B, G)
         weights = refined.weights.mean(1)  # (B, J)
         responses = change.new_zeros(len(query), 0, change.shape[1])
@@ -256,12 +259,12 @@ class PTRAGModule(BaseModuleClass):
         then ``agreement`` (B, n) how well the mean shift of the answer and the observed one agree.
         """
         if self.training:
-            metrics = training_losses(tensors, generative_outputs, self.params.loss)
+            null = self.params.null_weight > 0
+            metrics = training_losses(tensors, generative_outputs, self.params.loss, with_null=null)
         else:
             metrics = validation_losses(tensors, inference_outputs["recall"].mean, generative_outputs, self.params.loss)
-        total = metrics["set_loss"]
-        if "recalled_loss" in metrics:
-            total = total + metrics["recalled_loss"]
+        total = metrics["set_loss"] + metrics.get("recalled_loss", 0.0)
+        total = total + self.params.null_weight * metrics.get("null_loss", 0.0)
         mask = tensors["control_mask"]
         if self.params.retrieval == "gumbel":
             present = inference_outputs["recall"].joined.present

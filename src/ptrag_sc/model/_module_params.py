@@ -9,9 +9,11 @@ from ptrag_sc.nn import LOSSES
 
 Retrieval = Literal["gumbel", "attention", "none"]
 Memory = Literal["response"]
+Residual = Literal["anchored", "hidden"]
 
 RETRIEVAL: tuple[Retrieval, ...] = get_args(Retrieval)
 MEMORIES = (None, *get_args(Memory))
+RESIDUALS: tuple[Residual, ...] = get_args(Residual)
 RANGES = {  # both ends are allowed
     "n_hidden": (1, math.inf),
     "n_layers": (1, math.inf),
@@ -21,6 +23,7 @@ RANGES = {  # both ends are allowed
     "memory_dropout": (0.0, 0.99),
     "temperature": (1e-6, math.inf),
     "sparsity_weight": (0.0, math.inf),
+    "null_weight": (0.0, math.inf),
 }
 
 
@@ -39,10 +42,13 @@ class ModuleParams:
     temperature: float
     sparsity_weight: float
     loss: str
+    residual: Residual = "anchored"
+    null_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, before anything is built."""
-        for name, known in (("retrieval", RETRIEVAL), ("memory", MEMORIES), ("loss", tuple(LOSSES))):
+        choices = {"retrieval": RETRIEVAL, "memory": MEMORIES, "loss": tuple(LOSSES), "residual": RESIDUALS}
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(absent(f"{name}=", value, "the known values", known, f"Pass one of {known}."))
@@ -51,6 +57,10 @@ class ModuleParams:
             if not low <= value <= high:
                 problem = f"is not between {low:g} and {high:g}"
                 raise ValueError(unusable(f"{name}={value}", "the constructor", problem, "Choose a value in range."))
+        if self.null_weight and self.residual == "anchored":  # control cells stay as they are whatever is learned
+            remedy = "Pass residual='hidden', or leave null_weight=None."
+            problem = "changes nothing with residual='anchored'"
+            raise ValueError(unusable(f"null_weight={self.null_weight}", "the constructor", problem, remedy))
         if self.n_hidden % self.n_heads:  # every head gets an equal part of the hidden values
             problem = f"is no multiple of n_heads={self.n_heads}"
             raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))

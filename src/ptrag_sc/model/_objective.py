@@ -12,7 +12,9 @@ from ptrag_sc.retrieval import agreement
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
 
 
-def training_losses(tensors: Mapping[str, Tensor], outputs: dict[str, Tensor], loss: str) -> dict[str, Tensor]:
+def training_losses(
+    tensors: Mapping[str, Tensor], outputs: dict[str, Tensor], loss: str, *, with_null: bool = False
+) -> dict[str, Tensor]:
     """Return the set loss of a mini-batch and, with a memory, that of what it recalls.
 
     Parameters
@@ -23,13 +25,24 @@ def training_losses(tensors: Mapping[str, Tensor], outputs: dict[str, Tensor], l
         ``generated`` cells (B, S, G) and, with a memory, the mean of what is ``recalled`` (B, G).
     loss
         Name of the set loss.
+    with_null
+        Whether some sets are null sets, whose target cells are control cells too: ``null_loss`` is their set loss, and
+        the other losses are those of the other sets.
     """
     target, outputs = _without_targets(tensors, outputs)
     masks = tensors["control_mask"], tensors["target_mask"]
-    metrics = {"set_loss": LOSSES[loss](outputs["generated"], target, *masks).mean()}
+    of_sets = {"set_loss": LOSSES[loss](outputs["generated"], target, *masks)}
     if "recalled" in outputs:
-        metrics["recalled_loss"] = mean_distance(outputs["recalled"], target, masks[1]).mean()
-    return metrics
+        of_sets["recalled_loss"] = mean_distance(outputs["recalled"], target, masks[1])
+    if not with_null:
+        return {name: losses.mean() for name, losses in of_sets.items()}
+    is_null = (tensors["query"] == 0).to(target.dtype)  # (B,)
+    metrics = {name: _weighted_mean(losses, 1 - is_null) for name, losses in of_sets.items()}
+    return {**metrics, "null_loss": _weighted_mean(of_sets["set_loss"], is_null)}
+
+
+def _weighted_mean(values: Float[Tensor, " B"], weights: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 def validation_losses(

@@ -189,7 +189,7 @@ class ModulePredictor(Expecting):
 
         tables = []
         for t in types:
-            n_cells = min(RETRIEVAL_CELLS, len(screen.index.controls(t)))
+            n_cells = min(RETRIEVAL_CELLS, len(screen.index.sources(t)))
             population = request_population(
                 screen, len(labels), [t], n_cells=n_cells, set_size=self.set_size_, seed=None
             )

@@ -10,10 +10,12 @@ from scvi import settings
 from scvi.train import TrainRunner
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import MATCHINGS, ScreenKeys, matching_weights
+from ptrag_sc.data import MATCHINGS, RandomSets, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
+from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.model._epochs import run_training
 from ptrag_sc.model._extension import GrowingMemory
+from ptrag_sc.model._guided import guided_training
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._module_params import ModuleParams
 from ptrag_sc.model._registration import RegisteredScreens
@@ -26,6 +28,7 @@ from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 TRAINING_STEPS = 3000  # with max_epochs=None
 SET_SIZE = 64
+NULL_WEIGHT = 1.0  # with residual="hidden"
 NOT_OF_MODULE = ("n_candidates", "control_matching")
 
 
@@ -64,6 +67,12 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         Which control cells a condition is compared with, in the memory and in training: ``"batch"``, those of its
         batches; ``"auto"``, as many others of the cell type as lower the error (see :doc:`/method`), for screens with
         few control cells per batch.
+    residual
+        ``"anchored"``: control cells stay exactly as they are, whatever is learned; ``"hidden"``: what happens to them
+        is learned too, see :doc:`/differentiating`.
+    null_weight
+        With ``residual="hidden"``, weight of the loss of control cells that are predicted without a perturbation, over
+        all cell types with control cells, held-out ones included. None: 1.
 
     Raises
     ------
@@ -104,11 +113,15 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         sparsity_weight: float = 0.01,
         loss: str = "energy_distance",
         control_matching: Literal["batch", "auto"] = "batch",
+        residual: Literal["anchored", "hidden"] = "anchored",
+        null_weight: float | None = None,
     ):
         params = {name: value for name, value in locals().items() if name not in {"self", "adata", "__class__"}}
         if control_matching not in MATCHINGS:
             what = "control_matching=", control_matching, "the known values", MATCHINGS
             raise ValueError(absent(*what, f"Pass one of {MATCHINGS}."))
+        if null_weight is None:
+            params["null_weight"] = NULL_WEIGHT if residual == "hidden" else 0.0
         super().__init__(adata)
         keys = ScreenKeys.of(adata)
         tables, screen = training_tables(
@@ -129,6 +142,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.own_effects_, self.effect_errors_, self.recoveries_ = tables.own_effects, None, None
+        self.drift_ = tables.drift
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         self.n_epochs_, self.kept_epoch_, self.epochs_ = 0, None, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)
@@ -151,6 +165,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         strategy: str = "auto",
         early_stopping: bool = True,
         data_device: Literal["auto", "host", "accelerator"] = "auto",
+        condition_sampling: Literal["uniform", "error"] = "uniform",
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
@@ -171,6 +186,10 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         data_device
             Where the expression matrix lives during training: ``"host"``, ``"accelerator"``, or ``"auto"``: on a CUDA
             device if it takes less than half of the free memory there.
+        condition_sampling
+            ``"uniform"``: an epoch visits each training condition once. ``"error"``: after a tenth of the epochs it
+            visits those more often whose held-out cells are predicted worse, see :doc:`/method`; for this, a fifth of
+            the cells of each training condition of ten or more is not trained on.
         plan_kwargs
             Of the training plan, for example ``{"lr": 1e-3}`` or ``{"compile": True}``.
         **trainer_kwargs
@@ -179,7 +198,8 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         Raises
         ------
         ValueError
-            If the registered object holds none of the training conditions, or ``data_device`` cannot be used.
+            If the registered object holds none of the training conditions, or ``data_device`` or
+            ``condition_sampling`` cannot be used.
         """
         sizes = {"max_epochs": max_epochs, "set_size": set_size, "batch_size": batch_size}
         for name in [n for n, value in sizes.items() if value is not None]:
@@ -195,6 +215,10 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         )
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
+        train, measuring = guided_training(train, condition_sampling, max_epochs=max_epochs)
+        sets: RandomSets | WithNullSets = train
+        if self.module.params.null_weight > 0:
+            sets = WithNullSets(train)
         arguments = trainer_arguments(
             max_epochs,
             n_steps=len(train),
@@ -203,14 +227,16 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             check_first=self.tables_.memory is not None or self.n_epochs_ > 0,
             early_stopping=early_stopping,
             given=trainer_kwargs,
+            further=measuring,
         )
         table = self.query_table(labels, None, view=self.view(screen), as_new=True)
         table = table._replace(targets=self.query_targets(labels))
         plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
+        drift = None if self.drift_ is None else self.drift_.of(screen.index.cell_types)  # (T, G)
         runner = TrainRunner(
             self,
             plan,
-            CellSetDataModule(screen.reader, train, val, data_device=data_device, prepare=table.numbered),
+            CellSetDataModule(screen.reader, sets, val, data_device=data_device, prepare=table.numbered, drift=drift),
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ptrag_sc.data import Shifts, control_means, matching_weights, mean_shifts_and_spread
+from ptrag_sc.data import Shifts, matching_weights, mean_shifts_and_spread
+from ptrag_sc.data._drift import reference_means
 from ptrag_sc.data._refits import Refits
 from ptrag_sc.model._tables import N_DIRECTIONS, learn_own_effects, training_memory
 
@@ -24,7 +25,7 @@ def make_refits(model: "Expecting") -> Refits:
     present = [len(index.rows(p, t)) > 1 for p, t in zip(codes["perturbation"], codes["cell_type"], strict=True)]
     named, codes = named[present].reset_index(drop=True), codes[present].reset_index(drop=True)
     matching = matching_weights(screen.reader, index, model.init_params_["control_matching"])
-    controls = control_means(screen.reader, index, matching)
+    controls = reference_means(screen, matching)
     shifts, spread = mean_shifts_and_spread(screen.reader, index, codes, controls)
 
     def fit(kept: np.ndarray) -> "Expecting":

@@ -1,5 +1,7 @@
 """How does a screen become one that models can be built on?"""
 
+from typing import Any
+
 from anndata import AnnData
 from mudata import MuData
 from scvi.model.base import BaseModelClass
@@ -25,6 +27,8 @@ class RegisteredScreens(BaseModelClass):
         layer: str | None = None,
         sep: str = "+",
         counts_layer: str | None = None,
+        time_key: str | None = None,
+        start: str | None = None,
     ) -> None:
         """Register the columns of a screen.
 
@@ -51,17 +55,23 @@ class RegisteredScreens(BaseModelClass):
         counts_layer
             Layer of the raw counts of ``X``, from which predicted cells get theirs. None: they are recovered from the
             expression where it is log1p of counts times one factor for each cell.
+        time_key
+            ``obs`` column of the time, where cells differentiate: predictions then start from control cells at the
+            start, and perturbed cells are compared with control cells at the end (:doc:`/differentiating`). One end
+            time; ``cell_type_key`` must be the same label at both times.
+        start
+            Its label of the start.
 
         Raises
         ------
         KeyError
             If a column or layer does not exist.
         ValueError
-            If the control label does not occur, labels are missing, the split cuts a condition, or the expression
-            holds NaN, negative values or raw counts.
+            If the control label does not occur, labels are missing, the split cuts a condition, the expression
+            holds NaN, negative values or raw counts, or perturbed cells are at the start.
         """
         arguments = cls._get_setup_method_args(**locals())
-        setup(cls, adata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
+        setup(cls, adata, _keys(arguments["setup_args"]), arguments)
 
     @classmethod
     def setup_mudata(
@@ -77,6 +87,8 @@ class RegisteredScreens(BaseModelClass):
         layer: str | None = None,
         sep: str = "+",
         counts_layer: str | None = None,
+        time_key: str | None = None,
+        start: str | None = None,
         modalities: dict[str, str],
     ) -> None:
         """Register the columns of a screen in a MuData.
@@ -94,4 +106,11 @@ class RegisteredScreens(BaseModelClass):
         The other parameters, and the errors, are those of :meth:`setup_anndata`.
         """
         arguments = cls._get_setup_method_args(**locals())
-        setup(cls, mdata, ScreenKeys(**{**arguments["setup_args"], "control": str(control)}), arguments)
+        setup(cls, mdata, _keys(arguments["setup_args"]), arguments)
+
+
+def _keys(arguments: dict[str, Any]) -> ScreenKeys:
+    """Return the keys; labels that are numbers become the text that they have in ``obs``."""
+    start = arguments["start"]
+    labels = {"control": str(arguments["control"]), "start": None if start is None else str(start)}
+    return ScreenKeys(**{**arguments, **labels})

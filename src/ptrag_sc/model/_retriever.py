@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ptrag_sc.data import Predictor, Screen, ScreenKeys, components, control_means, measured_targets
+from ptrag_sc.data import Predictor, Screen, ScreenKeys, components, controls_at_end, measured_targets
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import TrainingTables
@@ -115,7 +115,7 @@ class Retriever(Predictor):
         known = pd.Index(self.tables_.cell_types).get_indexer(names.tolist())  # (V,)
         controls = memory.controls[torch.as_tensor(known.clip(min=0), device=memory.controls.device)]
         if (known < 0).any():
-            means = control_means(screen.reader, screen.index).cell_type
+            means = controls_at_end(screen, self.drift_)
             controls = torch.as_tensor(np.nan_to_num(means), dtype=controls.dtype, device=controls.device)
         share = self.module.mapped_share if mapped_share is None else mapped_share
         return view_memory(memory, torch.as_tensor(known), controls, share)

@@ -17,7 +17,7 @@ from scvi.model.base import BaseModelClass
 
 from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
-from ptrag_sc.data import OwnEffects, ScreenKeys
+from ptrag_sc.data import Drift, OwnEffects, ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._files import StrPath, make_folder, write_beside
 from ptrag_sc.data._intervals import EffectErrors
@@ -38,6 +38,7 @@ Data: TypeAlias = AnnOrMuData | Literal[False]  # False: a model without data
 MODULE = "module."
 VECTORS = "gene_embedding.vectors"
 BASIS = MODULE + "generator.basis"
+DRIFT = "drift"
 
 
 def pack(
@@ -51,6 +52,8 @@ def pack(
     """Return everything that prediction needs, and the history, as tensors and values that JSON can hold."""
     tensors = {MODULE + name: tensor for name, tensor in module.state_dict().items()}
     tensors[VECTORS] = torch.as_tensor(tables.embedding.vectors)
+    if tables.drift is not None:
+        tensors[DRIFT] = torch.as_tensor(tables.drift.mean)
     meta = {
         "version": version("ptrag_sc"),
         "keys": keys.to_uns(),
@@ -64,6 +67,7 @@ def pack(
         },
         "memory_cell_types": list(tables.cell_types),
         "own_effects": tables.own_effects.to_json(),
+        "drift_cell_types": [] if tables.drift is None else list(tables.drift.cell_types),
         "init_params": init_params,
         "state": state,
     }
@@ -93,6 +97,7 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         own_effects=OwnEffects.from_json(meta["own_effects"]),
         memory=memory,
         cell_types=tuple(meta.get("memory_cell_types", ())),
+        drift=Drift(tuple(meta["drift_cell_types"]), tensors[DRIFT].numpy()) if DRIFT in tensors else None,
     )
     # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
     state = {name.removeprefix(MODULE): tensor for name, tensor in tensors.items() if name.startswith(MODULE)}

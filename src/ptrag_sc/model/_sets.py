@@ -76,7 +76,7 @@ def training_sets(
 
 def _warn_few_controls(index: ConditionIndex, cell_types: np.ndarray, set_size: int) -> None:
     """Warn of cell types with fewer control cells than a set has places."""
-    few = [index.cell_types[t] for t in cell_types if len(index.controls(t)) < set_size]
+    few = [index.cell_types[t] for t in cell_types if len(index.sources(t)) < set_size]
     if few:
         logger.warning(
             "Fewer control cells than set_size=%d in %s: their sets hold every control once.", set_size, listed(few)

@@ -170,7 +170,7 @@ def observed_errors(
     errors = []
     for t, of_type in conditions.groupby("cell_type"):
         labels = tuple(str(name) for name in screen.index.perturbations[of_type["perturbation"]])
-        n_cells = min(MAX_CELLS, len(screen.index.controls(t)))
+        n_cells = min(MAX_CELLS, len(screen.index.sources(t)))
         population = request_population(screen, len(labels), [t], n_cells=n_cells, set_size=model.set_size_, seed=None)
         run = model.run(model.training_data(), screen, labels)
         if as_held_out:

@@ -10,6 +10,7 @@ import pandas as pd
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import (
     ConditionIndex,
+    Drift,
     OwnEffects,
     Screen,
     ScreenKeys,
@@ -17,9 +18,9 @@ from ptrag_sc.data import (
     Spread,
     components,
     condition_split,
-    control_means,
     draw_split,
     leading_directions,
+    learn_drift,
     masked_shifts,
     matching_weights,
     mean_shifts,
@@ -27,8 +28,9 @@ from ptrag_sc.data import (
     measured_targets,
     read_screen,
     read_split,
+    reference_means,
 )
-from ptrag_sc.data._conditions import Holdout
+from ptrag_sc.data._draw_split import Holdout
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._shifts import ControlMeans
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory
@@ -62,6 +64,8 @@ class TrainingTables:
         Names of the cell types (T,) of the memory.
     own_effects
         What the training perturbations did to their own targets.
+    drift
+        How control cells change from start to end; None if no time is registered.
     """
 
     genes: np.ndarray
@@ -72,6 +76,7 @@ class TrainingTables:
     own_effects: OwnEffects
     memory: ResponseMemory | None = None
     cell_types: tuple[str, ...] = ()
+    drift: Drift | None = None
 
 
 def training_tables(
@@ -104,7 +109,7 @@ def training_tables(
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
     candidates = np.unique(screen.index.perturbations[train["perturbation"]]).astype(str)  # (P,)
     matching = matching_weights(screen.reader, screen.index, control_matching)  # (n_batches,)
-    controls = control_means(screen.reader, screen.index, matching)
+    controls = reference_means(screen, matching)
     memory = None
     cell_types: tuple[str, ...] = ()
     if with_memory:
@@ -128,6 +133,7 @@ def training_tables(
         own_effects=own_effects,
         memory=memory,
         cell_types=cell_types,
+        drift=learn_drift(screen),
     )
     return tables, screen
 
@@ -235,7 +241,11 @@ def _own_split(conditions: pd.DataFrame, seed: int, sep: str) -> np.ndarray:
 def _check_controls(index: ConditionIndex, table: pd.DataFrame) -> None:
     """Refuse training and validation conditions in cell types without control cells."""
     used = table.loc[table["split"] != "test", "cell_type"].unique()
-    bare = [index.cell_types[t] for t in used if not len(index.controls(t))]
+    bare = [index.cell_types[t] for t in used if not (len(index.controls(t)) and len(index.sources(t)))]
+    if bare and index.start is not None:
+        what = f"Cell types {listed(bare)}"
+        remedy = "Add the control cells, or remove these cell types; each needs one label at both times."
+        raise ValueError(unusable(what, "the data", "lack control cells at the start or at the end", remedy))
     if bare:
         what = f"Cell types {listed(bare)}"
         remedy = "Add their control cells, or remove these cell types."

@@ -123,6 +123,7 @@ def trainer_arguments(
     check_first: bool,
     early_stopping: bool,
     given: dict[str, Any],
+    further: list[Callback] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of the trainer; those that are given replace ours.
 
@@ -140,6 +141,8 @@ def trainer_arguments(
         Whether to stop when the validation loss no longer falls.
     given
         Arguments of the user.
+    further
+        Callbacks of this package.
     """
     n_val = 0 if given.get("limit_val_batches") == 0 else n_val
     interval = check_interval(n_steps, max_epochs)
@@ -158,6 +161,7 @@ def trainer_arguments(
         arguments["num_sanity_val_steps"] = -1  # all of them, or none
     callbacks = arguments["callbacks"] or []
     callbacks = [callbacks] if isinstance(callbacks, Callback) else [*callbacks]
+    callbacks = [*(further or []), *callbacks]
     if arguments.get("load_best_on_end") or any(getattr(c, "load_best_on_end", False) for c in callbacks):
         problem = "is of scvi-tools' checkpoints, but the best weights on validation conditions are kept anyway"
         raise ValueError(unusable("load_best_on_end=True", "train", problem, "Leave it out."))

@@ -39,17 +39,17 @@ class SetAttention(nn.Module):
 class ContextGatedBlock(nn.Module):
     """h + a(z) * attention(h) + b(z) * feed-forward(h), with gates a, b linear in the context and zero at first.
 
-    The gates have no bias, so the block is exactly the identity for a cell whose context is zero.
-
     Parameters
     ----------
     n_hidden, n_heads
         Hidden width and number of heads.
     dropout
         Rate in the feed-forward layer.
+    anchored
+        Whether the gates have no bias, so that the block is exactly the identity for a cell whose context is zero.
     """
 
-    def __init__(self, n_hidden: int, n_heads: int, dropout: float):
+    def __init__(self, n_hidden: int, n_heads: int, dropout: float, *, anchored: bool = True):
         super().__init__()
         wide = FEED_FORWARD_FACTOR * n_hidden
         self.norm_attention = nn.LayerNorm(n_hidden)
@@ -59,8 +59,9 @@ class ContextGatedBlock(nn.Module):
             nn.Linear(n_hidden, wide), nn.GELU(), nn.Dropout(dropout), nn.Linear(wide, n_hidden)
         )
         # Zero gates make the untrained block the identity, so training starts from the retrieved shifts alone.
-        self.gates = nn.Linear(n_hidden, 2 * n_hidden, bias=False)
-        nn.init.zeros_(self.gates.weight)
+        self.gates = nn.Linear(n_hidden, 2 * n_hidden, bias=not anchored)
+        for parameter in self.gates.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, hidden: Float[Tensor, "B S H"], context: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
@@ -75,7 +76,7 @@ class SetTransformer(nn.Module):
     """Context-gated set transformer whose output is the change of each cell, in expression space.
 
     Returns ``(h_L - h_0) U V`` with a trained U (H, R) and the leading directions V (R, G) of the training shifts. A
-    zero context gives a zero change.
+    zero context gives a zero change if the transformer is anchored; else the change of such a cell is learned.
 
     Parameters
     ----------
@@ -85,11 +86,24 @@ class SetTransformer(nn.Module):
         Directions of change (R, G).
     dropout
         Rate in the feed-forward layers.
+    anchored
+        As in :class:`ContextGatedBlock`.
     """
 
-    def __init__(self, n_hidden: int, n_layers: int, n_heads: int, *, basis: Float[Tensor, "R G"], dropout: float):
+    def __init__(
+        self,
+        n_hidden: int,
+        n_layers: int,
+        n_heads: int,
+        *,
+        basis: Float[Tensor, "R G"],
+        dropout: float,
+        anchored: bool = True,
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(ContextGatedBlock(n_hidden, n_heads, dropout) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(
+            ContextGatedBlock(n_hidden, n_heads, dropout, anchored=anchored) for _ in range(n_layers)
+        )
         self.project = nn.Linear(n_hidden, basis.shape[0], bias=False)  # U; a bias would change cells without context
         self.basis: Tensor
         self.register_buffer("basis", torch.as_tensor(basis))  # V: saved with the model, never trained

@@ -11,6 +11,7 @@ from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data import (
     CellReader,
+    Drift,
     Screen,
     ScreenKeys,
     as_names,
@@ -269,7 +270,11 @@ def _predicted_shifts(
     conditions = table.drop_duplicates().sort_values(["perturbation", "cell_type"], ignore_index=True)
     predicted, n = group_means(CellReader(as_row_matrix(matrix)), rows, group, len(conditions))
     source, _ = group_means(screen.reader, sources, group, len(conditions))
-    return conditions.assign(n_predicted=n), predicted - source
+    shifts = predicted - source
+    if "drift" in holder.uns[key]:  # an effect is measured at the end
+        drift = Drift.from_uns(holder.uns[key]["drift"]).of(conditions["cell_type"].to_numpy())  # (C, all genes)
+        shifts -= drift[:, pd.Index(as_names(holder.uns[key]["genes"])).get_indexer(screen.genes)]
+    return conditions.assign(n_predicted=n), shifts
 
 
 def _observed_shifts(screen: Screen, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

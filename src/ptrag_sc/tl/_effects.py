@@ -132,7 +132,7 @@ def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: floa
     values: dict[str, list[np.ndarray]] = {name: [] for name in KEPT}
     nearest: list[tuple[np.ndarray, np.ndarray]] = []
     for t in cell_types:
-        controls = Controls.of(run.screen, t)
+        controls = Controls.of(run.screen, t, run.drift)
         for part in expected_effects(model, run, run.labels, t, controls, level=level):
             values["control"].append(np.broadcast_to(controls.mean, part.shift.shape))
             values["lower"].append(part.shift - part.half_width)
@@ -252,7 +252,7 @@ def predict_effects(
     shape = len(types), len(labels), len(model.genes_)
     values = {name: np.empty(shape, dtype=dtype) for name, dtype in COLUMNS.items()}
     for v, t in enumerate(types):
-        controls = Controls.of(screen, t)
+        controls = Controls.of(run.screen, t, run.drift)
         values["control"][v] = controls.mean
         done = 0
         for part in expected_effects(model, run, labels, t, controls, level=level):

@@ -142,7 +142,7 @@ def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple
     """Return the perturbations and the query (N,) of every cell: 0 control, q > 0 the q-th, -1 not predicted."""
     index = screen.index
     if perturbation is not None:
-        return model.canonical_labels(perturbation), np.where(index.is_control, 1, -1)
+        return model.canonical_labels(perturbation), np.where(index.is_source, 1, -1)
     control = model.keys_.control
     excluded = set(model.excluded_)
     known = []
