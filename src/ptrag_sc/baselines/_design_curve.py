@@ -127,7 +127,7 @@ def chosen_again(of: Refitted, tested: np.ndarray, pool: np.ndarray, sizes: list
         How many of them at random, for the design too.
     """
     masked = of.masked(of.shifts, tested)
-    orders = {"design": _designed(of.likeness, tested, pool, n_start, max(sizes)), "random": pool}
+    orders = {"design": _designed(of.kernel, tested, pool, n_start, max(sizes)), "random": pool}
     rows = [
         (choice, n, of.accuracy(order[:n], masked, masked, tested).mean())
         for choice, order in orders.items()
@@ -136,8 +136,8 @@ def chosen_again(of: Refitted, tested: np.ndarray, pool: np.ndarray, sizes: list
     return pd.DataFrame(rows, columns=["choice", "n_perturbations", "pearson_delta_pert"])
 
 
-def _designed(likeness: PerturbationKernel, tested: np.ndarray, pool: np.ndarray, n_start: int, n: int) -> np.ndarray:
+def _designed(kernel: PerturbationKernel, tested: np.ndarray, pool: np.ndarray, n_start: int, n: int) -> np.ndarray:
     """Return n perturbations: the first ones of the pool as they are, then those that the design takes."""
     start, rest = pool[:n_start], pool[n_start:]
-    chosen = RemainingVariance(likeness, tested, rest, start).choose(n - n_start).chosen
+    chosen = RemainingVariance(kernel, tested, rest, start).choose(n - n_start).chosen
     return np.concatenate([start, rest[chosen]])

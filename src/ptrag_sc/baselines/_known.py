@@ -1,7 +1,7 @@
 """What is known of one cell type, and how alike are perturbations, measured or not?"""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -106,14 +106,7 @@ class Known:
         return ResponseSpace.of(named, masked_shifts(shifts, own, table["cell_type"].to_numpy())).overall
 
 
-class Likeness(NamedTuple):
-    """A kernel and where it came from."""
-
-    kernel: PerturbationKernel
-    space: str
-
-
-def likeness(
+def perturbation_kernel(
     labels: tuple[str, ...],
     responses: Responses | None,
     adata: AnnOrMuData | None,
@@ -122,7 +115,7 @@ def likeness(
     space: SimilaritySpace,
     gene_embedding: object,
     sep: str,
-) -> Likeness:
+) -> PerturbationKernel:
     """Return the kernel of some perturbations in a space.
 
     Parameters
@@ -152,7 +145,7 @@ def likeness(
     if responses is not None and space != "text":
         known, table = responses.known(labels, sep)  # (k,), (k, R)
     if len(known) == len(labels):
-        return Likeness(PerturbationKernel.of_responses(table), "responses in other cell types")
+        return PerturbationKernel.of_responses(table)
     if space == "response":
         names = [labels[i] for i in np.setdiff1d(np.arange(len(labels)), known)]
         remedy = "Pass space='auto', which takes the gene embedding of these, or leave them out."
@@ -160,10 +153,8 @@ def likeness(
         raise ValueError(unusable("The perturbations", "the request", problem, remedy))
     vectors = text_vectors(labels, adata, model, gene_embedding=gene_embedding, sep=sep)  # (n, D)
     if not len(known):
-        return Likeness(PerturbationKernel.of_text(vectors), "gene embedding")
-    kernel = PerturbationKernel.of_both(vectors, known, table)
-    words = f"responses in other cell types of {len(known)} of {len(labels)} perturbations, else the gene embedding"
-    return Likeness(kernel, words)
+        return PerturbationKernel.of_text(vectors)
+    return PerturbationKernel.of_both(vectors, known, table)
 
 
 def text_vectors(

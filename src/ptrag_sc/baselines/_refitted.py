@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.baselines._known import Known, SimilaritySpace, likeness
+from ptrag_sc.baselines._known import Known, SimilaritySpace, perturbation_kernel
 from ptrag_sc.data import Predictor, masked_shifts, matched_control, mean_shifts, measured_targets
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._shifts import sampled_means
@@ -33,9 +33,8 @@ class Refitted(NamedTuple):
     rows: list[np.ndarray]  # cells of each
     shifts: np.ndarray  # (C, G)
     own: np.ndarray  # (C, G) which genes are targets
-    likeness: PerturbationKernel
-    kernel: np.ndarray  # (C, C) the same as a matrix
-    predictor: str  # in words
+    kernel: PerturbationKernel
+    matrix: np.ndarray  # (C, C) of the kernel
 
     @classmethod
     def of(
@@ -75,7 +74,7 @@ class Refitted(NamedTuple):
                 cell_type,
                 FEW_MEASURED,
             )
-        found = likeness(
+        kernel = perturbation_kernel(
             tuple(names.tolist()),
             known.responses(),
             adata,
@@ -91,9 +90,8 @@ class Refitted(NamedTuple):
             rows=[index.rows(p, known.cell_type) for p in here["perturbation"]],
             shifts=mean_shifts(known.screen.reader, index, here, known.controls).shift,
             own=measured_targets(names, known.screen.genes, known.keys.sep),
-            likeness=found.kernel,
-            kernel=found.kernel.block(every, every).astype(np.float64),
-            predictor=f"kernel ridge on the {found.space}",
+            kernel=kernel,
+            matrix=kernel.block(every, every).astype(np.float64),
         )
 
     def among(self, part: np.ndarray) -> "Refitted":
@@ -103,9 +101,14 @@ class Refitted(NamedTuple):
             rows=[self.rows[i] for i in part],
             shifts=self.shifts[part],
             own=self.own[part],
-            likeness=self.likeness.among(part),
-            kernel=self.kernel[np.ix_(part, part)],
+            kernel=self.kernel.among(part),
+            matrix=self.matrix[np.ix_(part, part)],
         )
+
+    @property
+    def predictor(self) -> str:
+        """What is fitted, in words."""
+        return f"kernel ridge on the {self.kernel.space}"
 
     @property
     def n_cells(self) -> np.ndarray:
@@ -139,8 +142,8 @@ class Refitted(NamedTuple):
         tested
             Numbers of the perturbations held out (m,).
         """
-        fit = KernelRidge.fit(self.kernel[np.ix_(seen, seen)], fitted[seen])
-        predicted = fit.predict(self.kernel[np.ix_(tested, seen)])  # (m, G)
+        fit = KernelRidge.fit(self.matrix[np.ix_(seen, seen)], fitted[seen])
+        predicted = fit.predict(self.matrix[np.ix_(tested, seen)])  # (m, G)
         centre = np.delete(real, tested, axis=0).mean(0)  # (G,)
         return np.array([pearson_delta(real[t], row, centre) for t, row in zip(tested, predicted, strict=True)])
 

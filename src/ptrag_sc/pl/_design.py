@@ -94,11 +94,11 @@ def _mark_saved(ax: Axes, n: np.ndarray, r: np.ndarray, n_random: np.ndarray, r_
     half = (n_random[0] + n_random[-1]) / 2
     level = float(np.interp(half, n_random, r_random))
     reached = np.maximum.accumulate(r)
-    if reached[0] >= level or reached[-1] < level:
-        return
     needed = float(np.interp(level, reached, n))
-    if needed >= half:
+    if reached[-1] < level or needed >= half:
         return
     ax.annotate("", (needed, level), (half, level), arrowprops={"arrowstyle": "->", "color": LINE_COLOUR, "lw": 1.2})
     text = f"{needed:.0f} instead of {half:.0f}"
+    if reached[0] >= level:  # the design may need even fewer than the smallest number of the curve
+        text = f"at most {text}"
     ax.annotate(text, (half, level), (6, -4), textcoords="offset points", fontsize=SMALL, color=LINE_COLOUR, va="top")

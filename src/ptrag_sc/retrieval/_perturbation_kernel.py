@@ -1,6 +1,6 @@
 """How alike are perturbations: by their responses where these are known, and by gene embedding elsewhere?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -34,22 +34,26 @@ class PerturbationKernel:
         :math:`a` (n, k); k is 0 if one space serves all.
     change
         :math:`R - T_{kk}` (k, k).
+    space
+        What the kernel is of, in words.
     """
 
     vectors: np.ndarray
     width: float
     weights: np.ndarray
     change: np.ndarray
+    space: str
 
     @classmethod
     def of_text(cls, vectors: np.ndarray) -> "PerturbationKernel":
         """Return the kernel of gene embeddings (n, D)."""
-        return cls(vectors, TEXT_WIDTH, np.zeros((len(vectors), 0)), np.zeros((0, 0)))
+        return cls(vectors, TEXT_WIDTH, np.zeros((len(vectors), 0)), np.zeros((0, 0)), "gene embedding")
 
     @classmethod
     def of_responses(cls, responses: np.ndarray) -> "PerturbationKernel":
         """Return the kernel of responses in other cell types (n, R)."""
-        return cls(responses, RESPONSE_WIDTH, np.zeros((len(responses), 0)), np.zeros((0, 0)))
+        nothing = np.zeros((len(responses), 0)), np.zeros((0, 0))
+        return cls(responses, RESPONSE_WIDTH, *nothing, "responses in other cell types")
 
     @classmethod
     def of_both(cls, vectors: np.ndarray, known: np.ndarray, responses: np.ndarray) -> "PerturbationKernel":
@@ -65,11 +69,12 @@ class PerturbationKernel:
             to_known = similarity_kernel(vectors[rows], vectors[known], TEXT_WIDTH)
             weights[rows] = cho_solve(inverse, to_known.T).T
         weights[known] = np.eye(len(known), dtype=vectors.dtype)
-        return cls(vectors, TEXT_WIDTH, weights, (of_responses - text).astype(vectors.dtype))
+        space = f"responses of {len(known)} of {len(vectors)} perturbations in other cell types, else gene embedding"
+        return cls(vectors, TEXT_WIDTH, weights, (of_responses - text).astype(vectors.dtype), space)
 
     def among(self, part: np.ndarray) -> "PerturbationKernel":
         """Return the kernel of some of the perturbations, given by number."""
-        return PerturbationKernel(self.vectors[part], self.width, self.weights[part], self.change)
+        return replace(self, vectors=self.vectors[part], weights=self.weights[part])
 
     def block(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return the kernel (r, c) of some perturbations with others, given by number."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ptrag_sc._constants import SETUP_KEY
 from ptrag_sc._validation import check_whole, listed, unknown, unusable
-from ptrag_sc.baselines._known import Known, SimilaritySpace, likeness
+from ptrag_sc.baselines._known import Known, SimilaritySpace, perturbation_kernel
 from ptrag_sc.data import Predictor, ScreenKeys, canonical_labels, components
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._requests import as_name_list
@@ -127,10 +127,11 @@ def design(
     together = tuple(dict.fromkeys((*asked.candidates, *asked.targets, *asked.measured)))
     responses = None if known is None or space == "text" else known.responses()
     sep = _control_and_sep(adata, model)[1]
-    found = likeness(together, responses, adata, model, space=space, gene_embedding=gene_embedding, sep=sep)
+    where = {"space": space, "gene_embedding": gene_embedding, "sep": sep}
+    kernel = perturbation_kernel(together, responses, adata, model, **where)
     number = pd.Index(together)
     parts = (asked.targets, asked.candidates, asked.measured)
-    state = RemainingVariance(found.kernel, *(number.get_indexer(list(part)) for part in parts))
+    state = RemainingVariance(kernel, *(number.get_indexer(list(part)) for part in parts))
     paid, limit = _costs(costs, budget, asked)
     first = pd.Index(asked.candidates).get_indexer(list(asked.include))
     choice = state.choose(n, first=first, costs=paid, budget=limit)
@@ -141,7 +142,7 @@ def design(
             "variance_reduction": choice.reduction / max(state.total, np.finfo(float).tiny),
         }
     )
-    about = {"cell_type": cell_type, "space": found.space}
+    about = {"cell_type": cell_type, "space": kernel.space}
     table.attrs.update(about, n_targets=len(asked.targets), n_measured=len(asked.measured))
     return table
 

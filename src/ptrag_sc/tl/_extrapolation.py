@@ -8,6 +8,7 @@ from scipy.optimize import least_squares
 # Lowest, first and highest value of a, log b, q and log k.
 LOWEST = np.array([0.0, 0.0, 0.3, np.log(0.1)])
 FIRST = np.array([0.4, np.log(60.0), 1.0, np.log(20.0)])
+TOLERANCE = 1e-6  # relative; accuracies are shown to three digits
 HIGHEST = np.array([1.0, np.log(1e4), 3.0, np.log(1e4)])
 
 
@@ -37,7 +38,12 @@ class Growth(NamedTuple):
             first = np.array([start.a, np.log(start.b), start.q, np.log(start.k)])
         first = first.clip(LOWEST + 1e-6, HIGHEST - 1e-6)
         found = least_squares(
-            lambda values: _growth(values, n, c) - accuracy, first, bounds=(LOWEST, HIGHEST), x_scale=(0.1, 1, 0.3, 1)
+            lambda values: _growth(values, n, c) - accuracy,
+            first,
+            bounds=(LOWEST, HIGHEST),
+            x_scale=(0.1, 1, 0.3, 1),
+            ftol=TOLERANCE,
+            xtol=TOLERANCE,
         )
         a, b, q, k = found.x
         return cls(float(a), float(np.exp(b)), float(q), float(np.exp(k)))
@@ -68,8 +74,11 @@ class Measured(NamedTuple):
         n_repeats, _, n_perturbations = self.accuracy.shape
         drawn = []
         for _ in range(n_draws):
-            weights = rng.multinomial(n_perturbations, np.full(n_perturbations, 1 / n_perturbations))
-            drawn.append(self.means(weights.astype(float), rng.integers(n_repeats, size=n_repeats)))
+            repeats = rng.integers(n_repeats, size=n_repeats)
+            # Among the perturbations that these repeats hold out, so that some always have weight.
+            tested = np.flatnonzero((~np.isnan(self.accuracy[repeats, 0])).any(0))
+            weights = np.bincount(rng.choice(tested, len(tested)), minlength=n_perturbations)
+            drawn.append(self.means(weights.astype(float), repeats))
         return np.array(drawn)
 
     def error_of_doubling(self) -> float:
