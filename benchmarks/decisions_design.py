@@ -23,6 +23,7 @@ from measure import machine, table
 import ptrag_sc
 from ptrag_sc.baselines._design_curve import chosen_again
 from ptrag_sc.baselines._refitted import Refitted
+from ptrag_sc.metrics import pearson_delta
 from ptrag_sc.tl._extrapolation import Growth
 from ptrag_sc.tl._power import _estimates, _measured
 
@@ -138,8 +139,11 @@ def sizes_measured(of: Refitted, repeat: int) -> pd.DataFrame:
     rows = []
     for c in CELLS:
         seen = of.masked(of.sampled(c, rng), tested)
-        rows += [(n, c, of.accuracy(pool[:n], seen, real, tested).mean()) for n in (*NUMBERS, 200)]
-    return pd.DataFrame(rows, columns=["n_perturbations", "n_cells", "pearson_delta_pert"])
+        for n in (*NUMBERS, 200):
+            centre, predicted = real[pool].mean(0), of.predicted(pool[:n], seen, tested)
+            plain = [pearson_delta(real[t], row, centre) for t, row in zip(tested, predicted, strict=True)]
+            rows.append((n, c, of.accuracy(pool[:n], seen, real, tested).mean(), np.mean(plain)))
+    return pd.DataFrame(rows, columns=["n_perturbations", "n_cells", "pearson_delta_pert", "plain"])
 
 
 def asked_by_user(of: Refitted, repeat: int) -> pd.DataFrame:
@@ -165,6 +169,7 @@ def power_table(out: Path) -> list[dict[str, object]]:
 
         scores = repeats(out / "power", name, lambda repeat, of=of: sizes_measured(of(), repeat))
         mean = scores.groupby(["n_cells", "n_perturbations"])["pearson_delta_pert"].mean()
+        plain = scores.groupby(["n_cells", "n_perturbations"])["plain"].mean()
         sizes = mean.reset_index()
         fitted = sizes[sizes["n_perturbations"] <= 80]
         growth = Growth.fit(*(fitted[key].to_numpy() for key in ("n_perturbations", "n_cells", "pearson_delta_pert")))
@@ -172,6 +177,7 @@ def power_table(out: Path) -> list[dict[str, object]]:
         for c in CELLS:
             row: dict[str, object] = {"task": name, "cells": c}
             row |= {f"n = {n}": mean[c, n] for n in NUMBERS}
+            row["centre of the 200, n = 160"] = plain[c, 160]
             row["160 from n <= 80"] = float(growth.at(np.array(160), np.array(c)))
             row["error"] = abs(row["160 from n <= 80"] - mean[c, 160])
             for n, _ in [size for size in ASKED if size[1] == c]:

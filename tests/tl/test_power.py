@@ -11,7 +11,7 @@ import ptrag_sc
 from own_targets import slow_masked
 from planned_screens import grouped_screen, set_up
 from ptrag_sc.baselines import MeanShift
-from ptrag_sc.baselines._refitted import Refitted
+from ptrag_sc.baselines._refitted import Refitted, deviation_correlation
 from ptrag_sc.data import CellReader
 from ptrag_sc.data._shifts import sampled_means
 from ptrag_sc.tl._extrapolation import Growth, Measured
@@ -76,8 +76,15 @@ def slow_accuracy(of, adata, seen, tested):
         left = [y[[i]] - predicted(np.delete(seen, j), [i], scaled) for j, i in enumerate(seen)]
         errors[scaled] = np.square(left).sum()
     found = predicted(seen, tested, min(errors, key=errors.get))
-    middle = y[np.setdiff1d(np.arange(len(y)), tested)].mean(0)
-    return np.array([np.corrcoef(a - middle, b - middle)[0, 1] for a, b in zip(y[tested], found, strict=True)])
+    others = np.delete(y, tested, axis=0)
+    middle = others.mean(0)
+    centred = [row - middle - (row - middle).mean() for row in others]
+    error = sum(row @ row for row in centred) / (len(others) - 1) / len(others)
+    scores = []
+    for a, b in zip(y[tested] - middle, found - middle, strict=True):
+        a, b = a - a.mean(), b - b.mean()
+        scores.append(a @ b / np.sqrt((a @ a - error) * (b @ b + error)))
+    return np.array(scores)
 
 
 def test_accuracy_is_that_of_a_slow_fit(adata, of):
@@ -95,6 +102,34 @@ def test_what_is_tested_is_not_seen(of):
     other = of.shifts.copy()
     other[TESTED] = 7.0
     np.testing.assert_array_equal(of.masked(other, TESTED)[POOL], masked[POOL])
+
+
+def test_correlation_without_error_is_the_metric():
+    real, predicted = np.random.default_rng(0).normal(size=(2, 5, 30))
+    expected = [ptrag_sc.metrics.pearson_delta(a, b, np.zeros(30)) for a, b in zip(real, predicted, strict=True)]
+    np.testing.assert_allclose(deviation_correlation(real, predicted, 0.0), expected)
+    assert deviation_correlation(np.zeros((1, 3)), np.ones((1, 3)), 0.0).tolist() == [0.0]
+
+
+def test_accuracy_is_that_from_the_true_centre():
+    rng = np.random.default_rng(0)
+    n, n_genes, n_screens = 12, 60, 400
+    found, naive, true = [], [], []
+    for _ in range(n_screens):
+        base = rng.normal(size=n_genes)  # the true centre
+        shared = rng.normal(size=n_genes)  # what the measured and the tested perturbations have in common
+        others = base + rng.normal(size=(n, n_genes)) + rng.normal(size=(n, 1)) * shared
+        real = base + rng.normal(size=(4, n_genes)) + shared
+        predicted = others.mean(0) + 0.3 * shared + np.zeros((4, 1))
+        centre = others.mean(0)
+        spread = others - centre
+        spread = spread - spread.mean(1, keepdims=True)
+        error = np.square(spread).sum() / (n - 1) / n
+        found.append(deviation_correlation(real - centre, predicted - centre, error).mean())
+        naive.append(deviation_correlation(real - centre, predicted - centre, 0.0).mean())
+        true.append(deviation_correlation(real - base, predicted - base, 0.0).mean())
+    assert abs(np.mean(found) - np.mean(true)) < 0.02
+    assert np.mean(naive) > np.mean(true) + 0.1
 
 
 def test_shifts_of_sampled_cells(of):

@@ -10,7 +10,7 @@ from ptrag_sc.baselines._known import Known, SimilaritySpace, perturbation_kerne
 from ptrag_sc.data import Predictor, masked_shifts, matched_control, mean_shifts, measured_targets
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._shifts import sampled_means
-from ptrag_sc.metrics import pearson_delta
+from ptrag_sc.metrics._mean import MIN_NORM
 from ptrag_sc.retrieval import KernelRidge, PerturbationKernel
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Refitted(NamedTuple):
 
     Its accuracy is the ``pearson_delta_pert`` of shifts without own targets. The centre is the mean shift of all
     perturbations outside the test set, whichever of them a fit has seen, so that fits of all sizes are asked for the
-    same.
+    same; its error is corrected for.
     """
 
     known: Known
@@ -142,13 +142,51 @@ class Refitted(NamedTuple):
         tested
             Numbers of the perturbations held out (m,).
         """
+        predicted = self.predicted(seen, fitted, tested)  # (m, G)
+        others = np.delete(real, tested, axis=0)
+        centre = others.mean(0)  # (G,)
+        spread = _without_mean(others - centre)
+        error = np.square(spread).sum() / (len(others) - 1) / len(others)
+        return deviation_correlation(real[tested] - centre, predicted - centre, error)
+
+    def predicted(self, seen: np.ndarray, fitted: np.ndarray, tested: np.ndarray) -> np.ndarray:
+        """Return the shifts (m, G) that a fit predicts; the parameters are those of :meth:`accuracy`."""
         fit = KernelRidge.fit(self.matrix[np.ix_(seen, seen)], fitted[seen])
-        predicted = fit.predict(self.matrix[np.ix_(tested, seen)])  # (m, G)
-        centre = np.delete(real, tested, axis=0).mean(0)  # (G,)
-        return np.array([pearson_delta(real[t], row, centre) for t, row in zip(tested, predicted, strict=True)])
+        return fit.predict(self.matrix[np.ix_(tested, seen)])
 
     def drawn(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return a third of the perturbations to be tested, and the others in random order (numbers)."""
         order = rng.permutation(len(self.names))
         n = len(self.names) // TESTED
         return order[:n], order[n:]
+
+
+def deviation_correlation(real: np.ndarray, predicted: np.ndarray, error: float) -> np.ndarray:
+    r"""Return the correlations over genes (m,) that deviations from the true centre would have.
+
+    The centre c is a mean of N perturbations and differs from the true one by an error of squared length :math:`v`.
+    This is independent of a perturbation that is not among the N, whose deviation it makes longer by v. A fit to some
+    of the N shares it, so that the deviations which it predicts are shorter by v, by all that the error of its mean is
+    if it has seen all of them: few perturbations would look better than they are. With :math:`\langle r - c, p - c
+    \rangle`, which the error leaves as it is on average,
+
+    .. math:: \frac{\langle r - c, p - c \rangle}{\sqrt{(|r - c|^2 - v)\,(|p - c|^2 + v)}} .
+
+    Parameters
+    ----------
+    real, predicted
+        Deviations from c (m, G).
+    error
+        :math:`v`, without the mean over genes; 0 gives :func:`ptrag_sc.metrics.pearson_delta`.
+    """
+    real, predicted = _without_mean(real), _without_mean(predicted)
+    square = np.square(real).sum(1)
+    # At least half is kept of the deviation of a perturbation that is not told from the centre.
+    length = np.sqrt(np.maximum(square - error, square / 2)), np.sqrt(np.square(predicted).sum(1) + error)
+    product = (real * predicted).sum(1)
+    has_direction = np.minimum(*length) > MIN_NORM
+    return np.where(has_direction, product / np.where(has_direction, length[0] * length[1], 1), 0.0).clip(-1, 1)
+
+
+def _without_mean(values: np.ndarray) -> np.ndarray:
+    return values - values.mean(1, keepdims=True)
