@@ -57,7 +57,7 @@ def test_budget_line(sizes):
     (line,) = [line for line in ax.get_lines() if line.get_label() == "800 cells in all"]
     np.testing.assert_allclose(line.get_xdata(), [80, 40])
     np.testing.assert_allclose(line.get_ydata(), [0.3, 0.25])
-    assert [text.get_text() for text in ax.texts] == ["best: 80 × 10"]
+    assert [text.get_text() for text in ax.texts] == ["best: 80 perturbations × 10 cells"]
     with pytest.raises(ValueError, match=r"budget=100000 in pl.power meets no line"):
         ptrag_sc.pl.power(sizes, budget=100_000)
 

@@ -12,7 +12,7 @@ from ptrag_sc.data import Predictor
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, Drawn, canvas, finish
 
-LOOK = {"random": ("chosen at random", "#7A7A7A", "s"), "design": ("chosen by design", OBSERVED_COLOUR, "o")}
+LOOK = {"design": ("chosen by design", OBSERVED_COLOUR, "o"), "random": ("chosen at random", "#7A7A7A", "s")}
 
 
 @documented

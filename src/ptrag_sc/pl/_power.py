@@ -106,11 +106,12 @@ def _budget(ax: Axes, table: pd.DataFrame, cells: list[int], budget: int) -> Non
     ax.plot(n, r, "D", color=PREDICTED_COLOUR, ms=5)
     best = int(r.argmax())
     ax.annotate(
-        f"best: {n[best]:.0f} × {c[best]:.0f}",
+        f"best: {n[best]:.0f} perturbations × {c[best]:.0f} cells",
         (n[best], r[best]),
-        (0, 12),
+        (0, -10),
         textcoords="offset points",
         ha="center",
+        va="top",
         fontsize=SMALL,
         color=PREDICTED_COLOUR,
         fontweight="bold",

@@ -127,8 +127,7 @@ def design(
     together = tuple(dict.fromkeys((*asked.candidates, *asked.targets, *asked.measured)))
     responses = None if known is None or space == "text" else known.responses()
     sep = _control_and_sep(adata, model)[1]
-    where = {"space": space, "gene_embedding": gene_embedding, "sep": sep}
-    kernel = perturbation_kernel(together, responses, adata, model, **where)
+    kernel = perturbation_kernel(together, responses, adata, model, space=space, gene_embedding=gene_embedding, sep=sep)
     number = pd.Index(together)
     parts = (asked.targets, asked.candidates, asked.measured)
     state = RemainingVariance(kernel, *(number.get_indexer(list(part)) for part in parts))
