@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -48,3 +49,16 @@ def test_differentiating(benchmark_module):
     assert found[80]["batch"] < found[80]["ignored"]
     # With all control cells elsewhere no animal has any of its own: nothing can be matched.
     assert len(set(differentiating.of_animals(5, False, 0).values())) == 1
+
+
+def test_measurements_that_a_design_needs(benchmark_module):
+    n = np.arange(10, 101, 10)
+    choices = {"random": n / 100, "design": np.minimum(n / 50, 1.0)}
+    parts = [
+        pd.DataFrame({"choice": name, "n_perturbations": n, "pearson_delta_pert": values + further, "repeat": repeat})
+        for name, values in choices.items()
+        for repeat, further in enumerate((-0.1, 0.1))
+    ]
+    needed = benchmark_module("decisions_design").needed
+    assert needed(pd.concat(parts), "design", 50) == pytest.approx(25)
+    assert needed(pd.concat(parts), "random", 50) == pytest.approx(50)

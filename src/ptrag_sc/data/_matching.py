@@ -1,6 +1,6 @@
 """How closely must control cells be matched to the batches of the perturbed cells?"""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,15 +32,32 @@ def matching_weights(reader: CellReader, index: ConditionIndex, how: Literal["ba
     # This needs labels only, so it spares the pass over the cells below.
     if how == "batch":
         return (np.bincount(index.batch[rows], minlength=len(of_type)) > 0).astype(float)
+    return batch_variances(reader, index).own_share
+
+
+class BatchVariances(NamedTuple):
+    """How control cells vary, summed over genes."""
+
+    between: np.ndarray  # (T,) variance between the batches of a cell type; 0 with a single one
+    within: np.ndarray  # (T,) variance between the control cells of a batch
+    own_share: np.ndarray  # (n_batches,) share of its controls that a batch takes from itself; 0 without controls
+
+
+def batch_variances(reader: CellReader, index: ConditionIndex) -> BatchVariances:
+    """Return the variances of the controls in one pass over them, and the shares that follow."""
+    rows = np.flatnonzero(index.is_control)
+    of_type = types_of_batches(index)  # (n_batches,)
     # Squares are pooled by cell type, whose batches share one variance between cells.
     moments = group_moments(reader, rows, index.batch[rows], len(of_type), of_type)
     weights = np.zeros(len(of_type))  # (n_batches,)
+    between, within = np.zeros(len(index.cell_types)), np.zeros(len(index.cell_types))
     for t in np.unique(index.cell_type[rows]):
         batches = np.flatnonzero((of_type == t) & (moments.n > 0))
         tau, sigma = variance_components(moments.mean[batches], moments.n[batches], moments.square[t])
+        between[t], within[t] = tau, sigma
         if tau > 0:  # else the batches do not differ, and all controls of the cell type serve each
             weights[batches] = tau / (tau + sigma / moments.n[batches])
-    return weights
+    return BatchVariances(between, within, weights)
 
 
 def variance_components(means: np.ndarray, n: np.ndarray, squares: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from scipy.linalg import eigh
 
 from ptrag_sc._validation import listed, unusable
@@ -87,6 +88,20 @@ def group_means(
     """
     moments = group_moments(reader, rows, group, n_groups, pool=np.zeros(0, dtype=np.int64))
     return moments.mean, moments.n
+
+
+def sampled_means(reader: CellReader, rows: list[np.ndarray]) -> np.ndarray:
+    """Return the mean of each list of rows (n_groups, G) float64.
+
+    A sparse matrix in memory is not made dense: the means are one product with a sparse matrix of shares.
+    """
+    n = np.array([len(part) for part in rows])  # (n_groups,)
+    joined = np.concatenate(rows)
+    if not sp.issparse(reader.matrix):
+        return group_means(reader, joined, np.repeat(np.arange(len(rows)), n), len(rows))[0]
+    shares = sp.csr_matrix((np.repeat(1 / n, n), np.arange(len(joined)), np.append(0, np.cumsum(n))))
+    means = (shares @ reader.matrix[joined]).toarray()
+    return means if reader.columns is None else means[:, reader.columns]
 
 
 def types_of_batches(index: ConditionIndex) -> np.ndarray:

@@ -5,6 +5,7 @@ from ._initial_weights import InitialWeights, agreement, initial_weights
 from ._kernel import BESIDE_WIDTH, RESPONSE_WIDTH, TEXT_WIDTH, KernelRidge, centred, similarity_kernel
 from ._neighbours import Neighbours, nearest_neighbours
 from ._null import cell_type_specificity, expected_jaccard, neighbours_only, random_neighbours, shuffled_names
+from ._perturbation_kernel import PerturbationKernel
 from ._query_table import QueryTable, make_query_table
 from ._recall import Evidence, Recall
 from ._resolve import nameable_genes, resolve_vectors
@@ -20,6 +21,7 @@ from ._ridge import Ridge, fit_ridge
 from ._selection import alike
 from ._sources import SOURCES, read_embedding
 from ._spaces import memory_neighbours
+from ._variance_reduction import RemainingVariance
 from ._view import MemoryView, averaged, view_memory
 
 __all__ = [
@@ -33,8 +35,10 @@ __all__ = [
     "KernelRidge",
     "MemoryView",
     "Neighbours",
+    "PerturbationKernel",
     "QueryTable",
     "Recall",
+    "RemainingVariance",
     "ResponseMemory",
     "Ridge",
     "agreement",

@@ -38,7 +38,8 @@ def diagnose(
     r"""Report in plain words whether a screen meets what the models assume.
 
     - *Controls and batches*: cell types with few control cells, batches without any, association of batch and
-      perturbation (Cramér's V, corrected for chance: Bergsma 2013), conditions of few cells.
+      perturbation (Cramér's V, corrected for chance: Bergsma 2013), conditions of few cells. Which batches and
+      perturbations these are, and how many controls are needed, says :func:`ptrag_sc.tl.batch_layout`.
     - *Batch shifts*: variance :math:`\tau^2` between and :math:`\sigma^2` within batches of the control cells (one-way
       analysis of variance, summed over genes), and :math:`\tau^2 / (\tau^2 + \sigma^2 / n)` for n control cells per
       batch: how much is gained by matching controls within batches, between 0 and 1.
