@@ -211,9 +211,9 @@ def predict_effects(
         error of the controls, leaves out 0), ``own`` (the gene is a target of the perturbation), ``agreement`` (share
         of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the training perturbation
         that contributes most; the perturbation itself stands for what it did in other cell types) and
-        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing
-        was measured, and infinite with too few targets or perturbations; the last three are NaN if nothing is
-        retrieved.
+        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing was measured (of targets
+        also with a single control cell), and infinite with too few targets or perturbations; the last three are NaN if
+        nothing is retrieved.
 
     Raises
     ------
