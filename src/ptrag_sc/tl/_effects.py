@@ -273,9 +273,10 @@ def predict_effects(
     table: dict[str, object] = {name: column.ravel() for name, column in values.items()}
     for name, (code, categories) in codes.items():
         table[name] = pd.Categorical.from_codes(np.broadcast_to(code, shape).ravel(), categories)
-    order = ["perturbation", "cell_type", "gene", *[name for name in COLUMNS if name in values], "neighbour"]
-    order.append(order.pop(order.index("neighbour_shift")))
-    return pd.DataFrame({name: table[name] for name in order}, copy=False)
+    order = ["perturbation", "cell_type", "gene", *COLUMNS]
+    effects = pd.DataFrame({name: table[name] for name in order}, copy=False)
+    effects.attrs = {"level": level, "layer": model.keys_.layer}
+    return effects
 
 
 def _smallest(n: int) -> np.dtype:
