@@ -259,6 +259,24 @@ def test_combinations_pair_in_any_order(halves):
     pd.testing.assert_frame_equal(evaluate(real, predicted, reference=reference), expected)
 
 
+def test_rows_that_were_not_predicted_are_left_out(halves):
+    """They store nothing, which would be read as cells without expression."""
+    real, _, reference, adata = halves
+    model = ptrag_sc.baselines.MeanShift(adata).fit()
+    ptrag_sc.tl.predict(adata, model)
+    whole = AnnData(adata.obsm["ptrag"], obs=adata.obs, var=adata.var)
+    some = np.random.default_rng(7).random(adata.n_obs) < 0.5
+    other = whole.copy()
+    other.X = whole.X.multiply(some[:, None]).tocsr()
+    other.X.eliminate_zeros()
+    other.obs["ptrag_predicted"] = some
+    found = evaluate(real, other, reference=reference)
+    pd.testing.assert_frame_equal(found, evaluate(real, whole[some].copy(), reference=reference))
+    ptrag_sc.tl.predict(adata, model, perturbation="G0")  # controls alone
+    with pytest.raises(ValueError, match="share no perturbed condition"):
+        evaluate(real, AnnData(adata.obsm["ptrag"], obs=adata.obs, var=adata.var), reference=reference)
+
+
 def counted(adata):
     """The same cells as raw counts."""
     return AnnData(np.rint(np.expm1(adata.X.toarray())), obs=adata.obs, var=adata.var)

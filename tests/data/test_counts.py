@@ -257,7 +257,11 @@ def one_more(layer):
     layer[30, np.flatnonzero(layer[30] == 0)[0]] = 1
 
 
-@pytest.mark.parametrize("change", [negative, fraction, of_other_cells, one_more])
+def of_a_cell_without_expression(layer):
+    """The other cells' counts are right, and a factor of 0 would fit any counts of this one."""
+
+
+@pytest.mark.parametrize("change", [negative, fraction, of_other_cells, one_more, of_a_cell_without_expression])
 def test_a_layer_that_does_not_belong_to_the_expression_is_refused_at_setup(change):
     counts, total = panel()
     adata = make(counts, total)
@@ -266,6 +270,8 @@ def test_a_layer_that_does_not_belong_to_the_expression_is_refused_at_setup(chan
     change(adata.layers["wrong"])
     assert adata.obs["gene"].iloc[30] == "ctl"
     ptrag_sc.PTRAG.setup_anndata(adata.copy(), **KEYS, counts_layer="raw")
+    if change is of_a_cell_without_expression:
+        adata.X = adata.X.toarray() * (np.arange(adata.n_obs) != 30)[:, None]
     with pytest.raises(
         ValueError, match=r"'cell30'.*Pass the layer of raw counts, or leave counts_layer=None"
     ) as error:

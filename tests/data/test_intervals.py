@@ -133,6 +133,22 @@ def test_the_wider_kind_stands_in_for_the_other():
     assert both.find("z", KNOWN) is None
 
 
+def test_too_few_of_the_narrower_kind_are_not_used():
+    """Two conditions give no interval, and four targets none of their own; the wider kind has enough of both."""
+    rng = np.random.default_rng(0)
+    wide = targets_of(rng, 9, 4)
+    few, some = (learned(residuals(0.1 * rng.normal(size=(n, 4)), kind=KNOWN)).of["x", KNOWN] for n in (2, 5))
+    unseen = learned(residuals(wide[0], own=wide[1], level=wide[2], sampling=wide[3])).of["x", UNSEEN]
+    assert len(unseen.own_scores) >= 5
+    assert EffectErrors({("x", KNOWN): few, ("x", UNSEEN): unseen}).find("x", KNOWN) is unseen
+    found = EffectErrors({("x", KNOWN): some, ("x", UNSEEN): unseen}).find("x", KNOWN)
+    np.testing.assert_array_equal(found.half_width(0.9), some.half_width(0.9))
+    at = np.array([0.7]), np.array([2.0])
+    assert np.isfinite(found.own_half_width(0.9, *at)).all()
+    np.testing.assert_array_equal(found.own_scores, unseen.own_scores)
+    assert EffectErrors({("x", KNOWN): few}).find("x", KNOWN) is few
+
+
 def test_errors_survive_json():
     rng = np.random.default_rng(2)
     error, own, level, sampling = targets_of(rng, 15, 6)

@@ -286,6 +286,19 @@ def test_nonnegative_changes_no_counts(fitted):
     assert fitted.predict(perturbations="A", counts=False).X.min() < 0
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_booleans_of_numpy_and_numbers_choose_the_form_as_those_of_python_do(fitted, value):
+    """0 and numpy's False equal False, and are not it."""
+    for same in (value, np.bool_(value), int(value)):
+        assert fitted.predict(perturbations="A", counts=same).uns["ptrag"]["params"]["counts"] is value
+    adata = fitted.adata.copy()
+    adata.X = adata.X / np.float32(np.log(2))
+    del adata.layers["raw"]
+    if value:
+        with pytest.raises(ValueError, match=r"Register the raw counts"):
+            fitted.predict(adata, perturbations="A", counts=np.True_)
+
+
 def test_a_cell_without_molecules_can_show_some():
     adata = make()
     name = adata.obs_names[(adata.obs["gene"] == "ctl") & (adata.obs["line"] == "x")][0]

@@ -3,6 +3,7 @@
 import numpy as np
 import ot
 import pytest
+import scipy.sparse as sp
 from scipy.optimize import linprog
 from scipy.stats import norm, wasserstein_distance
 from sklearn.metrics.pairwise import rbf_kernel
@@ -202,3 +203,13 @@ def test_distances_of_populations_are_blind_to_missing_specificity():
         assert abs(first.mean() - other.mean()) < 0.5 * noise
     ranks = [pds_cosine(real.mean(1), p.mean(1), np.zeros(d)).mean() for p in (mean, second)]
     assert ranks[0] < 0.55 < 0.65 < ranks[1]
+
+
+@pytest.mark.parametrize("metric", [energy_distance, wasserstein_1, wasserstein_2, mmd2, variance_ratio])
+def test_cells_may_be_sparse(metric):
+    """Predicted cells with counts are."""
+    rng = np.random.default_rng(0)
+    real, predicted = rng.poisson(1.0, (2, 30, 4)).astype(np.float32)
+    expected = metric(real, predicted)
+    assert metric(sp.csr_matrix(real), sp.csr_matrix(predicted)) == expected
+    assert metric(real, sp.csr_array(predicted)) == expected

@@ -237,6 +237,17 @@ def test_a_gene_that_no_cell_shows_is_never_called(monkeypatch):
     assert not table["call"][12]
 
 
+def test_nothing_is_called_from_a_single_control_cell(adata, neighbours):
+    """Its distance from the mean of controls is not known."""
+    control = (adata.obs["gene"] == "ctl").to_numpy()
+    one = adata[np.flatnonzero(control & (adata.obs["line"] == "K562").to_numpy())[:1]].copy()
+    table = ptrag_sc.tl.predict_effects(one, neighbours, LABELS)
+    assert not table["call"].any()
+    others = table[~table["own"]]
+    assert np.isfinite(others[["lower", "upper"]]).all(axis=None)
+    assert (np.abs(others["shift"]) > (others["upper"] - others["shift"])).any()
+
+
 def test_levels(adata, neighbours):
     for level in (0, 1, 1.2, -0.5):
         message = f"level={level} in the request is not between 0 and 1. Pass for example 0.9"
@@ -271,6 +282,17 @@ def test_a_new_fit_learns_its_intervals_anew(adata):
     ptrag_sc.tl.predict_effects(adata, fitted, "G4")
     assert fitted.effect_errors_ is learned
     assert fitted.fit().effect_errors_ is None
+
+
+def test_validation_conditions_that_chose_weights_answer_nothing(adata):
+    """G6 is one: where it is asked for, the interval is that of an unseen perturbation."""
+    fitted = Stacked(adata).fit()
+    assert "G6" in set(fitted.trained_on_["perturbation"])
+    table = ptrag_sc.tl.predict_effects(adata, fitted, "G6", cell_types="K562")
+    half_width = fitted.effect_errors_.find("K562", UNSEEN).half_width(0.9)
+    others = (~table["own"]).to_numpy()
+    found = ((table["upper"] - table["lower"]) / 2).to_numpy()[others]
+    np.testing.assert_allclose(found, half_width[others], rtol=1e-4)
 
 
 def test_a_loaded_model_has_the_same_intervals(adata, tmp_path):

@@ -220,8 +220,18 @@ def test_effects_of_virtual_cells_and_of_conditions_that_were_not_observed(train
     assert np.isfinite(effect["predicted"]).all()
     with pytest.raises(KeyError, match=r"lacks .* of the control cells"):
         ptrag_sc.tl.effect(adata[:50].copy(), predicted=virtual)
-    with pytest.raises(KeyError, match=r"Run ptrag_sc.tl.predict first"):
-        ptrag_sc.tl.effect(make_screen())
+    for other in (make_screen(), adata):  # observed cells whose uns has the entry of virtual ones are not these
+        with pytest.raises(KeyError, match=r"Run ptrag_sc.tl.predict first"):
+            ptrag_sc.tl.effect(other)
+
+
+def test_effects_of_an_older_file_are_made_anew(trained):
+    """They were observed and predicted shifts alone."""
+    virtual = ptrag_sc.tl.perturb(make_screen(), trained, "G0")
+    expected = ptrag_sc.tl.effect_table(virtual)
+    written = virtual.uns["ptrag"]["effect"]
+    virtual.uns["ptrag"]["effect"] = {name: written[name] for name in ("conditions", "observed", "predicted")}
+    pd.testing.assert_frame_equal(ptrag_sc.tl.effect_table(virtual), expected)
 
 
 def test_retrieval_alone_agrees_with_prediction(trained, predicted):

@@ -101,6 +101,7 @@ class Baseline(Predictor):
         self._learn_masked(named, shifts, dict(zip(screen.index.cell_types, controls.cell_type, strict=True)))
         self.effect_errors_, self.recoveries_ = None, None  # of an earlier fit
         self.trained_on_ = named[["perturbation", "cell_type"]]
+        self._answers = named["split"].to_numpy() == "train"  # (C,); validation conditions only choose weights
         self.fitted_ = True
         return self
 
@@ -209,7 +210,7 @@ class Baseline(Predictor):
     @property
     def known_conditions_(self) -> pd.DataFrame:
         """Conditions (``perturbation``, ``cell_type``) that answers are made from."""
-        return self.trained_on_
+        return self.trained_on_[self._answers]
 
     def training_data(self) -> AnnData:
         """Return the registered object."""

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
+from ptrag_sc._constants import PREDICTED_SUFFIX
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, canonical_labels, read_labels
 from ptrag_sc.data._reader import as_row_matrix
@@ -18,10 +20,13 @@ class Cells(NamedTuple):
     reader: CellReader
     labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch if registered; one row per cell
     counts: bool  # whether the values look like raw counts
+    done: np.ndarray  # (n,) False for a row that tl.predict left empty
 
     def conditions(self) -> dict[tuple[str, str], np.ndarray]:
         """Return the rows of every (perturbation, cell type), controls included."""
-        return self.labels.groupby(["perturbation", "cell_type"]).indices
+        groups = self.labels.groupby(["perturbation", "cell_type"]).indices
+        found = {condition: rows[self.done[rows]] for condition, rows in groups.items()}
+        return {condition: rows for condition, rows in found.items() if len(rows)}
 
     def batches(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the batch names (n,) of some cells, or None without batches."""
@@ -83,7 +88,20 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         labels["perturbation"][at_start] = None  # nothing is compared with control cells at the start
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
-    return Cells(reader, pd.DataFrame(labels), counts)
+    done = np.ones(adata.n_obs, dtype=bool)
+    if place == "predicted":
+        done = _predicted_rows(adata)
+    return Cells(reader, pd.DataFrame(labels), counts, done)
+
+
+def _predicted_rows(adata: AnnData) -> np.ndarray:
+    """Return which rows were predicted (n,): one that was not stores nothing, and a column of obs says so."""
+    done = np.ones(adata.n_obs, dtype=bool)
+    if sp.issparse(adata.X):  # in a dense matrix these rows are NaN
+        empty = np.diff(adata.X.tocsr().indptr) == 0  # (n,)
+        for column in adata.obs.columns[adata.obs.columns.astype(str).str.endswith(PREDICTED_SUFFIX)]:
+            done &= ~(empty & (adata.obs[column] == False).to_numpy())  # noqa: E712
+    return done
 
 
 def _look_like_counts(reader: CellReader, *, place: str) -> bool:

@@ -103,7 +103,8 @@ def _registered(screen: Screen, rows: np.ndarray, logged: sp.csr_matrix, layer: 
     found.data = units
     excess = (abs(found - expected) - TOLERANCE * found).tocsr()
     allowed = np.repeat(TOLERANCE * np.nan_to_num(factor), np.diff(excess.indptr))  # of one molecule of the cell
-    broken = _rows_where(excess, excess.data > allowed)
+    # A cell without any expression has a factor of 0, which fits all counts.
+    broken = np.union1d(_rows_where(excess, excess.data > allowed), np.flatnonzero(factor == 0))
     if len(broken):
         problem = "is not log1p of these counts times one factor for each cell"
         raise CountsUnknown(_refusal(screen, rows[broken], problem))

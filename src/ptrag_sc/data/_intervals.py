@@ -124,7 +124,8 @@ class Controls(NamedTuple):
             rows, moved = screen.index.sources(cell_type), drift[cell_type]
         one = np.zeros(len(rows), dtype=np.int64)
         moments = group_moments(screen.reader, rows, one, 1, pool=one[:1])
-        variance = np.maximum(moments.square[0] / len(rows) - np.square(moments.mean[0]), 0)
+        square = moments.square[0] / len(rows) if len(rows) > 1 else np.nan  # of one cell: nothing can be called
+        variance = np.maximum(square - np.square(moments.mean[0]), 0)
         return cls(moments.mean[0] + moved, variance, len(rows))
 
     def squared_error(self, errors: GeneErrors) -> np.ndarray:
@@ -150,12 +151,20 @@ class EffectErrors(NamedTuple):
         return cls(of)
 
     def find(self, cell_type: str, kind: str) -> GeneErrors | None:
-        """Return the errors to expect; those of the other kind if there are none of this kind, None if of neither."""
-        if (cell_type, kind) in self.of:
-            return self.of[cell_type, kind]
-        if kind == KNOWN:  # what is known elsewhere is predicted better: the wider interval is safe
-            return self.of.get((cell_type, UNSEEN))
-        return None
+        """Return the errors to expect; None if they are not known.
+
+        What is known elsewhere is predicted better than what is unseen, so with too few conditions or targets of that
+        kind the wider interval of the unseen is safe.
+        """
+        unseen = self.of.get((cell_type, UNSEEN))
+        found = self.of.get((cell_type, kind), unseen)
+        if found is None or unseen is None or found is unseen:
+            return found
+        if found.n < MIN_CONDITIONS:
+            return unseen
+        if len(found.own_scores) < MIN_TARGETS:
+            return found._replace(own_variance=unseen.own_variance, own_scores=unseen.own_scores)
+        return found
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return lists and numbers."""

@@ -174,12 +174,12 @@ def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, coun
     if counts not in ("auto", True, False):
         known = ("auto", True, False)
         raise ValueError(absent("counts=", counts, "the known values", known, "Pass one of them."))
-    if counts is False:
+    if not counts:  # False, of numpy too
         return None
     try:
         return Realisation(screen, labels, seed=seed)
     except CountsUnknown as error:
-        if counts is True:
+        if counts != "auto":
             raise
         logger.info("Predictions are smooth expression without counts. %s", error)
     return None

@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from ptrag_sc import nn
 from ptrag_sc._validation import unusable
+from ptrag_sc.metrics._dense import dense
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def energy_distance(real: np.ndarray, predicted: np.ndarray) -> float:
     """
     _check_size(real, predicted)
     # The loss of training, over one set without padding: (1, n, d) and masks (1, n).
-    x, y = (torch.tensor(np.asarray(a), dtype=torch.float64)[None] for a in (predicted, real))
+    x, y = (torch.tensor(dense(a), dtype=torch.float64)[None] for a in (predicted, real))
     x_mask, y_mask = (torch.ones(a.shape[:2], dtype=torch.bool) for a in (x, y))
     return float(nn.energy_distance(x, y, x_mask, y_mask))
 
@@ -143,7 +144,7 @@ def mmd2(real: np.ndarray, predicted: np.ndarray) -> float:
     """
     _check_size(real, predicted)
     # Distances do not change when both sets move; near the origin products lose fewer digits.
-    x, y = (np.asarray(a, dtype=np.float64) - np.mean(real, 0) for a in (real, predicted))
+    x, y = (dense(a).astype(np.float64) - dense(real).mean(0) for a in (real, predicted))
     scale = max(float(np.median(pdist(_at_most(x, MAX_CELLS)))) ** 2, TINY)
     # Each cell's kernel with itself is 1 and does not count.
     within = [(_summed_kernel(z, z, scale) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y)]
@@ -178,7 +179,7 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
     """
     _check_size(real, predicted)
     of_real, of_predicted = (
-        float(np.var(cells, axis=0, ddof=1, dtype=np.float64).sum()) for cells in (real, predicted)
+        float(np.var(dense(cells), axis=0, ddof=1, dtype=np.float64).sum()) for cells in (real, predicted)
     )
     if of_real < TINY and of_predicted < TINY:
         return 1.0
@@ -189,8 +190,9 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
 
 def _check_size(real: np.ndarray, predicted: np.ndarray, minimum: int = 2) -> None:
     for name, cells in (("real", real), ("predicted", predicted)):
-        if len(cells) < minimum:
-            problem = f"hold {len(cells)} cells, {minimum} or more are needed"
+        size = cells.shape[0]  # a sparse matrix has no len
+        if size < minimum:
+            problem = f"hold {size} cells, {minimum} or more are needed"
             raise ValueError(unusable("The cells", name, problem, "Leave such conditions out."))
 
 
@@ -214,7 +216,7 @@ def _warn_without_pot() -> None:
 def _transport(real: np.ndarray, predicted: np.ndarray, cost: str) -> float:
     """Return the smallest mean cost of moving one sample onto the other."""
     _check_size(real, predicted, minimum=1)
-    x, y = (_at_most(np.asarray(a, dtype=np.float64), MAX_CELLS) for a in (real, predicted))
+    x, y = (_at_most(dense(a).astype(np.float64), MAX_CELLS) for a in (real, predicted))
     if len(x) != len(y):
         try:
             import ot

@@ -1,15 +1,15 @@
 """Which genes respond to a perturbation, and is that predicted?"""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy.sparse import issparse
 
 from ptrag_sc._validation import unusable
+from ptrag_sc.metrics._dense import dense
 
 ALPHA = 0.05  # false discovery rate
 MIN_GENES = 10  # below this a ratio over significant genes is noise
@@ -67,7 +67,7 @@ def wilcoxon_tests(conditions: Sequence[np.ndarray], control: np.ndarray) -> lis
         if size < 2:
             raise ValueError(unusable("Cells", name, f"number {size}, a test needs two", "Leave such conditions out."))
     names = ["control", *(str(i) for i in range(len(conditions)))]
-    stack = np.concatenate([_dense(group) for group in (control, *conditions)])  # (all cells, G), controls first
+    stack = np.concatenate([dense(group) for group in (control, *conditions)])  # (all cells, G), controls first
     group = pd.Categorical.from_codes(np.repeat(np.arange(len(sizes)), sizes), names)
     # Without var, genes are named "0", "1", ... so that scanpy's order can be undone below.
     adata = AnnData(stack, obs=pd.DataFrame({"group": group}, index=np.arange(len(stack)).astype(str)))
@@ -251,10 +251,3 @@ def _squared_error(sums: np.ndarray, squares: np.ndarray, n: np.ndarray) -> np.n
 def _finite(test: DifferentialExpression) -> np.ndarray:
     """Return the fold changes (G,), 0 instead of what is not finite."""
     return np.where(np.isfinite(test.log2_fold_change), test.log2_fold_change, 0.0)
-
-
-def _dense(cells: Any) -> np.ndarray:
-    """Return cells as an array, whether dense or sparse."""
-    if issparse(cells):
-        cells = cells.toarray()
-    return np.asarray(cells)

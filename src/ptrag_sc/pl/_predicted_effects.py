@@ -1,6 +1,6 @@
 """Which genes would a perturbation change, how sure is that, and what did its neighbours do?"""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, check_whole, unknown
+from ptrag_sc.data import as_names
 from ptrag_sc.pl._finish import (
     CONTROL_COLOUR,
     LINE_COLOUR,
@@ -27,9 +28,23 @@ MARKERS = ("s", "^", "D", "v", "P")  # of the neighbours
 MARK: dict[str, Any] = {"s": 20, "facecolors": "none", "edgecolors": OBSERVED_COLOUR, "linewidths": 1.0}
 
 
+class Shown(NamedTuple):
+    """The genes of a plot, from top to bottom."""
+
+    cell_type: str
+    genes: np.ndarray  # (n,)
+    shift: np.ndarray  # (n,)
+    lower: np.ndarray  # (n,)
+    upper: np.ndarray  # (n,)
+    own: np.ndarray  # (n,)
+    neighbours: dict[str, np.ndarray]  # their shifts (n,), NaN where one is not known
+    level: float | None
+    layer: str | None
+
+
 @documented
 def predicted_effects(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     *,
     perturbation: str,
     cell_type: str | None = None,
@@ -48,7 +63,9 @@ def predicted_effects(
     Parameters
     ----------
     adata
-        Result of :func:`ptrag_sc.tl.perturb`, or AnnData after :func:`ptrag_sc.tl.predict`.
+        Result of :func:`ptrag_sc.tl.perturb`, or AnnData after :func:`ptrag_sc.tl.predict`; or the table of
+        :func:`ptrag_sc.tl.predict_effects`, in which each gene has the shift of one neighbour, which is drawn if it is
+        among the five that most of the shown genes have.
     perturbation, cell_type
         The condition. ``cell_type`` can be left out if there is only one.
     n_genes
@@ -75,21 +92,18 @@ def predicted_effects(
     >>> ptrag_sc.pl.predicted_effects(virtual, perturbation="JAK2")  # doctest: +SKIP
     """
     check_whole("n_genes", n_genes, "pl.predicted_effects", minimum=1)
-    effects = result(adata, key, "effects")
-    row, cell_type = _row(effects["conditions"], perturbation, cell_type)
-    genes = np.asarray(effects["genes"]).astype(str)
-    shift = np.asarray(effects["shift"])[row]  # (G,)
-    top = np.argsort(-np.abs(shift), kind="stable")[:n_genes]
-    lower, upper, own = (np.asarray(effects[name])[row, top] for name in ("lower", "upper", "own"))
-    neighbours = [str(name) for name in np.asarray(effects["neighbours"])[row] if name]
-    of_neighbours = np.asarray(effects["neighbour_shifts"])[row, : len(neighbours)][:, top]  # (k, n)
+    if isinstance(adata, pd.DataFrame):
+        shown = _of_table(adata, perturbation, cell_type, n_genes)
+    else:
+        shown = _of_cells(adata, key, perturbation, cell_type, n_genes)
+    lower, upper = shown.lower, shown.upper
     given = ax is not None
-    ax = canvas(ax, (6.4, 1.6 + ROW * len(top)))
-    y = np.arange(len(top))
+    ax = canvas(ax, (6.4, 1.6 + ROW * len(shown.genes)))
+    y = np.arange(len(shown.genes))
     ax.axvline(0, color=CONTROL_COLOUR, lw=0.8, zorder=0)
-    for marker, name, values in zip(MARKERS, neighbours, of_neighbours, strict=False):
+    for marker, (name, values) in zip(MARKERS, shown.neighbours.items(), strict=False):
         ax.scatter(values, y, marker=marker, label=name, zorder=2, **MARK)
-    limits = _limits(np.concatenate([shift[top], of_neighbours.ravel(), lower, upper, [0.0]]))
+    limits = _limits(np.concatenate([shown.shift, *shown.neighbours.values(), lower, upper, [0.0]]))
     known = ~np.isnan(lower)
     ends = np.maximum(lower[known], limits[0]), np.minimum(upper[known], limits[1])
     ax.hlines(y[known], *ends, color=PREDICTED_COLOUR, lw=1.6, zorder=1)
@@ -97,14 +111,16 @@ def predicted_effects(
         is_open = np.isinf(end)
         at = np.full(is_open.sum(), limit)
         ax.plot(at, y[is_open], marker, color=PREDICTED_COLOUR, ms=5, clip_on=False, ls="none")
-    ax.scatter(shift[top], y, s=46, c=PREDICTED_COLOUR, linewidths=0, zorder=3, label="predicted")
-    names = genes[top].tolist()
-    ax.set_yticks(y, [f"{name} (target)" if is_own else name for name, is_own in zip(names, own, strict=True)])
-    for label, is_own in zip(ax.get_yticklabels(), own, strict=True):
+    ax.scatter(shown.shift, y, s=46, c=PREDICTED_COLOUR, linewidths=0, zorder=3, label="predicted")
+    of_genes = list(zip(shown.genes.tolist(), shown.own, strict=True))
+    ax.set_yticks(y, [f"{name} (target)" if is_own else name for name, is_own in of_genes])
+    for label, is_own in zip(ax.get_yticklabels(), shown.own, strict=True):
         label.set_fontsize(SMALL)
         label.set_fontweight("bold" if is_own else "normal")
-    ax.set(xlim=limits, ylim=(len(top) - 0.5, -0.5), xlabel=_unit(adata, key))
-    ax.set_title(f"{perturbation} in {cell_type}: predicted shift, {float(effects['level']):.0%} interval", loc="left")
+    unit = "shift of mean expression (log1p)" if shown.layer is None else f"shift of mean {shown.layer}"
+    ax.set(xlim=limits, ylim=(len(y) - 0.5, -0.5), xlabel=unit)
+    interval = "interval" if shown.level is None else f"{shown.level:.0%} interval"
+    ax.set_title(f"{perturbation} in {shown.cell_type}: predicted shift, {interval}", loc="left")
     legend = ax.legend(
         title="shift of", alignment="left", loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=SMALL
     )
@@ -119,11 +135,50 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return shown.min() - margin, shown.max() + margin
 
 
-def _unit(adata: AnnData, key: str) -> str:
-    layer = adata.uns[key]["params"].get("layer")
-    if layer is None:
-        return "shift of mean expression (log1p)"
-    return f"shift of mean {layer}"
+def _of_cells(adata: AnnData, key: str, perturbation: str, cell_type: str | None, n_genes: int) -> Shown:
+    """Return the effects that stand beside predicted cells."""
+    effects = result(adata, key, "effects")
+    row, cell_type = _row(effects["conditions"], perturbation, cell_type)
+    top = _largest(np.asarray(effects["shift"])[row], n_genes)
+    names = [str(name) for name in np.asarray(effects["neighbours"])[row] if name]
+    shifts = np.asarray(effects["neighbour_shifts"])[row][:, top]  # (5, n)
+    shift, lower, upper, own = (np.asarray(effects[name])[row, top] for name in ("shift", "lower", "upper", "own"))
+    return Shown(
+        cell_type,
+        as_names(effects["genes"])[top],
+        shift,
+        lower,
+        upper,
+        own,
+        neighbours=dict(zip(names, shifts, strict=False)),
+        level=float(effects["level"]),
+        layer=adata.uns[key]["params"].get("layer"),
+    )
+
+
+def _of_table(table: pd.DataFrame, perturbation: str, cell_type: str | None, n_genes: int) -> Shown:
+    """Return the rows of a condition in the table of :func:`ptrag_sc.tl.predict_effects`."""
+    _, cell_type = _row(table[["perturbation", "cell_type"]].drop_duplicates(), perturbation, cell_type)
+    rows = table[(table["perturbation"] == perturbation) & (table["cell_type"] == cell_type)]
+    rows = rows.iloc[_largest(rows["shift"].to_numpy(), n_genes)]
+    neighbour, of_neighbours = rows["neighbour"].astype(object), rows["neighbour_shift"].to_numpy()
+    names = neighbour.value_counts().index[: len(MARKERS)]
+    shift, lower, upper, own = (rows[name].to_numpy() for name in ("shift", "lower", "upper", "own"))
+    return Shown(
+        cell_type,
+        rows["gene"].to_numpy(dtype=str),
+        shift,
+        lower,
+        upper,
+        own,
+        neighbours={str(name): np.where(neighbour == name, of_neighbours, np.nan) for name in names},
+        level=table.attrs.get("level"),
+        layer=table.attrs.get("layer"),
+    )
+
+
+def _largest(shift: np.ndarray, n: int) -> np.ndarray:
+    return np.argsort(-np.abs(shift), kind="stable")[:n]
 
 
 def _row(conditions: pd.DataFrame, perturbation: str, cell_type: str | None) -> tuple[int, str]:

@@ -15,7 +15,6 @@ from ._rank_perturbations import rank_perturbations
 from ._retrieval import retrieval
 
 __all__ = [
-__all__ = [
     "batch_layout",
     "design",
     "design_curve",

@@ -75,10 +75,12 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     20
     """
     holder = adata if predicted is None else predicted
-    if key not in holder.uns or "genes" not in holder.uns[key]:
+    alone = predicted is None and key not in adata.obsm
+    # An object that virtual cells were compared with has their entry in uns, but is not them.
+    if "genes" not in holder.uns.get(key, {}) or (alone and key + SOURCE_SUFFIX not in adata.obs):
         remedy = "Run ptrag_sc.tl.predict first, or pass predicted=<result of ptrag_sc.tl.perturb>."
         raise KeyError(absent("Prediction", key, ".uns", holder.uns, remedy))
-    if predicted is None and key not in adata.obsm:
+    if alone:
         result = _virtual_alone(adata, key)
     else:
         result = _compared(adata, holder, key, virtual=predicted is not None)
@@ -128,7 +130,7 @@ def effect_table(
     >>> ptrag_sc.tl.effect_table(virtual, cell_type="type_0").shape
     (60, 11)
     """
-    if "effect" not in adata.uns.get(key, {}):
+    if not {"genes", *BESIDE} <= set(adata.uns.get(key, {}).get("effect", {})):  # an older file lacks some of them
         effect(adata, key=key)
     found = adata.uns[key]["effect"]
     conditions = found["conditions"]

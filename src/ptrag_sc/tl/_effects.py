@@ -211,9 +211,9 @@ def predict_effects(
         error of the controls, leaves out 0), ``own`` (the gene is a target of the perturbation), ``agreement`` (share
         of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the training perturbation
         that contributes most; the perturbation itself stands for what it did in other cell types) and
-        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing
-        was measured, and infinite with too few targets or perturbations; the last three are NaN if nothing is
-        retrieved.
+        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing was measured (of targets
+        also with a single control cell), and infinite with too few targets or perturbations; the last three are NaN if
+        nothing is retrieved.
 
     Raises
     ------
@@ -273,9 +273,10 @@ def predict_effects(
     table: dict[str, object] = {name: column.ravel() for name, column in values.items()}
     for name, (code, categories) in codes.items():
         table[name] = pd.Categorical.from_codes(np.broadcast_to(code, shape).ravel(), categories)
-    order = ["perturbation", "cell_type", "gene", *[name for name in COLUMNS if name in values], "neighbour"]
-    order.append(order.pop(order.index("neighbour_shift")))
-    return pd.DataFrame({name: table[name] for name in order}, copy=False)
+    order = ["perturbation", "cell_type", "gene", *COLUMNS]
+    effects = pd.DataFrame({name: table[name] for name in order}, copy=False)
+    effects.attrs = {"level": level, "layer": model.keys_.layer}
+    return effects
 
 
 def _smallest(n: int) -> np.dtype:
