@@ -74,7 +74,7 @@ class Measured(NamedTuple):
         n_repeats, _, n_perturbations = self.accuracy.shape
         drawn = []
         for _ in range(n_draws):
-            repeats = rng.integers(n_repeats, size=n_repeats)
+            repeats: np.ndarray = rng.choice(n_repeats, size=(n_repeats,))
             # Among the perturbations that these repeats hold out, so that some always have weight.
             tested = np.flatnonzero((~np.isnan(self.accuracy[repeats, 0])).any(0))
             weights = np.bincount(rng.choice(tested, len(tested)), minlength=n_perturbations)
