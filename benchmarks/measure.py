@@ -31,7 +31,8 @@ def machine(device: torch.device) -> str:
 def module_params(**options) -> ModuleParams:
     """Return the parameters of a module: those given, for the others the defaults of PTRAG."""
     defaults = {name: parameter.default for name, parameter in signature(PTRAG).parameters.items()}
-    return ModuleParams(**{field.name: options.get(field.name, defaults[field.name]) for field in fields(ModuleParams)})
+    defaults |= {"null_weight": 0.0} | options  # None in the constructor: it follows the residual
+    return ModuleParams(**{field.name: defaults[field.name] for field in fields(ModuleParams)})
 
 
 def seconds(steps: dict[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS) -> dict[str, float]:

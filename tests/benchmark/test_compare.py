@@ -247,7 +247,7 @@ def test_unusable_requests_are_refused(screen):
     with pytest.raises(KeyError, match="pearson_delt"):
         compare(screen, {"nearest": nearest}, seeds=[0], metrics=["pearson_delt"], progress=False)
     with pytest.raises(ValueError, match="n_cells=1"):
-        compare(screen, {"nearest": nearest}, **OPTIONS, n_cells=1)
+        compare(screen, {"nearest": nearest}, **{**OPTIONS, "n_cells": 1})
     screen.obs["split"] = "train"
     with pytest.raises(ValueError, match="holds no test condition"):
         compare(screen, {"nearest": nearest}, **OPTIONS)

@@ -217,7 +217,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
         train, measuring = guided_training(train, condition_sampling, max_epochs=max_epochs)
         sets: RandomSets | WithNullSets = train
-        if self.module.params.null_weight > 0:
+        if self.init_params_["null_weight"] > 0:
             sets = WithNullSets(train)
         arguments = trainer_arguments(
             max_epochs,
