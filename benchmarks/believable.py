@@ -380,7 +380,11 @@ def draw(results: dict[str, pd.DataFrame], path: Path) -> None:
         )
         ax.set_title(title, loc="left", fontsize=11)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[1].set_yscale("symlog", linthresh=1)
+    axes[1].set_ylim(bottom=0)
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, frameon=False, fontsize=10, loc="outside right upper")
     fig.savefig(path, dpi=150)
 
 
