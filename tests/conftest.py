@@ -1,5 +1,6 @@
 """What do all tests share?"""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -48,3 +49,9 @@ def trained():
     before = fingerprint(model)
     yield model
     assert fingerprint(model) == before, "a test changed the model that all share"
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module

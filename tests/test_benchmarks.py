@@ -1,20 +1,11 @@
 """Do the benchmarks of speed still run, at sizes at which their figures mean nothing?"""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def benchmark_module(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return importlib.import_module
 
 
 @pytest.mark.slow
