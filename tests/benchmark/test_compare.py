@@ -223,6 +223,11 @@ def test_a_rude_method_changes_nothing_for_others(screen):
     pd.testing.assert_frame_equal(found, polite)
 
 
+def test_the_object_stays_registered(screen):
+    compare(screen, {"nearest": nearest}, **{**OPTIONS, "seeds": [0], "metrics": ["mse"]})
+    ptrag_sc.PTRAG(screen, n_candidates=3, n_hidden=8, n_layers=1, n_heads=2)
+
+
 def test_a_predictor_that_saw_a_test_condition_is_refused(screen):
     everything = screen.copy()
     everything.obs["split"] = "train"

@@ -188,6 +188,7 @@ class _Ready:
     def screen(self) -> AnnData:
         """Return a registered copy of the object for one method, so that its changes do not reach other methods."""
         copy = self._adata.copy()
+        copy.uns.pop("_scvi_uuid", None)  # else this set-up would replace that of the user's object
         keys: dict[str, Any] = {name: key for name, key in self.keys.to_uns().items() if name != "modalities"}
         PTRAG.setup_anndata(copy, **keys)
         return copy
