@@ -323,6 +323,19 @@ def test_a_cell_without_molecules_can_show_some():
     np.testing.assert_allclose(predicted[f"{name}-A"].X.toarray().ravel(), expected, rtol=1e-4)
 
 
+def test_a_registered_layer_that_does_not_fit_is_named(caplog):
+    adata = make(n=200)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS, counts_layer="raw")
+    model = Fixed(adata).fit()
+    model.shift_ = np.full(30, 0.5)
+    other = adata.copy()
+    other.layers["raw"] = other.layers["raw"][::-1].copy()  # of other cells
+    with caplog.at_level("WARNING"):
+        predicted = model.predict(other, perturbations="A", cell_types="x")
+    assert "counts" not in predicted.layers
+    assert "Predictions are smooth expression without counts." in caplog.text
+
+
 def n_significant(first, second):
     """Genes with another distribution, by Wilcoxon's test at a false discovery rate of 5 %."""
     shown = np.ptp(np.concatenate([first, second]), axis=0) > 0

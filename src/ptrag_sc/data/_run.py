@@ -181,7 +181,9 @@ def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, coun
     except CountsUnknown as error:
         if counts != "auto":
             raise
-        logger.info("Predictions are smooth expression without counts. %s", error)
+        # A registered layer says that counts were wanted.
+        level = logging.INFO if screen.counts is None else logging.WARNING
+        logger.log(level, "Predictions are smooth expression without counts. %s", error)
     return None
 
 

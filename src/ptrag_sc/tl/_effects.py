@@ -32,7 +32,7 @@ COLUMNS = {
 KEPT = ("control", "shift", "lower", "upper", "call", "own", "agreement")  # beside a prediction
 LEVEL = 0.9
 N_SHOWN = 5  # neighbours that are kept beside a prediction
-MAX_VALUES = 10**8  # conditions x genes x neighbours that are kept beside a prediction
+MAX_VALUES = 2 * 10**7  # conditions x genes x neighbours that are kept beside a prediction
 
 
 class Effects(NamedTuple):
