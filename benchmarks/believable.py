@@ -34,7 +34,8 @@ from ptrag_sc.data import ScreenKeys, control_means, mean_shifts, read_screen
 
 N_CELLS = 300  # control cells from which a population is generated
 TESTED = 300  # cells on each side of a test of genes
-VALIDATED = ("PT-RAG", "stacked")  # methods that need validation conditions
+TRAINED = {"PT-RAG": "models", "PT-RAG, targets not masked": "models-unmasked"}  # and where their models are kept
+VALIDATED = (*TRAINED, "stacked")  # methods that need validation conditions
 N_FOLDS = 5  # of a trained model on a small screen
 LEVEL = 0.9
 CALLED = 0.05  # false discovery rate of tests of genes
@@ -96,16 +97,17 @@ def fitted(adata: AnnData, *, cls: type, **options: Any) -> Any:
     return cls(adata, **options).fit()
 
 
-def unmasked(adata: AnnData, *, call: Callable) -> Any:
+def unmasked(adata: AnnData, *, call: Callable, **options: Any) -> Any:
     """Return what a method learns without the mask and the rule for own targets, its intervals included."""
     with own_targets_kept():
-        model = call(adata)
+        model = call(adata, **options)
         model.learn_effect_errors()
     return model
 
 
 METHODS: dict[str, Callable[[AnnData], Any]] = {
     "PT-RAG": trained,
+    "PT-RAG, targets not masked": partial(unmasked, call=trained),
     "PT-RAG, untrained": partial(trained, max_epochs=0),
     "PT-RAG, untrained, targets not masked": partial(unmasked, call=partial(trained, max_epochs=0)),
     "stacked": partial(fitted, cls=baselines.Stacked),
@@ -128,7 +130,7 @@ def folds(screen: Screen, adata: AnnData, method: str) -> Iterator[tuple[str, np
     labels = adata.obs["perturbation"].astype(str)
     names = np.array(sorted(set(labels) - {KEYS["control"]}))
     groups = [np.array([name]) for name in names]
-    if method == "PT-RAG":
+    if method in TRAINED:
         groups = np.array_split(np.random.default_rng(SEED).permutation(names), N_FOLDS)
     for i, group in enumerate(groups):
         genes = {gene for name in group for gene in name.split("+")}
@@ -252,7 +254,7 @@ def strongest_is_target(shift: np.ndarray, own: np.ndarray, genes: np.ndarray, t
 def _calls(adata: AnnData, split: np.ndarray, method: str, names: list[str], cell_type: str) -> pd.DataFrame:
     """Return how many genes are called, and how many of them rightly, judged against controls that no model saw."""
     rows = pd.DataFrame({"perturbation": names, "cell_type": cell_type})
-    if method == "PT-RAG":  # training once more on half of the controls would be another model
+    if method in TRAINED:  # training once more on half of the controls would be another model
         return rows.assign(called=np.nan, rightly=np.nan)
     unseen = halves(adata)
     screen = registered(adata, np.where(unseen, "", split))
@@ -286,8 +288,8 @@ def study(name: str, methods: list[str], out: Path) -> pd.DataFrame:
         for fold, split in folds(screen, adata, method):
             path = out / name / f"{method}-{fold}.csv"
             options: dict[str, Any] = {}
-            if method == "PT-RAG":
-                place = (out / name / "models") / f"PTRAG-text-gumbel-memory-{fold[4:]}"
+            if method in TRAINED:
+                place = (out / name / TRAINED[method]) / f"PTRAG-text-gumbel-memory-{fold[4:]}"
                 options = {"place": place, "seed": int(fold[4:])}
             if not path.exists():
                 try:
@@ -319,6 +321,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], str]] = {
         t[t["called real"] > 0], "de_jaccard smooth", "de_jaccard counts"
     ),
     "own gene: abs error (n)": lambda t: f"{t['own error'].mean():.3f} ({t['own error'].notna().sum()})",
+    "others' targets: abs error": lambda t: three(t, "others' targets", digits=4),
     "strongest fall is another's target: predicted / real": lambda t: three(
         t, "strongest is a target", "strongest is a target real"
     ),

@@ -15,6 +15,7 @@ from ptrag_sc.data import (
     ROLES,
     CellSets,
     ConditionIndex,
+    ControlMeans,
     OwnEffects,
     Predictor,
     Screen,
@@ -120,11 +121,7 @@ class Baseline(Predictor):
         """Set ``effect_errors_``: every training perturbation is left out of a fit in turn and predicted by it."""
         if self.effect_errors_ is not None:
             return
-        screen = self.read(self.adata)
-        table = self._learnable(screen.index)
-        named = screen.index.named(table)
-        controls = reference_means(screen)
-        of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+        screen, table, named, controls, of_type = self._to_refit()
         shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, table, controls)
         train = np.flatnonzero(named["split"] == "train")
         vectors = self._vectors_of(named)  # (C, D) or None
@@ -149,13 +146,17 @@ class Baseline(Predictor):
             dict(zip(screen.index.cell_types, spread.variance, strict=True)),
         )
 
-    def refits(self) -> Refits:
-        """Return what the baseline can be fitted anew from; validation conditions are kept in every fit."""
+    def _to_refit(self) -> tuple[Screen, pd.DataFrame, pd.DataFrame, ControlMeans, dict[str, np.ndarray]]:
+        """Return what every fit to some conditions needs: screen, conditions as codes and as names, mean controls."""
         screen = self.read(self.adata)
         table = self._learnable(screen.index)
-        named = screen.index.named(table)
         controls = reference_means(screen)
         of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
+        return screen, table, screen.index.named(table), controls, of_type
+
+    def refits(self) -> Refits:
+        """Return what the baseline can be fitted anew from; validation conditions are kept in every fit."""
+        screen, table, named, controls, of_type = self._to_refit()
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C', G), also of validation
         is_train = (named["split"] == "train").to_numpy()  # (C',)
         train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
