@@ -1,7 +1,8 @@
 """What if alike perturbations did alike things, as far as the screen supports it?"""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -20,24 +21,40 @@ LABELS_AT_ONCE = 512
 MIN_KNOWN = 3  # perturbations with a response that a fit is made from
 
 
-class Fit(NamedTuple):
+@dataclass(frozen=True)
+class Fit:
     """A ridge in one cell type from P perturbations, described by vectors and, in the second space, by responses."""
 
     ridge: retrieval.KernelRidge
-    dual: np.ndarray  # (P, G) its coefficients in single precision: most of the time of many queries is theirs
     vectors: np.ndarray  # (P, D)
     responses: np.ndarray | None  # (P, R)
 
     @classmethod
-    def of(cls, shifts: np.ndarray, vectors: np.ndarray, responses: np.ndarray | None) -> "Fit":
-        """Fit shifts (P, G)."""
-        ridge = retrieval.KernelRidge.fit(_kernel(vectors, vectors, responses, responses), shifts)
-        return cls(ridge, ridge.dual.astype(np.float32), vectors, responses)
+    def of(cls, shifts: np.ndarray, vectors: np.ndarray, responses: np.ndarray | None, first: float | None) -> "Fit":
+        """Fit shifts (P, G); the penalty is looked for around the first one."""
+        kernel = _kernel(vectors, vectors, responses, responses)
+        return cls(retrieval.KernelRidge.fit(kernel, shifts, first=first), vectors, responses)
 
-    def predict(self, vectors: np.ndarray, responses: np.ndarray | None) -> np.ndarray:
-        """Return the shifts (Q, G) of queries with vectors (Q, D) and responses (Q, R)."""
+    @cached_property
+    def _dual(self) -> np.ndarray:
+        """Coefficients (P, G) in single precision: most of the time of many queries is theirs."""
+        return self._deviations_of(self.ridge.inverse)
+
+    def _deviations_of(self, weights: np.ndarray) -> np.ndarray:
+        """Return weights (Q, P) times the deviations (P, G) from the mean shift, in single precision."""
+        deviations = (self.ridge.outcomes - self.ridge.mean).astype(np.float32)
+        return weights.astype(np.float32) @ deviations
+
+    def predict(self, vectors: np.ndarray, responses: np.ndarray | None, *, n_asked: int) -> np.ndarray:
+        """Return the shifts (Q, G) of queries with vectors (Q, D) and responses (Q, R), of ``n_asked`` in all.
+
+        The coefficients cost as much as the answers to P queries, so they are computed for more queries only.
+        """
         rows = _kernel(vectors, self.vectors, responses, self.responses)  # (Q, P)
-        return self.ridge.mean + retrieval.centred(rows, self.ridge.kernel).astype(np.float32) @ self.dual
+        rows = retrieval.centred(rows, self.ridge.kernel)
+        if n_asked > len(self.vectors):
+            return self.ridge.mean + rows.astype(np.float32) @ self._dual
+        return self.ridge.mean + self._deviations_of(rows @ self.ridge.inverse)
 
 
 class KernelRidge(EmbeddedBaseline):
@@ -83,6 +100,8 @@ class KernelRidge(EmbeddedBaseline):
 
     def __init__(self, adata: AnnData, *, space: Space = "response"):
         super().__init__(adata, space=space)
+        # Copies share it: each is fitted to nearly the same shifts, so the search for a penalty starts near its end.
+        self._penalties: dict[tuple[str | None, bool], float] = {}
 
     def _learn(self, conditions: pd.DataFrame, shifts: np.ndarray) -> None:
         self.conditions_, self.shifts_ = conditions, shifts
@@ -109,35 +128,37 @@ class KernelRidge(EmbeddedBaseline):
             names = self.conditions_["perturbation"].to_numpy(dtype=str)[of_type]
             shifts = self.shifts_[of_type]
         vectors = self.embedding_.vectors_for(names, self.keys_.sep).astype(float)  # (P, D)
-        by_vector = Fit.of(shifts, vectors, None)
+        by_vector = Fit.of(shifts, vectors, None, self._penalties.get((group, False)))
+        self._penalties[group, False] = by_vector.ridge.penalty
         if responses is None:
             return by_vector, None
         rows, known = responses.known(names, self.keys_.sep)  # (m,), (m, R)
         if len(rows) < MIN_KNOWN:
             return by_vector, None
-        by_response = Fit.of(shifts[rows], vectors[rows], known)
+        by_response = Fit.of(shifts[rows], vectors[rows], known, self._penalties.get((group, True)))
+        self._penalties[group, True] = by_response.ridge.penalty
         if by_response.ridge.error.sum() > by_vector.ridge.error[rows].sum():
             return by_vector, None
         return by_vector, by_response
 
-    def _predicted(self, labels: tuple[str, ...], vectors: np.ndarray, cell_type: str) -> np.ndarray:
-        """Return the shifts (Q, G) of perturbations with their embeddings (Q, D)."""
+    def _predicted(self, labels: tuple[str, ...], vectors: np.ndarray, cell_type: str, *, n_asked: int) -> np.ndarray:
+        """Return the shifts (Q, G) of perturbations with their embeddings (Q, D), of ``n_asked`` in all."""
         by_vector, by_response, responses = self._fits(cell_type)
         vectors = vectors.astype(float)
         if by_response is None or responses is None:
-            return by_vector.predict(vectors, None)
+            return by_vector.predict(vectors, None, n_asked=n_asked)
         rows, known = responses.known(labels, self.keys_.sep)
         shifts = np.empty((len(labels), len(by_vector.ridge.mean)))
         others = np.setdiff1d(np.arange(len(labels)), rows)
         if len(rows):
-            shifts[rows] = by_response.predict(vectors[rows], known)
+            shifts[rows] = by_response.predict(vectors[rows], known, n_asked=n_asked)
         if len(others):
-            shifts[others] = by_vector.predict(vectors[others], None)
+            shifts[others] = by_vector.predict(vectors[others], None, n_asked=n_asked)
         return shifts
 
     def _shift(self, label: str, vector: np.ndarray | None, cell_type: str) -> Answer:
         assert vector is not None  # resolve() returns an embedding for every query
-        return Answer(self._predicted((label,), vector[None], cell_type)[0])
+        return Answer(self._predicted((label,), vector[None], cell_type, n_asked=1)[0])
 
     def expected_shifts(
         self, labels: tuple[str, ...], screen: Screen, cell_type: int, *, state: Vectors
@@ -147,7 +168,7 @@ class KernelRidge(EmbeddedBaseline):
         name = str(screen.index.cell_types[cell_type])
         for start in range(0, len(labels), LABELS_AT_ONCE):
             part = slice(start, start + LABELS_AT_ONCE)
-            shift = self._predicted(labels[part], state[part], name).astype(np.float32)
+            shift = self._predicted(labels[part], state[part], name, n_asked=len(labels)).astype(np.float32)
             nothing = np.zeros((len(shift), 0))
             yield ExpectedShifts(shift, nothing.astype(np.int64), nothing, np.zeros((*nothing.shape, shift.shape[1])))
 

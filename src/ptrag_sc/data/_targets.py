@@ -57,20 +57,25 @@ def masked_shifts(
     """
     among = np.ones(len(shifts), dtype=bool) if among is None else among
     masked = shifts.copy()
-    shown = ~own & among[:, None]  # (C, G)
-    overall = _mean_where(shifts, shown, np.zeros(shifts.shape[1]))
+    overall = _mean_of_others(shifts, own, among, np.zeros(shifts.shape[1]))
     for t in np.unique(cell_type):
-        rows = np.flatnonzero(cell_type == t)
-        mean = _mean_where(shifts[rows], shown[rows], overall)
-        c, g = np.nonzero(own[rows])
-        masked[rows[c], g] = mean[g]
+        of_type = cell_type == t
+        mean = _mean_of_others(shifts, own, among & of_type, overall)
+        c, g = np.nonzero(own & of_type[:, None])
+        masked[c, g] = mean[g]
     return masked
 
 
-def _mean_where(values: np.ndarray, shown: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """Return the mean of the shown rows of each column (G,)."""
-    n = shown.sum(0)
-    return np.where(n > 0, (values * shown).sum(0) / np.maximum(n, 1), otherwise)
+def _mean_of_others(shifts: np.ndarray, own: np.ndarray, among: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Return the mean shift (G,) of the conditions (C,) that count, each gene without those that target it.
+
+    Sums over all less those over own targets, because own targets are few.
+    """
+    total, n = among.astype(float) @ shifts, np.full(shifts.shape[1], among.sum())
+    c, g = np.nonzero(own & among[:, None])
+    np.subtract.at(total, g, shifts[c, g])
+    np.subtract.at(n, g, 1)
+    return np.where(n > 0, total / np.maximum(n, 1), otherwise)
 
 
 class OwnEffects(NamedTuple):

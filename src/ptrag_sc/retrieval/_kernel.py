@@ -1,8 +1,11 @@
 """Which perturbations are alike in a kernel, and what does a ridge in it predict?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
+import torch
 
 TEXT_WIDTH = 0.2  # of the kernel on a gene embedding alone
 BESIDE_WIDTH = 1.0  # of the same beside a kernel on responses, which tell most
@@ -10,6 +13,7 @@ RESPONSE_WIDTH = 0.5  # of the kernel on responses in other cell types, whose co
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 N_SKETCH = 256  # columns of outcomes that a penalty is chosen by
 TINY = 1e-12
+ALL_ALIKE = 1e-9  # mean eigenvalue below which all known vectors are the same but for rounding
 
 
 def similarity_kernel(queries: np.ndarray, known: np.ndarray, width: float) -> np.ndarray:
@@ -44,56 +48,63 @@ class KernelRidge:
         Kernel (P, P) of the known vectors, not centred.
     mean
         Mean outcome (O,).
-    dual
-        Coefficients (P, O) of the centred kernel.
     outcomes
         What was fitted (P, O).
-    leverage
-        Diagonal (P,) of the map from outcomes to fitted values, with the share 1/P of the mean: it was estimated from
-        the row too. Without this share a row is predicted from a mean that holds it, and the largest penalty seems
-        best.
+    inverse
+        Inverse (P, P) of the centred kernel with the penalty on its diagonal.
+    diagonal
+        That penalty.
     penalty
-        The chosen one, in units of the mean eigenvalue of the centred kernel.
+        The same in units of the mean eigenvalue of the centred kernel, as it was chosen.
     error
         Squared error (P,) of the prediction of each row from all others, in the outcomes that the penalty is chosen by.
     """
 
     kernel: np.ndarray
     mean: np.ndarray
-    dual: np.ndarray
     outcomes: np.ndarray
-    leverage: np.ndarray
+    inverse: np.ndarray
+    diagonal: float
     penalty: float
     error: np.ndarray
 
     @classmethod
     def fit(
-        cls, kernel: np.ndarray, outcomes: np.ndarray, *, penalties: tuple[float, ...] = PENALTIES
+        cls,
+        kernel: np.ndarray,
+        outcomes: np.ndarray,
+        *,
+        penalties: tuple[float, ...] = PENALTIES,
+        first: float | None = None,
     ) -> "KernelRidge":
         """Fit outcomes (P, O) with the penalty that predicts best what is left out, one row at a time (PRESS).
 
         With many outcomes the errors are those of 256 random combinations of them, which keep sums of squares on
-        average (Johnson and Lindenstrauss 1984): the choice is the same, in a fraction of the time.
+        average (Johnson and Lindenstrauss 1984): the choice is the same, in a fraction of the time. For the same reason
+        the penalties, which rise, are not all tried: the search starts in their middle, or with ``first``, and goes on
+        while errors fall.
         """
         mean = outcomes.mean(0)
-        values, axes = np.linalg.eigh(centred(kernel, kernel))
-        values = values.clip(min=0)
-        scale = max(values.mean(), TINY)
+        of_deviations = centred(kernel, kernel)
+        scale = max(np.trace(of_deviations) / len(kernel), ALL_ALIKE)
         seen = _sketch(outcomes - mean)  # (P, at most 256)
-        rotated = axes.T @ seen
-        squared = axes**2
-        best: tuple[float, np.ndarray, np.ndarray] | None = None
-        for penalty in penalties:
-            shrinkage = values / (values + penalty * scale)  # (P,)
-            leverage = squared @ shrinkage + 1 / len(kernel)
-            residual = seen - axes @ (shrinkage[:, None] * rotated)
-            error = np.square(residual / (1 - leverage).clip(min=TINY)[:, None]).sum(1)  # (P,)
-            if best is None or error.sum() < best[1].sum():
-                best = penalty, error, leverage
-        assert best is not None
-        penalty, error, leverage = best
-        inverse = (axes / (values + penalty * scale)) @ axes.T  # (P, P)
-        return cls(kernel, mean, inverse @ (outcomes - mean), outcomes, leverage, penalty, error)
+
+        @cache
+        def tried(i: int) -> tuple[float, np.ndarray, np.ndarray]:
+            diagonal = penalties[i] * scale
+            inverse = _inverse(of_deviations, diagonal)
+            error = np.square(_residual(inverse, diagonal, seen)).sum(1)  # (P,)
+            return float(error.sum()), error, inverse
+
+        start = len(penalties) // 2 if first is None else penalties.index(first)
+        best = _least(lambda i: tried(i)[0], len(penalties), start)
+        _, error, inverse = tried(best)
+        return cls(kernel, mean, outcomes, inverse, penalties[best] * scale, penalties[best], error)
+
+    @cached_property
+    def dual(self) -> np.ndarray:
+        """Coefficients (P, O) of the centred kernel."""
+        return self.inverse @ (self.outcomes - self.mean)
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Return outcomes (Q, O) from the kernel (Q, P) of queries with the known vectors."""
@@ -101,8 +112,34 @@ class KernelRidge:
 
     def left_out(self) -> np.ndarray:
         """Return the prediction (P, O) of each row from all others, exactly, the mean refitted too."""
-        residual = self.outcomes - self.predict(self.kernel)
-        return self.outcomes - residual / (1 - self.leverage).clip(min=TINY)[:, None]
+        return self.outcomes - _residual(self.inverse, self.diagonal, self.outcomes - self.mean)
+
+
+def _inverse(kernel: np.ndarray, diagonal: float) -> np.ndarray:
+    """Return the inverse of a positive semidefinite kernel (P, P) with a positive number added to its diagonal."""
+    regular = torch.from_numpy(np.array(kernel, dtype=np.float64))
+    regular.diagonal().add_(diagonal)
+    return torch.cholesky_inverse(torch.linalg.cholesky(regular)).numpy()
+
+
+def _residual(inverse: np.ndarray, diagonal: float, deviations: np.ndarray) -> np.ndarray:
+    """Return what is wrong (P, O) with the prediction of each row from all others.
+
+    With H the map from outcomes to fitted values, the residual of a row divided by 1 - H_ii. H holds the share 1/P of
+    the mean, which was estimated from the row too: without this share a row is predicted from a mean that holds it, and
+    the largest penalty seems best.
+    """
+    left = diagonal * inverse.diagonal() - 1 / len(inverse)  # (P,) 1 - H_ii
+    return diagonal * (inverse @ deviations) / left.clip(min=TINY)[:, None]
+
+
+def _least(error: Callable[[int], float], n: int, start: int) -> int:
+    """Return the number, of 0 to n - 1, with the least error, walking downhill from one of them."""
+    at = start
+    for step in (-1, 1):
+        while 0 <= at + step < n and error(at + step) < error(at):
+            at += step
+    return at
 
 
 def _sketch(outcomes: np.ndarray) -> np.ndarray:
