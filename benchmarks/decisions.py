@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from decisions_ranking import NAMES, ranking_table
+from decisions_small import small_table
 
-TABLES = {"ranking": ranking_table}
+TABLES = {"ranking": ranking_table, "small": small_table}
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     options = {"methods": arguments.methods} if arguments.table == "ranking" else {}
     TABLES[arguments.table](arguments.out, **options)
 
