@@ -351,6 +351,7 @@ def test_entries_are_the_shifts_of_training_conditions_only(screen, trained):
         np.testing.assert_allclose(memory.mean[k], shifts[rows].mean(0), atol=1e-5)
 
 
+@pytest.mark.shapes
 def test_a_saved_model_predicts_the_same_also_in_a_cell_type_that_it_never_saw(trained, screen, tmp_path):
     trained.save(tmp_path / "model")
     again = ptrag_sc.PTRAG.load(tmp_path / "model", screen, accelerator="cpu")
@@ -400,12 +401,14 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     assert torch.equal(more, three[..., [0, 1, 2, 4, 5, 6, 7]])
 
 
+@pytest.mark.shapes
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):
     other = train_kept(screen_of())
     for name, tensor in trained.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("retrieval", ["attention", "none"])
 def test_other_retrievals_start_from_the_memory_too(screen, retrieval):
     model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}, retrieval=retrieval)

@@ -78,6 +78,7 @@ def test_several_threads_give_equal_runs_too(two_threads):
     assert np.array_equal(results[0], results[2])
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
 def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, screen):
     model = train_small(screen, retrieval=retrieval)
@@ -368,6 +369,7 @@ def test_small_conditions_and_few_controls_are_named(caplog):
     assert model.predict(perturbations="G3", cell_types="K562").n_obs > 0
 
 
+@pytest.mark.shapes
 def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained):
     adata = make_screen(seed=9)
     adata.obs["line"] = adata.obs["line"].replace({"RPE1": "HepG2"})
