@@ -166,7 +166,7 @@ def test_the_control_is_returned_as_it_is(trained, screen):
 def test_the_untrained_weights_are_kept_where_training_only_harms(screen, caplog):
     model, watch = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch()
     before = {name: tensor.clone() for name, tensor in model.module.named_parameters()}
-    model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
+    model.train(8, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
     assert watch.losses[0] == watch.keep.best.loss < min(watch.losses[1:])  # the first check comes before training
     assert model.kept_epoch_ is None
     assert "No epoch was clearly better on the validation conditions: weights stay as before." in caplog.text
@@ -191,7 +191,7 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
     monkeypatch.setattr(_trainer, "surpasses", lambda gains: True)  # no weights are refused
     scvi.settings.seed = 0
     model, first, again = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch(), Watch()
-    model.train(16, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
+    model.train(8, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
     assert len(set(first.losses)) > 1
     assert first.keep.best.loss == min(first.losses) < first.losses[0]
     loss = model.history["validation_loss"].iloc[:, 0].astype(float)
