@@ -117,7 +117,7 @@ def test_a_predicted_object_is_as_good_as_a_predictor(screen):
         labels = adata.obs.loc[(adata.obs["split"] == "test") & (adata.obs["gene"] != "ctl"), "gene"].unique()
         return fitted.predict(perturbations=list(labels), counts=False)
 
-    scores = compare(screen, {"cells": predicted}, **{**OPTIONS, "n_cells": 10_000})
+    scores = compare(screen, {"cells": predicted}, **{**OPTIONS, "seeds": [0], "n_cells": 10_000})
     wide = scores[scores["metric"] == "pearson_delta"].pivot_table(
         index=["seed", "truth", "perturbation", "cell_type"], columns="method", values="value", observed=True
     )

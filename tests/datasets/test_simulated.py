@@ -370,8 +370,9 @@ def test_embedding_table(small):
     assert table["source"] == "simulated"
 
 
-@pytest.mark.parametrize("n_combinations", [0, 6])
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    ("kind", "n_combinations"), [("h5ad", 0), ("h5ad", 6), pytest.param("zarr", 0, marks=pytest.mark.slow), ("zarr", 6)]
+)
 def test_round_trip(tmp_path, kind, n_combinations):
     adata = simulated(**SMALL | {"n_cells": 500, "n_combinations": n_combinations})
     path = tmp_path / f"screen.{kind}"

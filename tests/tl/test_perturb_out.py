@@ -325,11 +325,11 @@ def test_requests_that_cannot_be_met_write_nothing(trained, tmp_path, monkeypatc
 
 
 def test_progress_is_shown_on_request(trained, in_small_pieces, tmp_path, capsys):
-    adata = small_screen()
-    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "silent.h5ad", progress=False)
-    ptrag_sc.tl.perturb(adata, trained, "G0")
+    adata, options = small_screen(), {"n_cells": 13, "counts": False}
+    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "silent.h5ad", progress=False, **options)
+    ptrag_sc.tl.perturb(adata, trained, "G0", **options)
     assert capsys.readouterr().out == ""
-    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "shown.h5ad")
+    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "shown.h5ad", **options)
     assert "100%" in capsys.readouterr().out
 
 
