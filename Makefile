@@ -10,17 +10,20 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Waiting threads sleep: where other work shares the cores, spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-slow docs lint format clean
+.PHONY: demo test test-slow coverage docs lint format clean
 
 demo: $(VENV)/.package
 	$(BIN)/ptrag-sc demo --out demo_output --overwrite --max-epochs 40
 
-test test-slow: export OMP_NUM_THREADS := 1
+test test-slow coverage: export OMP_NUM_THREADS := 1
 test: $(VENV)/.group-test
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.group-test
 	$(PYTEST) -m "slow and not gpu and not internet" $(PYTEST_ARGS)
+
+coverage: $(VENV)/.group-test
+	$(PYTEST) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 docs: $(VENV)/.group-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -4,12 +4,23 @@ import importlib
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 # Before torch, numpy and matplotlib are loaded, and for the processes that tests start. The tensors here are small:
 # threads that wait for each other would only slow them down.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+# Of every call: a third of the time of a training with small tensors.
+CHECKED = {"nn", "retrieval"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Check the shapes of every call in the tests of the packages that have them, and where a test is marked so."""
+    checked = item.path.parent.name in CHECKED or item.get_closest_marker("shapes") is not None
+    jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Does ``ptrag-sc demo`` do the whole job, on a copy, and refuse what it cannot use before it works?"""
 
+import copy
 import hashlib
 import io
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 
 import anndata
 import matplotlib.pyplot as plt
@@ -25,13 +27,18 @@ METHODS = {"PTRAG", "NoEffect", "MeanShift", "NearestPerturbations"}
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "sep": "+"}
 
 
-def count_screen(*, n_cell_types=2, n_genes=40):
-    """Return counts of a simulated screen, its gene embedding in uns."""
-    simulated = ptrag_sc.datasets.simulated(
-        n_cells=500, n_genes=n_genes, n_perturbations=10, n_cell_types=n_cell_types, n_combinations=2
+@cache
+def simulated(n_cell_types):
+    return ptrag_sc.datasets.simulated(
+        n_cells=500, n_genes=40, n_perturbations=10, n_cell_types=n_cell_types, n_combinations=2
     )
-    adata = AnnData(simulated.layers["counts"], obs=simulated.obs, var=simulated.var)
-    adata.uns["gene_embedding"] = simulated.uns["gene_embedding"]
+
+
+def count_screen(*, n_cell_types=2):
+    """Return counts of a simulated screen, its gene embedding in uns."""
+    made = simulated(n_cell_types)
+    adata = AnnData(made.layers["counts"].copy(), obs=made.obs.copy(), var=made.var.copy())
+    adata.uns["gene_embedding"] = copy.deepcopy(made.uns["gene_embedding"])
     adata.obs["depth"] = np.random.default_rng(0).uniform(500, 5000, adata.n_obs)
     return adata
 
@@ -170,7 +177,10 @@ def test_one_existing_picture_is_enough_to_refuse(screen_file, tmp_path):
     assert (tmp_path / "effect.png").read_bytes() == b"mine"
 
 
-def test_overwrite_replaces_results_and_no_retrieval_leaves_no_picture_of_it(finished, screen_file, tmp_path):
+def test_overwrite_replaces_results_and_no_retrieval_leaves_no_picture_of_it(
+    finished, screen_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_cli, "fitted_baselines", lambda adata: {})  # their scores would take most of the time
     folder = shutil.copytree(finished[0], tmp_path / "made")
     before = hashes(*folder.iterdir())
     status, _, err = run("--adata", screen_file, "--out", folder, "--overwrite", "--retrieval", "none", "--seed", "1")

@@ -254,7 +254,7 @@ def test_relevant_candidates_act_alike_and_the_others_do_not(default):
         assert alike[~chosen].mean() < 0.1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_selecting_the_relevant_candidates_pays(seed):
     """What the screen is for: on sampled cells of held-out pairs, oracle selection > all 32 neighbours > mean shift."""
     adata = simulated(seed=seed)
@@ -370,10 +370,11 @@ def test_embedding_table(small):
     assert table["source"] == "simulated"
 
 
-@pytest.mark.parametrize("n_combinations", [0, 6])
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    ("kind", "n_combinations"), [("h5ad", 0), ("h5ad", 6), pytest.param("zarr", 0, marks=pytest.mark.slow), ("zarr", 6)]
+)
 def test_round_trip(tmp_path, kind, n_combinations):
-    adata = simulated(**SMALL | {"n_combinations": n_combinations})
+    adata = simulated(**SMALL | {"n_cells": 500, "n_combinations": n_combinations})
     path = tmp_path / f"screen.{kind}"
     getattr(adata, f"write_{kind}")(path)
     back = getattr(anndata, f"read_{kind}")(path)

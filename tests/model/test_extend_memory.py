@@ -173,6 +173,7 @@ def extended(folder, adata):
     return model, before
 
 
+@pytest.mark.shapes
 def test_own_targets_of_new_experiments_are_masked_and_learned(targeted):
     """The mean shift that the memory keeps stands for the others of a known cell type; a new one has its own share."""
     folder, adata = targeted

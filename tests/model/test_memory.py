@@ -166,7 +166,7 @@ def test_the_control_is_returned_as_it_is(trained, screen):
 def test_the_untrained_weights_are_kept_where_training_only_harms(screen, caplog):
     model, watch = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch()
     before = {name: tensor.clone() for name, tensor in model.module.named_parameters()}
-    model.train(20, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
+    model.train(8, **TRAIN, plan_kwargs={"lr": 0.5}, callbacks=[watch])  # a rate that destroys the weights
     assert watch.losses[0] == watch.keep.best.loss < min(watch.losses[1:])  # the first check comes before training
     assert model.kept_epoch_ is None
     assert "No epoch was clearly better on the validation conditions: weights stay as before." in caplog.text
@@ -191,7 +191,7 @@ def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
     monkeypatch.setattr(_trainer, "surpasses", lambda gains: True)  # no weights are refused
     scvi.settings.seed = 0
     model, first, again = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}), Watch(), Watch()
-    model.train(16, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
+    model.train(8, **TRAIN, plan_kwargs={"lr": 1e-2}, callbacks=[first])
     assert len(set(first.losses)) > 1
     assert first.keep.best.loss == min(first.losses) < first.losses[0]
     loss = model.history["validation_loss"].iloc[:, 0].astype(float)
@@ -351,6 +351,7 @@ def test_entries_are_the_shifts_of_training_conditions_only(screen, trained):
         np.testing.assert_allclose(memory.mean[k], shifts[rows].mean(0), atol=1e-5)
 
 
+@pytest.mark.shapes
 def test_a_saved_model_predicts_the_same_also_in_a_cell_type_that_it_never_saw(trained, screen, tmp_path):
     trained.save(tmp_path / "model")
     again = ptrag_sc.PTRAG.load(tmp_path / "model", screen, accelerator="cpu")
@@ -400,12 +401,14 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     assert torch.equal(more, three[..., [0, 1, 2, 4, 5, 6, 7]])
 
 
+@pytest.mark.shapes
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):
     other = train_kept(screen_of())
     for name, tensor in trained.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("retrieval", ["attention", "none"])
 def test_other_retrievals_start_from_the_memory_too(screen, retrieval):
     model = ptrag_sc.PTRAG(screen, **{**SMALL, **MEMORY}, retrieval=retrieval)

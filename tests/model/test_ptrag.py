@@ -78,9 +78,10 @@ def test_several_threads_give_equal_runs_too(two_threads):
     assert np.array_equal(results[0], results[2])
 
 
+@pytest.mark.shapes
 @pytest.mark.parametrize("retrieval", ["gumbel", "attention", "none"])
 def test_the_control_is_returned_exactly_and_perturbations_are_not(retrieval, screen):
-    model = train_small(screen, retrieval=retrieval)
+    model = train_small(screen, max_epochs=3, retrieval=retrieval)
     ptrag_sc.tl.predict(screen, model, counts=False)
     control = (screen.obs["gene"] == "ctl").to_numpy()
     observed = screen.X.toarray()
@@ -131,7 +132,7 @@ def test_annotated_predictions_do_not_depend_on_row_order(trained):
 
 
 def test_seeds_sample_gates_and_none_is_deterministic(screen):
-    model = train_small(screen)
+    model = train_small(screen, max_epochs=2)
     torch.nn.init.constant_(model.module.refiner.gates.scorer.out.bias, 0.0)  # gates that noise decides
     fixed = [predictions(model, screen) for _ in range(2)]
     assert np.array_equal(*fixed)
@@ -269,15 +270,15 @@ either_form = [None, pytest.param("response", marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("memory", either_form)
 def test_further_training_goes_on_with_the_epochs(screen, memory):
-    model = train_small(screen, max_epochs=12, memory=memory)
+    model = train_small(screen, max_epochs=4, memory=memory)
     model.train(6, **TRAIN, check_val_every_n_epoch=3)
     loss = model.history["validation_loss"].iloc[:, 0].astype(float)
-    assert list(loss.index[-2:]) == [14, 17]
-    assert list(model.history["train_loss"].index) == list(range(18))
-    assert model.n_epochs_ == 18
+    assert list(loss.index[-2:]) == [6, 9]
+    assert list(model.history["train_loss"].index) == list(range(10))
+    assert model.n_epochs_ == 10
     weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     kept = model.kept_epoch_
-    model.train(3, **TRAIN, plan_kwargs={"lr": 0.0}, early_stopping=False)
+    model.train(2, **TRAIN, plan_kwargs={"lr": 0.0}, early_stopping=False)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.module.named_parameters())
     assert model.kept_epoch_ == kept
 
@@ -368,6 +369,7 @@ def test_small_conditions_and_few_controls_are_named(caplog):
     assert model.predict(perturbations="G3", cell_types="K562").n_obs > 0
 
 
+@pytest.mark.shapes
 def test_unseen_cell_types_batches_genes_and_combinations_are_predicted(trained):
     adata = make_screen(seed=9)
     adata.obs["line"] = adata.obs["line"].replace({"RPE1": "HepG2"})

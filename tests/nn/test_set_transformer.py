@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import nn
 
 from ptrag_sc.nn import CellEncoder, EmbeddingEncoder, SetTransformer
@@ -78,3 +79,9 @@ def test_encoders():
     cells = torch.randn(2, 5, 7)
     encode = CellEncoder(7, 16)
     torch.testing.assert_close(encode(cells)[1, 3], encode(cells[1:, 3:4])[0, 0])
+
+
+def test_shapes_are_checked_at_every_call(generator):
+    hidden, context, mask = tensors()
+    with pytest.raises(TypeCheckError, match="mask"):
+        generator(hidden, context, mask[:, :5])

@@ -90,7 +90,7 @@ def test_no_warning_without_a_window(draw, monkeypatch, show):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", DeprecationWarning)  # of anndata and pandas among themselves
-        draw(show=show).figure.canvas.draw()
+        draw(show=show)
 
 
 def test_nothing_is_cut_off(draw):

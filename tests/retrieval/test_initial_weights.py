@@ -1,5 +1,7 @@
 """Does a model start with the weights that the screen suggests?"""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -15,15 +17,18 @@ from ptrag_sc.retrieval import (
 )
 
 
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def coarse():
     """A quarter of the grid: what is tested does not hang on its steps."""
-    monkeypatch.setattr(_initial_weights, "SHARPNESS", _initial_weights.SHARPNESS[::2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_initial_weights, "SHARPNESS", _initial_weights.SHARPNESS[::2])
+        yield
 
 
-P, T, G, R = 200, 2, 40, 12
+P, T, G, R = 140, 2, 40, 12
 
 
+@cache
 def started(*, text: bool, own: float, seed: int = 0):
     """Return the start for responses that follow the embedding, or not, and are alike in two cell types, or not."""
     rng = np.random.default_rng(seed)

@@ -260,9 +260,11 @@ def test_a_failure_leaves_no_trace(trained, in_small_pieces, tmp_path, suffix, i
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(trained, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path, monkeypatch):
     adata, path = small_screen(), tmp_path / "virtual.zarr"
-    ptrag_sc.tl.perturb(adata, trained, "G3", out=path, progress=False)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    mean, options = ptrag_sc.baselines.MeanShift(adata).fit(), {"n_cells": 3, "counts": False, "progress": False}
+    ptrag_sc.tl.perturb(adata, mean, "G3", out=path, **options)
     rename = type(path).rename
 
     def refusing(self, target):
@@ -272,7 +274,7 @@ def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(trained, tmp_path, 
 
     monkeypatch.setattr(type(path), "rename", refusing)
     with pytest.raises(PermissionError):
-        ptrag_sc.tl.perturb(adata, trained, "G0", out=path, overwrite=True, progress=False)
+        ptrag_sc.tl.perturb(adata, mean, "G0", out=path, overwrite=True, **options)
     assert set(read(path).obs["gene"]) == {"G3"}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -323,11 +325,11 @@ def test_requests_that_cannot_be_met_write_nothing(trained, tmp_path, monkeypatc
 
 
 def test_progress_is_shown_on_request(trained, in_small_pieces, tmp_path, capsys):
-    adata = small_screen()
-    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "silent.h5ad", progress=False)
-    ptrag_sc.tl.perturb(adata, trained, "G0")
+    adata, options = small_screen(), {"n_cells": 13, "counts": False}
+    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "silent.h5ad", progress=False, **options)
+    ptrag_sc.tl.perturb(adata, trained, "G0", **options)
     assert capsys.readouterr().out == ""
-    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "shown.h5ad")
+    ptrag_sc.tl.perturb(adata, trained, "G0", out=tmp_path / "shown.h5ad", **options)
     assert "100%" in capsys.readouterr().out
 
 

@@ -321,6 +321,7 @@ def test_what_cannot_be_used_is_said(adata, ridge, signature, caplog):
     pd.testing.assert_frame_equal(rank(adata, ridge, missing), rank(adata, ridge, missing.iloc[1:]))
 
 
+@pytest.mark.shapes
 def test_blocks_of_shifts_are_those_with_evidence(trained, monkeypatch):
     """The trained model of the text form, and an untrained memory: neighbours are searched in several tables."""
     from ptrag_sc.model import _expected
