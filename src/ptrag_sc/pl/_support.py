@@ -85,6 +85,7 @@ def support(
         ax.set_ylim(-1, 1)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
     ax.legend(frameon=False, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # never on the band
+    ax.locator_params(nbins=5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)
