@@ -134,5 +134,9 @@ def _legend(figure: Figure, summary: pd.DataFrame, looks: dict[str, tuple[str, L
         lines.append(Line2D([], [], color=colour, ls=style, lw=1.4))
         labels.append(f"{kinds[name]}: {name}")
     n_columns = max(1, min(len(lines), int(figure.get_figwidth() / LEGEND_WIDTH)))
-    options: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 3}  # a short line would not show its style
+    options: dict[str, Any] = {
+        "frameon": False,
+        "fontsize": SMALL,
+        "handlelength": 3,
+    }  # a short line would not show its style
     figure.legend(lines, labels, loc="outside lower center", ncols=n_columns, **options)
