@@ -108,6 +108,7 @@ def test_labels_of_one_place_are_spread(adata):
 def test_numbers_leave_the_corner_of_a_negative_correlation(adata):
     effects = adata.uns["ptrag"]["effect"]
     effects["conditions"]["pearson_delta"] = -0.8
+    effects["predicted"] = -0.8 * effects["observed"]
     ax = effect(adata, **CONDITION)
     text = next(t for t in ax.texts if "Pearson" in t.get_text())
     assert "r = -0.80" in text.get_text()
