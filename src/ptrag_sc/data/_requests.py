@@ -1,8 +1,8 @@
 """What is to be predicted: which control cell becomes which output row, in which set?"""
 
 import math
-from itertools import chain
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 import numpy as np

@@ -33,7 +33,8 @@ def benchmark(
 ) -> np.ndarray | Figure:
     """One panel per metric: a dot and an interval for every method, grey lines for floors and green ones for ceilings.
 
-    Every floor and every ceiling has a line style of its own, which the legend names. Methods are sorted by the first metric, the best on top.
+    Every floor and every ceiling has a line style of its own, which the legend names. Methods are sorted by the first
+    metric, the best on top.
 
     Parameters
     ----------

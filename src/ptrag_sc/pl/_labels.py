@@ -25,9 +25,9 @@ DISTANCE = 0.2  # per typographic point between label and point
 class Labels(Artist):
     """Names next to points, each joined to its point by a thin line.
 
-    Greedy: every label takes, in the order given, the place around its point that covers no earlier label, stays
-    inside the axes, covers few points, is near, and whose line crosses no label. The places are computed whenever the axes are drawn, because their
-    size is final only then.
+    Greedy: every label takes, in the order given, the place around its point that covers no earlier label, stays inside
+    the axes, covers few points, is near, and whose line crosses no label. The places are computed whenever the axes are
+    drawn, because their size is final only then.
 
     Parameters
     ----------

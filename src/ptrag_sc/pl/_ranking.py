@@ -44,9 +44,9 @@ def ranking(
     """Best perturbations of a ranking: their score, what they are known by, and how accurate their prediction may be.
 
     A dot is the score of a perturbation; its shape and colour say what it is known by. An open dot is farther from all
-    that was measured ("far") than what the ranking was checked on. The column on the right is the expected accuracy with
-    its 90 % interval: the correlation of predicted and true deviation from the mean shift. The title says how often
-    measured perturbations were found when they were left out; an AUROC of 0.5 is chance.
+    that was measured ("far") than what the ranking was checked on. The column on the right is the expected accuracy
+    with its 90 % interval: the correlation of predicted and true deviation from the mean shift. The title says how
+    often measured perturbations were found when they were left out; an AUROC of 0.5 is chance.
 
     Parameters
     ----------

@@ -41,8 +41,9 @@ def training(
     kept epoch is the one with the lowest validation loss, but a model with a memory keeps it only if it is clearly
     better than the untrained model; otherwise the legend says that no epoch was kept. If a model does not record the
     kept epoch, the lowest loss is marked. With a memory the training loss is the sum of two losses, because generator
-    and memory are each trained to predict alone; so it is above the validation loss, and the legend says so. If the history contains the share
-    of open retrieval gates, it is drawn in a second panel below, unless the axes are outside a grid.
+    and memory are each trained to predict alone; so it is above the validation loss, and the legend says so. If the
+    history contains the share of open retrieval gates, it is drawn in a second panel below, unless the axes are outside
+    a grid.
 
     Parameters
     ----------

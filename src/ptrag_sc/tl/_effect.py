@@ -51,12 +51,12 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     -------
     None
         Written is ``uns[key]["effect"]`` of the object with the prediction, with ``conditions`` (DataFrame:
-        ``perturbation``, ``cell_type``, ``n_observed``, ``n_predicted``, ``pearson_delta``, ``effect_slope``; NaN if not
-        observed), ``genes`` and arrays of conditions x genes on the scale of the registered expression: ``observed`` and ``predicted`` shifts,
-        ``lower`` and ``upper`` (the interval of the observed shift), ``call`` (the interval, widened by the error of
-        the controls, leaves out 0), ``own`` (a target of the perturbation), ``agreement`` (share of the weight of what
-        was retrieved whose shift has the same sign) and ``control`` (mean control expression). The last six are NaN or
-        False where a prediction has no effects beside it.
+        ``perturbation``, ``cell_type``, ``n_observed``, ``n_predicted``, ``pearson_delta``, ``effect_slope``; NaN if
+        not observed), ``genes`` and arrays of conditions x genes on the scale of the registered expression:
+        ``observed`` and ``predicted`` shifts, ``lower`` and ``upper`` (the interval of the observed shift), ``call``
+        (the interval, widened by the error of the controls, leaves out 0), ``own`` (a target of the perturbation),
+        ``agreement`` (share of the weight of what was retrieved whose shift has the same sign) and ``control`` (mean
+        control expression). The last six are NaN or False where a prediction has no effects beside it.
 
     Raises
     ------
