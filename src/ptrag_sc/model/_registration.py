@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
+import rich.pretty  # noqa: F401 (AnnDataManager uses it without importing it)
 from anndata import AnnData
 from mudata import MuData
 from scvi.data import AnnDataManager

@@ -22,7 +22,7 @@ GATES: Styles = {
     "gate_open_train": ("training", OBSERVED_COLOUR),
     "gate_open_validation": ("validation", PREDICTED_COLOUR),
 }
-JUMPS = "each epoch draws new cells, so it jumps"
+JUMPS = "new cells in each epoch"
 SMOOTHED = 9  # epochs of the running median of the training loss
 FEW_EPOCHS = 20  # shorter curves have a marker at every epoch, because a line of one epoch is invisible
 
@@ -80,7 +80,7 @@ def training(
         _explain_training(ax, losses["train_loss"], "training, two losses" if has_memory else "training")
     # None: no epoch was kept. A model without this attribute, such as one of scvi-tools, does not record the epoch.
     if getattr(model, "kept_epoch_", 0) is None:
-        ax.plot([], [], " ", label="kept: as before training (no epoch was clearly better)")
+        ax.plot([], [], " ", label="kept: as before training\n(no epoch was clearly better)")
     else:
         _mark_best(ax, losses, getattr(model, "kept_epoch_", None))
     ax.set_ylabel("loss")

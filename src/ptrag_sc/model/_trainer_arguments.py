@@ -1,0 +1,39 @@
+"""Which further arguments does training take, and what is to be done about others?"""
+
+from inspect import signature
+from typing import Any
+
+from lightning.pytorch import Trainer as LightningTrainer
+from scvi.train import Trainer
+
+from ptrag_sc._validation import listed, unusable
+from ptrag_sc.model._training_plan import PTRAGTrainingPlan
+
+SETS = "because every epoch draws its own sets"
+REPLACED = {"overfit_batches": "limit_train_batches=1, limit_val_batches=0"}  # what to pass instead
+
+
+def check_trainer_arguments(given: dict[str, Any]) -> None:
+    """Refuse arguments that neither trainer takes, or that cannot work.
+
+    Raises
+    ------
+    TypeError
+        If a name is unknown; arguments of the training plan go into ``plan_kwargs``.
+    ValueError
+        If batches are to be repeated.
+    """
+    known = {*signature(Trainer).parameters, *signature(LightningTrainer).parameters} - {"kwargs"}
+    of_plan = set(signature(PTRAGTrainingPlan).parameters) - {"module", "table"}
+    for name in given:
+        if name in known:
+            continue
+        remedy = "See the arguments of scvi.train.Trainer."
+        if name in of_plan:
+            remedy = f"Pass plan_kwargs={{{name!r}: {given[name]!r}}}."
+        found = f"is no argument of the trainer; the training plan takes {listed(sorted(of_plan), len(of_plan))}"
+        raise TypeError(unusable(f"{name}=", "train", found, remedy))
+    for name, instead in REPLACED.items():
+        if given.get(name):
+            problem = f"cannot be used, {SETS}"
+            raise ValueError(unusable(f"{name}={given[name]!r}", "train", problem, f"Pass {instead}."))
