@@ -4,12 +4,13 @@ from inspect import signature
 from typing import Any
 
 from lightning.pytorch import Trainer as LightningTrainer
-from scvi.train import Trainer
+from scvi.train import Trainer, TrainingPlan
 
-from ptrag_sc._validation import listed, unusable
+from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 SETS = "because every epoch draws its own sets"
+NOT_GIVEN = {"module", "table", "plan_kwargs", "loss_kwargs"}  # arguments of the plan that are not the user's
 REPLACED = {"overfit_batches": "limit_train_batches=1, limit_val_batches=0"}  # what to pass instead
 
 
@@ -24,15 +25,12 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
         If batches are to be repeated.
     """
     known = {*signature(Trainer).parameters, *signature(LightningTrainer).parameters} - {"kwargs"}
-    of_plan = set(signature(PTRAGTrainingPlan).parameters) - {"module", "table"}
-    for name in given:
-        if name in known:
-            continue
+    of_plan = {*signature(PTRAGTrainingPlan).parameters, *signature(TrainingPlan).parameters} - NOT_GIVEN
+    for name in [name for name in given if name not in known]:
         remedy = "See the arguments of scvi.train.Trainer."
         if name in of_plan:
             remedy = f"Pass plan_kwargs={{{name!r}: {given[name]!r}}}."
-        found = f"is no argument of the trainer; the training plan takes {listed(sorted(of_plan), len(of_plan))}"
-        raise TypeError(unusable(f"{name}=", "train", found, remedy))
+        raise TypeError(unknown("Argument", [name], "the arguments of the trainer", known, remedy))
     for name, instead in REPLACED.items():
         if given.get(name):
             problem = f"cannot be used, {SETS}"
