@@ -74,6 +74,25 @@ def test_lines_and_limits(adata):
     assert points.max() < ax.get_xlim()[1]
 
 
+def test_axes_say_in_which_unit(adata):
+    ax = effect(adata, **CONDITION)
+    assert ax.get_xlabel() == "observed shift of mean expression (log1p)"
+    adata.uns["ptrag"]["params"]["layer"] = "scaled"
+    assert effect(adata, **CONDITION).get_ylabel() == "predicted shift of mean expression (layer scaled)"
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_numbers_stand_where_no_point_is(adata, corner):
+    """Points fill all corners but one."""
+    effects = adata.uns["ptrag"]["effect"]
+    filled = [c for c in [(0, 0), (0, 1), (1, 0), (1, 1)] if c != corner]
+    for axis, name in enumerate(("observed", "predicted")):
+        effects[name][:] = np.resize([c[axis] for c in filled], effects[name].shape[1]) + np.arange(30) / 1000
+    ax = effect(adata, **CONDITION, n_top=0)
+    text = next(t for t in ax.texts if "Pearson" in t.get_text())
+    assert tuple(np.round(text.get_position())) == corner
+
+
 def test_all_zero_shift(adata):
     effects = adata.uns["ptrag"]["effect"]
     effects["observed"][:], effects["predicted"][:] = 0, 0

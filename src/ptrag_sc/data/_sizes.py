@@ -1,7 +1,7 @@
 """How many cells are asked for, of each perturbation in each cell type?"""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -65,8 +65,8 @@ def read_sizes(n_cells: NCells, labels: Sequence[str], cell_types: Sequence[str]
         if sizes[row[label], at].any():
             problem = "stands in n_cells twice"
             raise ValueError(unusable(f"Perturbation {name!r}", "the request", problem, "Give one number for it."))
-        sizes[row[label], at] = n
-    if lacking := [label for label, some in zip(labels, sizes.any(axis=1), strict=True) if not some]:
+        sizes[row[label], at] = int(n)
+    if lacking := [labels[q] for q in np.flatnonzero((sizes == 0).all(axis=1))]:
         remedy = "Add them, or leave them out of perturbations=."
         raise ValueError(unusable("n_cells", "the request", f"has no number for {listed(lacking)}", remedy))
     return sizes
@@ -89,7 +89,7 @@ def storable_sizes(n_cells: NCells) -> int | pd.DataFrame | None:
     return rows
 
 
-def _requests(n_cells: Mapping[str, int] | pd.Series | pd.DataFrame) -> list[tuple[str, str | None, object]]:
+def _requests(n_cells: Mapping[str, int] | pd.Series | pd.DataFrame) -> list[tuple[str, str | None, Any]]:
     """Return perturbation, cell type (None: all) and number, row by row."""
     if not isinstance(n_cells, pd.DataFrame):
         return [(str(name), None, n) for name, n in n_cells.items()]

@@ -36,8 +36,9 @@ def write_model(path: Path, content: ModelFile) -> None:
     tensors = {name: tensor.detach().cpu() for name, tensor in content.tensors.items()}
     meta = json.dumps({"format": FORMAT, **content.meta}, default=lambda scalar: scalar.item())  # numpy scalars
     # Where the helpers of scvi-tools' hub look for them.
-    init_params = {"non_kwargs": content.meta["init_params"], "kwargs": {}}
-    for_hub = {"registry_": saved_registry(content.meta), "init_params_": init_params}
+    plain = json.loads(meta)
+    init_params = {"non_kwargs": plain["init_params"], "kwargs": {}}
+    for_hub = {"registry_": saved_registry(plain), "init_params_": init_params}
     everything = {"tensors": tensors, "json": meta, "attr_dict": for_hub}
     write_beside(path, lambda beside: torch.save(everything, beside))
 

@@ -128,6 +128,17 @@ class Calibration:
         return cls(Regression.from_json(saved), pd.DataFrame(saved["conditions"]))
 
 
+def warn_of_abstention(support: pd.DataFrame) -> None:
+    """Log for how many predictions of a support table the model abstains, and why."""
+    reasons = support.loc[support["abstain"], "reason"]
+    if len(reasons):
+        counted = "; ".join(f"{reason} ({n})" for reason, n in reasons.value_counts().items())
+        logger.warning(
+            f"the model abstains from {len(reasons)} of {len(support)} predicted conditions: {counted}. "
+            "They are predicted all the same; see the table 'support' beside the prediction"
+        )
+
+
 def calibrate_support(model: "ModulePredictor", screen: Screen) -> Calibration | None:
     """Predict the validation conditions of a trained model and learn how wrong it is.
 

@@ -15,6 +15,7 @@ from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, Controls
 from ptrag_sc.data._requests import find_cell_types
 from ptrag_sc.data._run import Run
+from ptrag_sc.tl._alike import warn_if_alike
 from ptrag_sc.tl._model import check_predictor
 
 # Columns of numbers in the table of effects, in their order.
@@ -149,6 +150,7 @@ def effects_of(
             for name in set(KEPT) & set(Effects._fields):
                 values[name].append(getattr(part, name))
             nearest.append(_heaviest(part.found, model.candidates_))
+    warn_if_alike(model, np.concatenate(values["shift"]), np.concatenate(values["own"]), len(cell_types))
     kept = np.array([asked(q, t) for t in cell_types for q in range(len(run.labels))])  # (conditions,)
     neighbours, shifts = (np.concatenate(found)[kept] for found in zip(*nearest, strict=True))
     names = [str(run.screen.index.cell_types[t]) for t in cell_types]
@@ -273,6 +275,7 @@ def predict_effects(
             values["lower"][v, rows] = part.shift - part.half_width
             values["upper"][v, rows] = part.shift + part.half_width
             done += len(part.shift)
+    warn_if_alike(model, *(values[name].reshape(-1, shape[2]) for name in ("shift", "own")), len(types))
     types_, labels_, genes_ = np.ogrid[tuple(map(slice, shape))]
     names = [str(screen.index.cell_types[t]) for t in types]
     codes = {
