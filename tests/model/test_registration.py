@@ -30,7 +30,7 @@ def test_only_objects_with_cells_can_be_attached(made, adata):
         ptrag_sc.PTRAG.load(made[2], adata=adata)
     model = ptrag_sc.PTRAG.load(made[2], adata=False)
     for value in (adata, None, False):
-        with pytest.raises(TypeError, match="Pass|Assign"):
+        with pytest.raises(TypeError, match=r"Pass|Assign"):
             model.adata = value
     assert model.adata is None
 

@@ -36,6 +36,6 @@ def warn_if_alike(model: Predictor, shift: np.ndarray, own: np.ndarray, n_cell_t
     deviation = np.where(counted, shifts - mean, 0)
     if (np.linalg.norm(deviation, axis=2).max(1) <= ALIKE * np.linalg.norm(mean[:, 0], axis=1)).all():
         logger.warning(
-            f"the predicted shifts of all {n_queries} perturbations are equal (to {ALIKE:.1%}), because the model knows "
-            "nothing that sets them apart: differences between them mean nothing"
+            f"the predicted shifts of all {n_queries} perturbations are equal (to {ALIKE:.1%}), because the model "
+            "knows nothing that sets them apart: differences between them mean nothing"
         )
