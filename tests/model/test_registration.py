@@ -47,9 +47,9 @@ def test_assigned_data_is_that_of_loading_with_it(made):
     assert abs(expected - found).max() == 0
     assert assigned.registry["setup_args"] == given.registry["setup_args"]
     assert assigned.summary_stats == given.summary_stats
-    other = controls[:40].copy()
+    other = controls[:30].copy()
     assigned.adata = other  # replaces the first one
-    assert assigned.predict(perturbations=name).n_obs == 40
+    assert assigned.predict(perturbations=name).n_obs == 30
 
 
 def test_a_saved_folder_says_what_it_was_set_up_with(made, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_the_hub_reads_its_metadata(made):
     [
         ({"lr": 1e-3}, TypeError, r"Argument 'lr' is not in the arguments of the trainer.*plan_kwargs=\{'lr': 0.001\}"),
         ({"compile": True}, TypeError, r"plan_kwargs=\{'compile': True\}"),
-        ({"epochs": 3}, TypeError, r"closest: 'max_epochs'.*scvi.train.Trainer"),
+        ({"epochs": 3}, TypeError, r"closest: .*'max_epochs'.*scvi.train.Trainer"),
         ({"overfit_batches": 1}, ValueError, r"overfit_batches=1 .*limit_train_batches=1"),
     ],
 )
@@ -98,7 +98,7 @@ def test_further_loggers_keep_the_history_and_a_summary_names_the_weights(made, 
     with caplog.at_level(logging.WARNING):
         model.train(max_epochs=2, logger=loggers, **options)
     assert len(model.history["train_loss"]) == 2
-    assert np.isfinite(model.history["train_loss"].to_numpy()).all()
+    assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
     assert len(list(tmp_path.rglob("metrics.csv"))) == 2
     if model.kept_epoch_ is None:
         assert "Trained, weights as before training" in model.summary_string

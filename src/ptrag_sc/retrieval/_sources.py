@@ -177,8 +177,9 @@ def _from_pt(path: Path) -> GeneVectors:
     remedy = "Save it as torch.save({gene: vector, ...}, file), or as {'genes': [...], 'vectors': tensor}."
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
-    except Exception as error:  # what torch raises depends on the content of the file
-        raise ValueError(unusable("Gene embedding", str(path), f"could not be read ({error})", remedy)) from error
+    except Exception as error:  # what torch raises depends on the content, and it advises to execute the file
+        problem = "could not be read as tensors, numbers and texts alone"
+        raise ValueError(unusable("Gene embedding", str(path), problem, remedy)) from error
     if not isinstance(content, Mapping) or not content:
         raise ValueError(unusable("Gene embedding", str(path), f"holds a {type(content).__name__}", remedy))
     content = {name: _as_array(value) for name, value in content.items()}
