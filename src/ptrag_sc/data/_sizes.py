@@ -66,7 +66,7 @@ def read_sizes(n_cells: NCells, labels: Sequence[str], cell_types: Sequence[str]
             problem = "stands in n_cells twice"
             raise ValueError(unusable(f"Perturbation {name!r}", "the request", problem, "Give one number for it."))
         sizes[row[label], at] = int(n)
-    if lacking := [labels[q] for q in np.flatnonzero((sizes == 0).all(axis=1))]:
+    if lacking := [labels[q] for q in np.flatnonzero((sizes == 0).all(axis=1)).tolist()]:
         remedy = "Add them, or leave them out of perturbations=."
         raise ValueError(unusable("n_cells", "the request", f"has no number for {listed(lacking)}", remedy))
     return sizes

@@ -41,14 +41,14 @@ def attach(model: BaseModelClass, keys: ScreenKeys, adata: Data) -> None:
     BaseModelClass.__init__(model, adata)
 
 
-def register(model_class: type[BaseModelClass], keys: ScreenKeys, adata: AnnOrMuData) -> None:
-    """Register data under the keys of a model."""
+def register(model_class: Any, keys: ScreenKeys, adata: AnnOrMuData) -> None:
+    """Register data under the keys of a model, given its class."""
     if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
         # The model knows the split of its conditions, so new data needs no column for it.
         keys = replace(keys, split_key=None)
     setup(model_class, adata, keys, _setup_arguments(model_class, keys))
 
 
-def _setup_arguments(model_class: type[BaseModelClass], keys: ScreenKeys) -> dict[str, Any]:
+def _setup_arguments(model_class: Any, keys: ScreenKeys) -> dict[str, Any]:
     method = "setup_mudata" if keys.modalities else "setup_anndata"
     return {"model_name": model_class.__name__, "setup_method_name": method, "setup_args": keys.to_uns()}

@@ -17,7 +17,13 @@ from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, SMALL, finish
 
 NEEDED = ("metric", "method", "kind", "direction", "best", "confidence", "mean", "low", "high")
 BOUNDS = {"floor": "#8C8C8C", "ceiling": "#009E73"}  # colour of each kind
-STYLES = ("--", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))  # of the lines of one kind, so that each can be named
+# Line styles of one kind, so that each line can be named.
+STYLES: tuple[LineStyleType, ...] = ("--", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+    "--",
+    ":",
+    "-.",
+    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+)  # of the lines of one kind, so that each can be named
 ROW_HEIGHT = 0.3  # inches
 PANEL_WIDTH = 2.6  # inches
 LEGEND_WIDTH = 2.1  # inches of one name in the legend
@@ -103,7 +109,7 @@ def _order(rows: pd.DataFrame) -> list[str]:
 
 def _looks(summary: pd.DataFrame) -> dict[str, tuple[str, LineStyleType]]:
     """Return colour and line style of every floor and ceiling."""
-    looks = {}
+    looks: dict[str, tuple[str, LineStyleType]] = {}
     for kind, colour in BOUNDS.items():
         names = summary.loc[summary["kind"] == kind, "method"].unique()
         looks.update({name: (colour, style) for name, style in zip(names, cycle(STYLES), strict=False)})

@@ -1,5 +1,7 @@
 """Does the predicted shift of each gene agree with the observed one?"""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -145,7 +147,7 @@ def _numbers(ax: Axes, condition: pd.Series, points: np.ndarray) -> Text:
         ]
     lines.append(f"{condition['n_predicted']:,.0f} predicted cells")
     x, y = _free_corner(ax, points)
-    align = {"va": "top" if y else "bottom", "ha": "right" if x else "left"}
+    align: dict[str, Any] = {"va": "top" if y else "bottom", "ha": "right" if x else "left"}
     at = (0.02 + 0.96 * x, 0.02 + 0.96 * y)
     return ax.text(*at, "\n".join(lines), transform=ax.transAxes, fontsize=SMALL + 1, **align)
 

@@ -96,7 +96,7 @@ def gene_embedding(
     if missing not in MISSING:
         raise ValueError(absent("Value", missing, "the choices of missing=", MISSING, "Pass one of them."))
     check_key(key_added, "pp.gene_embedding")
-    if source_name is not None and (not isinstance(source_name, str) or not source_name):
+    if source_name is not None and not str(source_name).strip():
         raise ValueError(unusable(f"source_name={source_name!r}", "pp.gene_embedding", "is no name", "Pass a text."))
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     if isinstance(genes, str):  # else its letters would be taken for genes
@@ -113,7 +113,7 @@ def gene_embedding(
     kept = [gene for gene, symbol in symbols.items() if symbol in present]
     excluded = [gene for gene, symbol in symbols.items() if symbol not in present]
     vectors = table.rows([symbols[gene] for gene in kept])
-    name = source_name or table.source
+    name = table.source if source_name is None else str(source_name)
     _log(kept, excluded, name, labels[labels != control], sep)
     embedding = GeneEmbedding.from_table(kept, vectors, source=name, excluded=excluded)
     adata.uns[key_added] = embedding.to_uns()

@@ -275,7 +275,7 @@ def predict_effects(
             values["lower"][v, rows] = part.shift - part.half_width
             values["upper"][v, rows] = part.shift + part.half_width
             done += len(part.shift)
-    warn_if_alike(model, *(values[name].reshape(-1, shape[2]) for name in ("shift", "own")), len(types))
+    warn_if_alike(model, values["shift"].reshape(-1, shape[2]), values["own"].reshape(-1, shape[2]), len(types))
     types_, labels_, genes_ = np.ogrid[tuple(map(slice, shape))]
     names = [str(screen.index.cell_types[t]) for t in types]
     codes = {
