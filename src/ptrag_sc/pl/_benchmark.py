@@ -19,11 +19,6 @@ NEEDED = ("metric", "method", "kind", "direction", "best", "confidence", "mean",
 BOUNDS = {"floor": "#8C8C8C", "ceiling": "#009E73"}  # colour of each kind
 # Line styles of one kind, so that each line can be named.
 STYLES: tuple[LineStyleType, ...] = ("--", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
-    "--",
-    ":",
-    "-.",
-    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
-)  # of the lines of one kind, so that each can be named
 ROW_HEIGHT = 0.3  # inches
 PANEL_WIDTH = 2.6  # inches
 LEGEND_WIDTH = 2.1  # inches of one name in the legend
