@@ -74,6 +74,27 @@ def test_lines_and_limits(adata):
     assert points.max() < ax.get_xlim()[1]
 
 
+def test_virtual_cells_alone_need_no_further_step(adata):
+    """A result of tl.perturb: what it holds beside its cells is drawn, as after tl.effect."""
+    virtual = adata[adata.obs["perturbation"] == "JAK2"].copy()
+    del virtual.obsm, virtual.obs["ptrag_predicted"], virtual.uns["ptrag"]["effect"]
+    kept = virtual.uns["ptrag"]["effects"]
+    kept["control"] = np.random.default_rng(0).gamma(1.0, 1.0, kept["shift"].shape)
+    ax = effect(virtual, perturbation="JAK2", cell_type="K562", n_top=1)
+    points = np.asarray(ax.collections[0].get_offsets())
+    order = np.lexsort(points.T)
+    expected = np.column_stack([kept["control"][0], kept["shift"][0]])
+    np.testing.assert_allclose(points[order], expected[np.lexsort(expected.T)], rtol=1e-6)
+    assert [text.get_text() for text in labels(ax)] == ["GENE3"]
+    assert "no observed cells\n7 predicted cells" in [text.get_text() for text in ax.texts]
+    assert ax.get_xlabel() == "mean expression of control cells (log1p)"
+    assert "effect" not in virtual.uns["ptrag"]
+    adata.obsm["ptrag"] = np.zeros((adata.n_obs, 30), dtype=np.float32)  # cells that were predicted, not virtual ones
+    del adata.uns["ptrag"]["effect"]
+    with pytest.raises(KeyError, match=r"tl\.effect"):
+        effect(adata, **CONDITION)
+
+
 def test_axes_say_in_which_unit(adata):
     ax = effect(adata, **CONDITION)
     assert ax.get_xlabel() == "observed shift of mean expression (log1p)"

@@ -97,6 +97,7 @@ def test_size_legend_and_colour_bar_use_the_scale_of_the_dots(adata, table, size
     sizes = [handle.get_sizes()[0] for handle in ax.get_legend().legend_handles]
     np.testing.assert_allclose(sizes, DOT_AREAS[0] + (DOT_AREAS[1] - DOT_AREAS[0]) * rates, atol=4)
     (bar,) = ax.child_axes
+    assert bar.get_title(loc="left").replace("\n", " ") == "similarity of gene embeddings"
     assert bar.get_ylim() == pytest.approx(ax.collections[0].get_clim())
     assert QUERY in ax.get_title(loc="left")
 

@@ -41,7 +41,7 @@ def effect(
     Parameters
     ----------
     adata
-        AnnData after :func:`ptrag_sc.tl.effect`, which can be a result of :func:`ptrag_sc.tl.perturb`.
+        AnnData after :func:`ptrag_sc.tl.effect`, or a result of :func:`ptrag_sc.tl.perturb`.
     perturbation, cell_type
         The condition.
     n_top
@@ -67,7 +67,7 @@ def effect(
     >>> import ptrag_sc
     >>> ptrag_sc.pl.effect(adata, perturbation="STAT1", cell_type="THP-1")  # doctest: +SKIP
     """
-    effects = result(adata, key, "effect", writer="effect")
+    effects = _effects(adata, key)
     condition = _row(effects["conditions"], perturbation, cell_type)
     observed = np.asarray(effects["observed"])[condition.name]  # (G,)
     predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)
@@ -99,6 +99,22 @@ def effect(
     names = [str(effects["genes"][i]) for i in top]
     Labels(ax, points[top], names, avoid=numbers, cover=points)
     return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _effects(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return what :func:`ptrag_sc.tl.effect` wrote; of virtual cells alone, the effects that stand beside them."""
+    params, kept = result(adata, key, "params"), adata.uns[key].get("effects")
+    if "effect" in adata.uns[key] or kept is None or key in adata.obsm:
+        found: dict[str, Any] = result(adata, key, "effect", writer="effect")
+        return found
+    columns = [params["perturbation_key"], params["cell_type_key"]]
+    n_cells = adata.obs[columns].astype(str).value_counts()
+    conditions = kept["conditions"].astype(str)
+    n_predicted = [int(n_cells.get(tuple(row), 0)) for row in conditions[["perturbation", "cell_type"]].to_numpy()]
+    unknown_numbers = {"pearson_delta": np.nan, "effect_slope": np.nan}
+    table = conditions.assign(n_observed=0, n_predicted=n_predicted, **unknown_numbers)
+    shift = np.asarray(kept["shift"])
+    return {**kept, "conditions": table, "predicted": shift, "observed": np.full_like(shift, np.nan)}
 
 
 def _row(conditions: pd.DataFrame, perturbation: str, cell_type: str) -> pd.Series:

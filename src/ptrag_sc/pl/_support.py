@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
-from ptrag_sc._validation import absent
+from ptrag_sc._validation import absent, unusable
 from ptrag_sc.model._calibration import half_width
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, Drawn, canvas, finish, result
 
@@ -61,8 +61,12 @@ def support(
     """
     if metric not in OUTCOMES:
         raise ValueError(absent("metric=", metric, "pl.support", OUTCOMES, "Pass one of them."))
-    conditions = result(adata, key, "support_calibration")
     predicted = result(adata, key, "support")
+    if "support_calibration" not in adata.uns[key]:
+        problem = "holds no expected errors, because no validation condition was predicted in training"
+        remedy = "Hold some out with ptrag_sc.pp.split(val_fraction=...) and train."
+        raise KeyError(unusable("Support", f"adata.uns[{key!r}]", problem, remedy))
+    conditions = result(adata, key, "support_calibration")
     given = ax is not None
     ax = canvas(ax, (6.4, 4.2))
     observed = conditions[metric].to_numpy(float)  # (n,)
