@@ -10,6 +10,7 @@ from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 SETS = "because every epoch draws its own sets"
+OF_RUNNER = ("ckpt_path",)  # scvi-tools' TrainRunner takes it from the arguments of the trainer
 NOT_GIVEN = {"module", "table", "plan_kwargs", "loss_kwargs"}  # arguments of the plan that are not the user's
 REPLACED = {"overfit_batches": "limit_train_batches=1, limit_val_batches=0"}  # what to pass instead
 
@@ -24,7 +25,7 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
     ValueError
         If batches are to be repeated.
     """
-    known = {*signature(Trainer).parameters, *signature(LightningTrainer).parameters} - {"kwargs"}
+    known = {*signature(Trainer).parameters, *signature(LightningTrainer).parameters, *OF_RUNNER} - {"kwargs"}
     of_plan = {*signature(PTRAGTrainingPlan).parameters, *signature(TrainingPlan).parameters} - NOT_GIVEN
     for name in [name for name in given if name not in known]:
         remedy = "See the arguments of scvi.train.Trainer."
