@@ -105,3 +105,27 @@ def test_further_loggers_keep_the_history_and_a_summary_names_the_weights(made, 
     else:
         assert f"Trained, weights of epoch {model.kept_epoch_}" in model.summary_string
     assert "Not Trained" in made[0].summary_string
+
+
+def test_a_remedy_is_an_argument_of_the_function_that_was_called(made):
+    model = made[0]
+    other = {"OTHER": model.tables_.embedding.vectors[0]}
+    calls = (
+        lambda: ptrag_sc.tl.perturb(model.adata, model, "NEW", gene_embedding=other),
+        lambda: ptrag_sc.tl.perturb(model.adata, model, "NEW"),
+        lambda: model.get_retrieval(perturbations="NEW", gene_embedding=other),
+        lambda: ptrag_sc.tl.predict_effects(model.adata, model, "NEW", gene_embedding=other),
+    )
+    for call in calls:
+        with pytest.raises(KeyError, match=r"'NEW' is not in .*Pass gene_embedding=") as caught:
+            call()
+        assert "aliases" not in str(caught.value)
+        assert "missing=" not in str(caught.value)
+
+
+def test_the_share_of_targets_that_change_is_told_with_advice(made):
+    adata = made[0].adata
+    ptrag_sc.tl.diagnose(adata)
+    finding = adata.uns.pop("diagnose")["findings"].set_index("check").loc["target gene"]
+    assert f"changes by two standard errors or more in {1 - finding['value']:.0%} of" in finding["message"]
+    assert ("check the guides" in finding["message"]) == (finding["value"] > 0.2)
