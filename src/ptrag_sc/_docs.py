@@ -19,7 +19,9 @@ return_fig
 cell_types
     None takes all that have control cells in ``adata``, also types that the model never saw.
 n_cells
-    Control cells per cell type; None uses each of them once.
+    Control cells per cell type; None uses each of them once. A mapping such as ``{"A": 100, "B": 50}`` has a number for
+    each perturbation, and so has a table with the columns ``perturbation`` and ``n_cells``; if it also has
+    ``cell_type``, only the pairs in it are predicted.
 gene_embedding
     Table (any source of :func:`ptrag_sc.pp.gene_embedding`) for genes that neither the model nor ``adata`` knows.
 seed

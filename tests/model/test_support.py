@@ -112,6 +112,7 @@ def test_too_few_validation_conditions_promise_nothing():
     support, observed = made_up(9)
     few, enough = (Calibration.fit(support[:n], observed[:n]).expected(support[:n]) for n in (8, 9))
     assert (few["pearson_delta_low"] == -1).all() and few["abstain"].all()
+    assert set(few["reason"]) == {"too few validation conditions for an interval"}
     assert np.isinf(few["energy_distance_high"]).all()
     assert (enough["pearson_delta_low"] > -1).all()
     one = Calibration.fit(support[:1], observed[:1]).expected(support)
@@ -136,6 +137,11 @@ def test_what_is_unlike_all_validation_conditions_has_no_expected_error():
     assert (found[columns].isna().all(axis=1) == unknown).all()
     assert (found[columns].isna().any(axis=1) == unknown).all()
     assert found["abstain"][unknown].all()
+    words = [reason.split(" ")[0] for reason in found["reason"]]
+    assert [words[i] for i in (1, 3, 4)] == ["no", "evidence", "evidence"]
+    assert ((found["reason"] == "") == ~found["abstain"]).all()
+    assert found["expected_pearson_delta"].dropna().between(-1, 1).all()
+    assert found.sort_values("expected_pearson_delta", ascending=False)["expected_pearson_delta"].notna().iloc[0]
 
 
 def test_expected_errors_are_values_that_their_metric_can_have():
@@ -248,7 +254,7 @@ def test_without_validation_conditions_nothing_is_expected(screen):
     model = train_small(adata, max_epochs=1, memory="response")
     virtual = ptrag_sc.tl.perturb(adata, model, "G0")
     assert "abstain" not in virtual.uns["ptrag"]["support"]
-    with pytest.raises(KeyError, match="support_calibration"):
+    with pytest.raises(KeyError, match=r"no validation condition .* ptrag_sc.pp.split\(val_fraction="):
         ptrag_sc.pl.support(virtual)
 
 

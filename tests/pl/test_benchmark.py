@@ -52,6 +52,25 @@ def test_floors_and_ceilings_are_lines_with_a_legend():
     plt.close(figure)
 
 
+def test_each_floor_and_ceiling_can_be_told_apart():
+    """By colour and line style together, in every panel and in the legend."""
+    names = {"mean shift": "floor", "no effect": "floor", "split half": "ceiling", "duplicate": "ceiling"}
+    rows = [("pearson_delta", name, kind, i / 10, i / 10, i / 10) for i, (name, kind) in enumerate(names.items())]
+    table = pd.concat([SUMMARY[:2], pd.DataFrame(rows, columns=SUMMARY.columns[:6])], ignore_index=True)
+    figure = ptrag_sc.pl.benchmark(table.ffill(), return_fig=True)
+    looks = {}
+    for line in figure.axes[0].lines:
+        if line.get_marker() != "o":
+            looks[line.get_xdata()[0]] = (line.get_color(), line.get_linestyle(), line._dash_pattern)
+    assert len({str(look) for look in looks.values()}) == len(names)
+    legend = figure.legends[0]
+    texts = [text.get_text() for text in legend.get_texts()][1:]
+    assert texts == [f"{kind}: {name}" for name, kind in names.items()]
+    shown = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()][1:]
+    assert shown == [looks[i / 10][:2] for i in range(len(names))]
+    plt.close(figure)
+
+
 def test_unusable_tables_are_refused():
     with pytest.raises(KeyError, match="Column 'low' does not occur in the summary"):
         ptrag_sc.pl.benchmark(SUMMARY.drop(columns="low"))

@@ -74,6 +74,46 @@ def test_lines_and_limits(adata):
     assert points.max() < ax.get_xlim()[1]
 
 
+def test_virtual_cells_alone_need_no_further_step(adata):
+    """A result of tl.perturb: what it holds beside its cells is drawn, as after tl.effect."""
+    virtual = adata[adata.obs["perturbation"] == "JAK2"].copy()
+    del virtual.obsm, virtual.obs["ptrag_predicted"], virtual.uns["ptrag"]["effect"]
+    kept = virtual.uns["ptrag"]["effects"]
+    kept["control"] = np.random.default_rng(0).gamma(1.0, 1.0, kept["shift"].shape)
+    ax = effect(virtual, perturbation="JAK2", cell_type="K562", n_top=1)
+    points = np.asarray(ax.collections[0].get_offsets())
+    order = np.lexsort(points.T)
+    expected = np.column_stack([kept["control"][0], kept["shift"][0]])
+    np.testing.assert_allclose(points[order], expected[np.lexsort(expected.T)], rtol=1e-6)
+    assert [text.get_text() for text in labels(ax)] == ["GENE3"]
+    assert "no observed cells\n7 predicted cells" in [text.get_text() for text in ax.texts]
+    assert ax.get_xlabel() == "mean expression of control cells (log1p)"
+    assert "effect" not in virtual.uns["ptrag"]
+    adata.obsm["ptrag"] = np.zeros((adata.n_obs, 30), dtype=np.float32)  # cells that were predicted, not virtual ones
+    del adata.uns["ptrag"]["effect"]
+    with pytest.raises(KeyError, match=r"tl\.effect"):
+        effect(adata, **CONDITION)
+
+
+def test_axes_say_in_which_unit(adata):
+    ax = effect(adata, **CONDITION)
+    assert ax.get_xlabel() == "observed shift of mean expression (log1p)"
+    adata.uns["ptrag"]["params"]["layer"] = "scaled"
+    assert effect(adata, **CONDITION).get_ylabel() == "predicted shift of mean expression (layer scaled)"
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_numbers_stand_where_no_point_is(adata, corner):
+    """Points fill all corners but one."""
+    effects = adata.uns["ptrag"]["effect"]
+    filled = [c for c in [(0, 0), (0, 1), (1, 0), (1, 1)] if c != corner]
+    for axis, name in enumerate(("observed", "predicted")):
+        effects[name][:] = np.resize([c[axis] for c in filled], effects[name].shape[1]) + np.arange(30) / 1000
+    ax = effect(adata, **CONDITION, n_top=0)
+    text = next(t for t in ax.texts if "Pearson" in t.get_text())
+    assert tuple(np.round(text.get_position())) == corner
+
+
 def test_all_zero_shift(adata):
     effects = adata.uns["ptrag"]["effect"]
     effects["observed"][:], effects["predicted"][:] = 0, 0
@@ -108,6 +148,7 @@ def test_labels_of_one_place_are_spread(adata):
 def test_numbers_leave_the_corner_of_a_negative_correlation(adata):
     effects = adata.uns["ptrag"]["effect"]
     effects["conditions"]["pearson_delta"] = -0.8
+    effects["predicted"] = -0.8 * effects["observed"]
     ax = effect(adata, **CONDITION)
     text = next(t for t in ax.texts if "Pearson" in t.get_text())
     assert "r = -0.80" in text.get_text()

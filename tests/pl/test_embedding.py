@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 from scipy.sparse import csr_matrix
@@ -128,6 +129,53 @@ def test_one_perturbation_predicted_on_control_cells(adata):
     seen = groups(embedding(adata, perturbation="NEW1", cell_type="K562"))
     assert {name: len(points) for name, points in seen.items()} == {"control": 20, "predicted": 20}
     assert np.isfinite(seen["predicted"]).all()
+
+
+@pytest.fixture
+def virtual(adata):
+    """Cells of tl.perturb without the cells that they come from: two perturbations in one cell type."""
+    genes = list(adata.uns["ptrag"]["genes"])
+    made = adata[rows(adata, "JAK2").tolist() + rows(adata, "STAT1").tolist(), genes].copy()
+    del made.obsm, made.obs["ptrag_predicted"]
+    effects = made.uns["ptrag"]["effects"]
+    effects["conditions"] = pd.DataFrame({"perturbation": ["JAK2", "STAT1"], "cell_type": ["K562", "K562"]})
+    effects["control"] = np.random.default_rng(0).gamma(1.0, 1.0, (2, len(genes)))
+    return made
+
+
+def test_virtual_cells_alone_show_themselves_and_the_control_mean(virtual):
+    ax = embedding(virtual, **CONDITION)
+    seen = groups(ax)
+    assert {name: len(points) for name, points in seen.items()} == {
+        "control": 1,
+        "other predictions": 7,
+        "predicted": 12,
+    }
+    control = virtual.uns["ptrag"]["effects"]["control"][1:]
+    cells = np.asarray(virtual.X)  # the plane is fitted to all of them; JAK2 comes first
+    up_to_sign(np.concatenate(list(seen.values())), slow_pca(cells, np.concatenate([control, cells])))
+    assert "control (mean only)" in [text.get_text() for text in ax.get_legend().get_texts()]
+    del virtual.uns["ptrag"]["effects"]  # a large request keeps none
+    assert set(groups(embedding(virtual, **CONDITION))) == {"other predictions", "predicted"}
+
+
+def test_controls_at_the_start_and_at_the_end_are_two_groups(adata):
+    adata.uns["ptrag"]["params"] |= {"time_key": "day", "start": "0"}
+    adata.obs["day"] = 7
+    start = rows(adata, "non-targeting")[:5]
+    adata.obs.loc[adata.obs_names[start], "day"] = 0
+    ax = embedding(adata, **CONDITION)
+    seen = groups(ax)
+    assert {name: len(points) for name, points in seen.items()} == {
+        "control at the start": 5,
+        "control at the end": 15,
+        "observed": 12,
+        "predicted": 12,
+    }
+    everything = groups(embedding(adata, **CONDITION))
+    np.testing.assert_array_equal(seen["predicted"], everything["predicted"])
+    colours = {dots.get_label().split(" (")[0]: tuple(dots.get_facecolor()[0]) for dots in ax.collections}
+    assert colours["control at the start"] != colours["control at the end"]
 
 
 class FakeUMAP:

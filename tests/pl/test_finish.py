@@ -40,7 +40,7 @@ def shown(monkeypatch) -> Iterator[list]:
 
 
 def test_every_export_is_covered():
-    own_tests = {"benchmark", "design", "diagnose", "explain_error", "power", "support"}
+    own_tests = {"benchmark", "design", "diagnose", "explain_error", "power", "ranking", "support"}
     assert set(pl.__all__) == {*PLOTS, *own_tests}
 
 

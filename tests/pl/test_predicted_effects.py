@@ -54,7 +54,10 @@ def test_intervals_end_where_the_table_says(adata):
 
 def test_the_unit_is_that_of_the_layer(adata):
     adata.uns["ptrag"]["params"]["layer"] = "scaled"
-    assert predicted_effects(adata, perturbation="MYC", cell_type="K562").get_xlabel() == "shift of mean scaled"
+    assert (
+        predicted_effects(adata, perturbation="MYC", cell_type="K562").get_xlabel()
+        == "shift of mean expression (layer scaled)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 
 from ptrag_sc.pl import retrieval, retrieval_matrix
 from ptrag_sc.pl._retrieval import COLOURS, DOT_AREAS, UNKNOWN_COLOUR
+from ptrag_sc.pl._retrieval_matrix import ABSENT_COLOUR
 
 QUERY = "AAAAAA+BBBBBBB"
 
@@ -96,6 +97,7 @@ def test_size_legend_and_colour_bar_use_the_scale_of_the_dots(adata, table, size
     sizes = [handle.get_sizes()[0] for handle in ax.get_legend().legend_handles]
     np.testing.assert_allclose(sizes, DOT_AREAS[0] + (DOT_AREAS[1] - DOT_AREAS[0]) * rates, atol=4)
     (bar,) = ax.child_axes
+    assert bar.get_title(loc="left").replace("\n", " ") == "similarity of gene embeddings"
     assert bar.get_ylim() == pytest.approx(ax.collections[0].get_clim())
     assert QUERY in ax.get_title(loc="left")
 
@@ -170,6 +172,26 @@ def test_every_tile_says_what_the_table_says(adata, table, value):
     assert np.isfinite(tiles).sum() == len(mine)
     for (row, column), expected in mine.items():
         assert tiles[rows.index(row), columns.index(column)] == pytest.approx(expected)
+
+
+def test_not_retrieved_is_grey_and_weight_0_is_white(adata, table):
+    table.loc[0, "weight"] = 0.0
+    mine = table.loc[0]
+    ax = retrieval_matrix(adata, cell_type=mine["cell_type"])
+    image = ax.images[0]
+    colours = image.cmap(image.norm(image.get_array()))
+    rows, columns = ticks(ax.yaxis), ticks(ax.xaxis)
+    assert (colours[rows.index(mine["perturbation"]), columns.index(mine["candidate"]), :3] > 0.95).all()
+    for name in rows:  # none is a candidate of its own
+        assert tuple(colours[rows.index(name), columns.index(name)]) == to_rgba(ABSENT_COLOUR)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["not retrieved"]
+    assert ax.get_legend().get_patches()[0].get_facecolor() == to_rgba(ABSENT_COLOUR)
+
+
+def test_a_similarity_leaves_out_candidates_without_any(adata, table):
+    table.loc[table["candidate"] == "MYC", "similarity"] = np.nan
+    assert "MYC" not in ticks(retrieval_matrix(adata, value="similarity").xaxis)
+    assert "MYC" in ticks(retrieval_matrix(adata).xaxis)
 
 
 def test_mean_over_cell_types_counts_where_it_was_retrieved(adata, table):

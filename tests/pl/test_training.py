@@ -1,5 +1,7 @@
 """Do the training curves show the history, and the mark its best epoch?"""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ LOSSES = ("train_loss", "validation_loss")
 
 
 def lines(ax) -> dict:
-    return {line.get_label(): line for line in ax.lines}
+    return {line.get_label().split(" (")[0]: line for line in ax.lines}
 
 
 def mark(ax):
@@ -25,6 +27,22 @@ def test_curves_are_the_history(trained, curves):
         np.testing.assert_allclose(seen[label].get_ydata(), curves[name])
     assert ax.figure.axes == [ax]  # no gates in the history: no panel for them
     assert ax.get_xlabel() == "epoch"
+
+
+def test_jumps_of_the_training_loss_are_explained_and_smoothed(trained, curves):
+    rng = np.random.default_rng(0)
+    curves["train_loss"] = curves["train_loss"] + np.where(np.arange(30) % 7 == 3, 2.0, 0.0) + rng.uniform(0, 0.01, 30)
+    model = trained(curves)
+    ax = training(model)
+    median = lines(ax)["training, running median"].get_ydata()
+    assert median[5] == np.median(curves["train_loss"][1:10])  # nine epochs
+    assert median[0] == np.median(curves["train_loss"][:5])
+    assert max(median[2:]) < 0.6 < 2 < max(lines(ax)["training"].get_ydata())
+    assert any("new cells in each epoch" in line.get_label() for line in ax.lines)
+    model.tables_ = SimpleNamespace(memory=object())
+    assert "training, two losses" in lines(training(model))
+    short = training(trained({"train_loss": np.ones(5)}))
+    assert list(lines(short)) == ["training", "_child1", "lowest training loss: 1, epoch 0"]
 
 
 def test_best_epoch_is_that_of_the_validation_loss(trained, curves):

@@ -57,6 +57,18 @@ def test_control_only_without_genes_says_what_to_pass():
         gene_embedding(screen(["ctrl", "ctrl"]), TABLE, **KEYS)
 
 
+def test_the_source_can_be_named():
+    adata = screen()
+    gene_embedding(adata, TABLE, source_name="my vectors", **KEYS)
+    named = adata.uns["gene_embedding"]
+    assert named["source"] == "my vectors"
+    gene_embedding(adata, TABLE, **KEYS)
+    assert adata.uns["gene_embedding"]["source"] == "DataFrame"
+    np.testing.assert_array_equal(adata.uns["gene_embedding"]["vectors"], named["vectors"])
+    with pytest.raises(ValueError, match=r"source_name=' ' in pp.gene_embedding is no name"):
+        gene_embedding(adata, TABLE, source_name=" ", **KEYS)
+
+
 def test_aliases_translate_and_the_label_stays():
     adata = screen(["ctrl", "p53", "p53+STAT1", "TRP53"])
     gene_embedding(adata, TABLE, aliases={"p53": "TP53", "TRP53": "TP53", "unused": "?"}, **KEYS)

@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
 from ptrag_sc.datasets._pickled_vectors import GeneVectors
@@ -39,6 +40,20 @@ def write_pickle(path):
     path.write_bytes(pickle.dumps(dict(zip(GENES, VECTORS.tolist(), strict=True))))
 
 
+def write_varm_h5ad(path):
+    cells = ad.AnnData(np.zeros((2, 4), dtype=np.float32), var=pd.DataFrame(index=GENES))
+    cells.varm["scgpt"], cells.varm["PCs"] = VECTORS, VECTORS[:, :2]
+    cells.write_h5ad(path)
+
+
+def write_pt(path):
+    torch.save({gene: torch.tensor(vector) for gene, vector in zip(GENES, VECTORS, strict=True)}, path)
+
+
+def write_pt_arrays(path):
+    torch.save({"genes": GENES, "vectors": torch.nn.Parameter(torch.tensor(VECTORS).double())}, path)
+
+
 WRITERS = [
     ("a.npz", write_npz),
     ("emb.npz", write_npz_emb),
@@ -49,6 +64,9 @@ WRITERS = [
     ("numbered.csv", lambda path: FRAME.set_axis(range(3), axis=1).to_csv(path)),
     ("a.h5ad", write_h5ad),
     ("sparse.h5ad", write_sparse_h5ad),
+    ("varm.h5ad", write_varm_h5ad),
+    ("a.pt", write_pt),
+    ("arrays.pth", write_pt_arrays),
     ("a.pickle", write_pickle),
     ("a.pkl", write_pickle),
 ]
@@ -91,6 +109,40 @@ def test_tables_in_memory(source):
     table = read_embedding(source)
     assert table.genes.tolist() == GENES
     np.testing.assert_allclose(table.vectors, UNIT, rtol=1e-6)
+
+
+def test_an_anndata_has_them_in_varm_or_as_observations():
+    cells = ad.AnnData(np.zeros((2, 4), dtype=np.float32), var=pd.DataFrame(index=GENES))
+    for vectors in (VECTORS, FRAME, csr_matrix(VECTORS)):
+        cells.varm["scgpt"] = vectors
+        table = read_embedding(cells)
+        assert (table.genes.tolist(), table.source) == (GENES, "AnnData")
+        np.testing.assert_allclose(table.vectors, UNIT, rtol=1e-6)
+    rows = ad.AnnData(VECTORS, obs=pd.DataFrame(index=GENES))
+    rows.varm["PCs"] = np.ones((3, 2))  # of sc.pp.pca
+    np.testing.assert_allclose(read_embedding(rows).vectors, UNIT, rtol=1e-6)
+    cells.varm["genept"] = VECTORS
+    with pytest.raises(ValueError, match=r"varm of the AnnData has several tables: 'scgpt', 'genept'.*DataFrame"):
+        read_embedding(cells)
+    empty = ad.AnnData(obs=pd.DataFrame(index=GENES), var=pd.DataFrame(index=["a"]))
+    with pytest.raises(ValueError, match="has neither vectors in varm nor X"):
+        read_embedding(empty)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_file_of_tensors_executes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"STAT1": Hostile()}, tmp_path / "hostile.pt")
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    torch.save({}, tmp_path / "empty.pt")
+    for name, problem in (("hostile", "could not be read"), ("tensor", "holds a Tensor"), ("empty", "holds a dict")):
+        with pytest.raises(ValueError, match=rf"{problem}.*torch.save"):
+            read_embedding(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_genept_comes_from_the_datasets(monkeypatch):
@@ -182,7 +234,7 @@ def test_csv_with_a_gap_names_the_gene(tmp_path):
 
 def test_h5ad_without_x_is_refused(tmp_path):
     ad.AnnData(obs=pd.DataFrame(index=GENES)).write_h5ad(tmp_path / "a.h5ad")
-    with pytest.raises(ValueError, match="has no X"):
+    with pytest.raises(ValueError, match="has neither vectors in varm nor X"):
         read_embedding(tmp_path / "a.h5ad")
 
 

@@ -158,7 +158,7 @@ def test_totals_are_squared_differences_of_shifts():
     virtual = ptrag_sc.tl.perturb(adata, ptrag_sc.baselines.MeanShift(adata).fit(), held_out(adata), counts=False)
     table = explain_error(adata, virtual, reference=reference)
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    shifts = ptrag_sc.tl.effect_table(adata)
+    shifts = ptrag_sc.tl.effect_table(virtual)
     error = np.square(shifts["shift"] - shifts["observed"]).groupby([shifts["perturbation"], shifts["cell_type"]]).sum()
     total = table.groupby(["perturbation", "cell_type"])["total"].first()
     pd.testing.assert_series_equal(total, error.loc[total.index], check_names=False, rtol=1e-3, check_dtype=False)

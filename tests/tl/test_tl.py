@@ -211,8 +211,10 @@ def test_effects_equal_slow_means(trained, predicted):
 def test_effects_of_virtual_cells_and_of_conditions_that_were_not_observed(trained):
     adata = make_screen()
     virtual = ptrag_sc.tl.perturb(adata, trained, ["G4+G6", "G0"])
+    before = set(adata.uns)
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    effect = adata.uns["ptrag"]["effect"]
+    assert set(adata.uns) == before  # written beside the prediction, and nowhere else
+    effect = virtual.uns["ptrag"]["effect"]
     unseen = (effect["conditions"]["perturbation"] == "G4+G6").to_numpy()
     assert np.isnan(effect["observed"][unseen]).all()
     assert effect["conditions"].loc[unseen, ["pearson_delta", "effect_slope"]].isna().all(axis=None)
@@ -220,6 +222,7 @@ def test_effects_of_virtual_cells_and_of_conditions_that_were_not_observed(train
     assert np.isfinite(effect["predicted"]).all()
     with pytest.raises(KeyError, match=r"lacks .* of the control cells"):
         ptrag_sc.tl.effect(adata[:50].copy(), predicted=virtual)
+    adata.uns["ptrag"] = virtual.uns["ptrag"]
     for other in (make_screen(), adata):  # observed cells whose uns has the entry of virtual ones are not these
         with pytest.raises(KeyError, match=r"Run ptrag_sc.tl.predict first"):
             ptrag_sc.tl.effect(other)
@@ -298,9 +301,10 @@ def test_effects_follow_the_genes_of_the_predicted_object(trained):
     adata = make_screen()
     virtual = ptrag_sc.tl.perturb(adata, trained, ["G0", "G1"])
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    expected = adata.uns["ptrag"]["effect"]
-    ptrag_sc.tl.effect(adata, predicted=virtual[:, ::-1].copy())
-    found = adata.uns["ptrag"]["effect"]
+    expected = virtual.uns["ptrag"]["effect"]
+    turned = virtual[:, ::-1].copy()
+    ptrag_sc.tl.effect(adata, predicted=turned)
+    found = turned.uns["ptrag"]["effect"]
     np.testing.assert_allclose(found["predicted"][:, ::-1], expected["predicted"], atol=1e-6)
     np.testing.assert_allclose(found["conditions"]["pearson_delta"], expected["conditions"]["pearson_delta"], atol=1e-5)
 
@@ -343,7 +347,7 @@ def test_effects_of_sparse_virtual_cells(trained):
     adata = make_screen()
     virtual = ptrag_sc.tl.perturb(adata, trained, "G0")
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    expected = adata.uns["ptrag"]["effect"]["predicted"]
+    expected = virtual.uns["ptrag"]["effect"]["predicted"]
     virtual.X = sp.csr_matrix(virtual.X)
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    np.testing.assert_allclose(adata.uns["ptrag"]["effect"]["predicted"], expected, atol=1e-6)
+    np.testing.assert_allclose(virtual.uns["ptrag"]["effect"]["predicted"], expected, atol=1e-6)

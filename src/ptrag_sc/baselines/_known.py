@@ -178,7 +178,8 @@ def text_vectors(
             return vectors
     genes = sorted({gene for label in labels for gene in components(label, sep)})
     if gene_embedding is not None:
-        table = read_embedding(gene_embedding, genes=genes, missing="drop")
+        remedy = "Pass gene_embedding=<a table that holds them>, or leave these perturbations out."
+        table = read_embedding(gene_embedding, genes=genes, missing="drop", remedy=remedy)
     else:
         table = _table_of(adata)
     lacking = table.missing(labels, sep)

@@ -21,6 +21,7 @@ from ptrag_sc.data._requests import as_name_list, find_cell_types, request_popul
 from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run, VirtualCells
 from ptrag_sc.data._set_sampler import CellSets
+from ptrag_sc.data._sizes import NCells, named_cell_types, read_sizes, storable_sizes
 from ptrag_sc.data._targets import OwnEffects
 
 
@@ -193,7 +194,7 @@ class Predictor(ABC):
         *,
         perturbations: str | Iterable[str],
         cell_types: str | Iterable[str] | None = None,
-        n_cells: int | None = None,
+        n_cells: NCells = None,
         gene_embedding: object = None,
         seed: int | None = None,
         counts: Counts = "auto",
@@ -231,7 +232,7 @@ class Predictor(ABC):
         *,
         perturbations: str | Iterable[str],
         cell_types: str | Iterable[str] | None,
-        n_cells: int | None,
+        n_cells: NCells,
         gene_embedding: object,
         seed: int | None,
         counts: Counts,
@@ -245,20 +246,21 @@ class Predictor(ABC):
             Object with control cells; None takes the training data.
         {perturb_parameters}
         """
-        for name, value, minimum in (("n_cells", n_cells, 1), ("seed", seed, 0)):
-            if value is not None:
-                check_whole(name, value, "the request", minimum=minimum)
+        if seed is not None:
+            check_whole("seed", seed, "the request")
         if adata is None:
             adata = self.training_data()
         # B+A and A+B are one perturbation, and one that is named twice is predicted once.
         labels = self.canonical_labels(perturbations)
         screen = self.read(adata)
-        types = find_cell_types(screen, cell_types)
-        population = request_population(screen, len(labels), types, n_cells=n_cells, set_size=self.set_size_, seed=seed)
+        types = find_cell_types(screen, named_cell_types(n_cells) if cell_types is None else cell_types)
+        names = [str(screen.index.cell_types[t]) for t in types]
+        sizes = read_sizes(n_cells, labels, names, sep=self.keys_.sep)  # (Q, V)
+        population = request_population(screen, len(labels), types, n_cells=sizes, set_size=self.set_size_, seed=seed)
         form: dict[str, Any] = {"counts": counts, "nonnegative": nonnegative}
         run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed, **form)
         var = self.keys_.expression_holder(adata).var.loc[self.genes_].copy()
-        params = {"seed": seed, **run.form, "n_cells": n_cells}
+        params = {"seed": seed, **run.form, "n_cells": storable_sizes(n_cells)}
         return VirtualCells(run, population, source_obs(adata, self.keys_), var, params)
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -10,7 +11,9 @@ from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._deal import deal_sets
 from ptrag_sc.data._fields import Screen
 from ptrag_sc.data._set_sampler import PlannedSet, name_hash
+from ptrag_sc.data._sizes import ALL
 
+ControlSet: TypeAlias = tuple[int, int, np.ndarray]  # cell type, ordinal, control rows (s,)
 DealtSet: TypeAlias = tuple[np.ndarray, np.ndarray]  # cells to predict (s,) and their control cells (s,), as rows
 
 
@@ -29,40 +32,64 @@ class Request(NamedTuple):
 
 
 class Population(NamedTuple):
-    """What is to be predicted: the same sets of control cells under every perturbation.
+    """What is to be predicted: sets of control cells under every perturbation.
 
     Output rows are ordered by perturbation and then by set, so that consecutive sets are consecutive rows.
     """
 
-    n_labels: int
-    sets: list[tuple[int, int, np.ndarray]]  # cell type, ordinal, control rows (s,)
+    sets: list[list[ControlSet]]  # of each perturbation; those with the same cells share one list
+
+    @property
+    def n_labels(self) -> int:
+        """Number of perturbations."""
+        return len(self.sets)
+
+    @property
+    def distinct(self) -> list[list[ControlSet]]:
+        """The lists of sets that differ."""
+        return list({id(sets): sets for sets in self.sets}.values())
 
     @property
     def rows(self) -> np.ndarray:
-        """Control rows (n,) under one perturbation."""
-        return np.concatenate([rows for _, _, rows in self.sets])
+        """Control rows (n,) that any perturbation is given, ascending."""
+        return np.unique(np.concatenate([rows for sets in self.distinct for _, _, rows in sets]))
 
     @property
     def cell_types(self) -> list[int]:
         """Codes of the cell types."""
-        return sorted({cell_type for cell_type, _, _ in self.sets})
+        return sorted({cell_type for sets in self.distinct for cell_type, _, _ in sets})
+
+    @property
+    def largest(self) -> int:
+        """Number of cells in the largest set."""
+        return max(len(rows) for sets in self.distinct for _, _, rows in sets)
 
     @property
     def n_obs(self) -> int:
         """Number of output rows."""
-        return self.n_labels * len(self.rows)
+        n = {id(sets): sum(len(rows) for _, _, rows in sets) for sets in self.distinct}
+        return sum(n[id(sets)] for sets in self.sets)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Number of the first set of each perturbation, and of all sets (Q + 1,)."""
+        return np.append(0, np.cumsum([len(sets) for sets in self.sets]))
+
+    def asks(self, label: int, cell_type: int) -> bool:
+        """Whether a perturbation (counted from 0) is to be predicted in a cell type (code)."""
+        return any(t == cell_type for t, _, _ in self.sets[label])
 
     def whole(self) -> Request:
         """Return one request for all rows."""
-        return self._piece(range(self.n_labels * len(self.sets)))
+        return self._piece(range(self.first[-1]))
 
     def n_pieces(self, n_sets: int) -> int:
         """Return how many requests :meth:`pieces` yields."""
-        return math.ceil(self.n_labels * len(self.sets) / n_sets)
+        return math.ceil(self.first[-1] / n_sets)
 
     def pieces(self, n_sets: int) -> Iterator[Request]:
         """Yield requests of up to ``n_sets`` sets each; together they are the population, row by row."""
-        every = range(self.n_labels * len(self.sets))
+        every = range(self.first[-1])
         for i in range(self.n_pieces(n_sets)):
             yield self._piece(every[i * n_sets : (i + 1) * n_sets])
 
@@ -70,9 +97,10 @@ class Population(NamedTuple):
         """Return the request for the sets of these numbers, counted over perturbations and then over sets."""
         planned = []
         n_rows = 0
-        for number in numbers:
-            label, s = divmod(number, len(self.sets))
-            cell_type, ordinal, rows = self.sets[s]
+        first = self.first
+        labels = np.searchsorted(first, numbers, side="right") - 1  # (m,)
+        for number, label in zip(numbers, labels.tolist(), strict=True):
+            cell_type, ordinal, rows = self.sets[label][number - first[label]]
             output = np.arange(n_rows, n_rows + len(rows))  # (s,)
             planned.append(PlannedSet(label + 1, cell_type, ordinal, output, rows))  # query 0 is the control
             n_rows += len(rows)
@@ -156,7 +184,7 @@ def request_population(
     n_labels: int,
     cell_types: list[int],
     *,
-    n_cells: int | None,
+    n_cells: int | np.ndarray | None,
     set_size: int,
     seed: int | None,
 ) -> Population:
@@ -171,7 +199,8 @@ def request_population(
     cell_types
         Codes of the cell types.
     n_cells
-        Number of control cells taken of each cell type; None takes all.
+        Number of control cells taken of each cell type; None takes all. An array (Q, V) has the number of each
+        perturbation in each of these cell types, as :func:`ptrag_sc.data._sizes.read_sizes` returns it.
     set_size
         Largest number of cells in a set.
     seed
@@ -184,12 +213,19 @@ def request_population(
     """
     # The hash of a name, not its row, orders the cells: permuting the rows of the AnnData changes no prediction.
     order = name_hash(screen.names, seed or 0)  # (n,)
-    sets = []
-    for t in cell_types:
-        controls = _first_controls(screen, t, order, n_cells)
-        dealt = _dealt(screen.index.batch, order, controls, controls, set_size)
-        sets += [(t, ordinal, rows) for ordinal, (rows, _) in enumerate(dealt)]
-    return Population(n_labels, sets)
+    if not isinstance(n_cells, np.ndarray):
+        n_cells = np.full((n_labels, len(cell_types)), ALL if n_cells is None else n_cells)
+    dealt: dict[tuple[int, int], list[ControlSet]] = {}  # for each cell type and number of cells
+    for t, numbers in zip(cell_types, n_cells.T, strict=True):
+        for n in np.unique(numbers[numbers != 0]).tolist():
+            controls = _first_controls(screen, t, order, None if n == ALL else n)
+            sets = _dealt(screen.index.batch, order, controls, controls, set_size)
+            dealt[t, n] = [(t, ordinal, rows) for ordinal, (rows, _) in enumerate(sets)]
+    patterns: dict[tuple[int, ...], list[ControlSet]] = {}  # perturbations with the same numbers share their sets
+    for pattern in map(tuple, np.unique(n_cells, axis=0).tolist()):
+        chosen = [dealt[t, n] for t, n in zip(cell_types, pattern, strict=True) if n != 0]
+        patterns[pattern] = list(chain.from_iterable(chosen))
+    return Population([patterns[tuple(numbers)] for numbers in n_cells.tolist()])
 
 
 def _first_controls(screen: Screen, cell_type: int, order: np.ndarray, n_cells: int | None) -> np.ndarray:

@@ -235,8 +235,7 @@ class VirtualCells:
         check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
         # Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
         batch_size = self.run.predictor._prediction_batch_size
-        largest = max(len(rows) for _, _, rows in self.population.sets)
-        n_sets = max(1, CHUNK // (largest * batch_size)) * batch_size
+        n_sets = max(1, CHUNK // (self.population.largest * batch_size)) * batch_size
         n_pieces = self.population.n_pieces(n_sets)
         requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
         pieces = map(stored._piece, requests)

@@ -47,7 +47,8 @@ def genept(
 
     Returns
     -------
-    NamedTuple of ``genes`` (n,) and ``vectors`` (n, 1536) float32, as published (not rescaled).
+    GeneVectors
+        A named tuple of ``genes`` (n,) and ``vectors`` (n, 1536) float32, as published (not rescaled).
 
     Raises
     ------

@@ -54,10 +54,11 @@ def replogle_nadig(
 
     Returns
     -------
-    AnnData backed by the file. Its conventions: ``perturbation_key="gene"``, ``control="non-targeting"``,
-    ``cell_type_key="cell_line"``, ``batch_key="gem_group"`` (two cell lines may have the same number; ptrag_sc still
-    counts two batches). The 2,000 genes of ``obsm["X_hvg"]`` were not chosen from the training cells of your split;
-    :func:`select_training_genes` does that.
+    AnnData
+        Backed by the file. Its conventions: ``perturbation_key="gene"``, ``control="non-targeting"``,
+        ``cell_type_key="cell_line"``, ``batch_key="gem_group"`` (two cell lines may have the same number; ptrag_sc
+        still counts two batches). The 2,000 genes of ``obsm["X_hvg"]`` were not chosen from the training cells of your
+        split; :func:`select_training_genes` does that.
 
     Raises
     ------
@@ -127,7 +128,8 @@ def select_training_genes(
 
     Returns
     -------
-    New AnnData of all cells x ``n_genes``: ``X`` CSR float32, ``obs`` and the chosen rows of ``var`` copied.
+    AnnData
+        A new object of all cells x ``n_genes``: ``X`` CSR float32, ``obs`` and the chosen rows of ``var`` copied.
 
     Raises
     ------

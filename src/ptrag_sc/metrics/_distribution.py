@@ -33,7 +33,8 @@ def energy_distance(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The distance, in units of the features; 0 in expectation at the truth.
+    float
+        The distance, in units of the features; 0 in expectation at the truth.
 
     Raises
     ------
@@ -69,7 +70,8 @@ def wasserstein_1(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The distance, in units of the features.
+    float
+        The distance, in units of the features.
 
     Raises
     ------
@@ -98,7 +100,8 @@ def wasserstein_2(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The distance, in units of the features.
+    float
+        The distance, in units of the features.
 
     Raises
     ------
@@ -129,7 +132,8 @@ def mmd2(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The discrepancy, at most 2 and without unit.
+    float
+        The discrepancy, at most 2 and without unit.
 
     Raises
     ------
@@ -163,8 +167,9 @@ def variance_ratio(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The ratio of the traces of the covariances (divisor n - 1). If the real cells are identical, 1 if the predicted
-    cells are identical too, else NaN.
+    float
+        The ratio of the traces of the covariances (divisor n - 1). If the real cells are identical, 1 if the predicted
+        cells are identical too, else NaN.
 
     Raises
     ------

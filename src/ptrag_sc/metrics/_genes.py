@@ -43,7 +43,8 @@ def differential_expression(cells: np.ndarray, control: np.ndarray) -> Different
 
     Returns
     -------
-    Adjusted p-values and log2 fold changes, genes in the order given.
+    DifferentialExpression
+        Adjusted p-values and log2 fold changes, genes in the order given.
 
     Raises
     ------
@@ -98,7 +99,8 @@ def de_overlap(real: DifferentialExpression, predicted: DifferentialExpression) 
 
     Returns
     -------
-    Between 0 and 1; NaN if no gene is significant in the real cells (cell-eval2 counts 0).
+    float
+        Between 0 and 1; NaN if no gene is significant in the real cells (cell-eval2 counts 0).
 
     Examples
     --------
@@ -126,8 +128,9 @@ def de_direction(real: DifferentialExpression, predicted: DifferentialExpression
 
     Returns
     -------
-    Between 0 and 1, .5 for random signs; a fold change that is 0 or not finite agrees only with another such one. NaN
-    if no gene is significant in the real cells.
+    float
+        Between 0 and 1, .5 for random signs; a fold change that is 0 or not finite agrees only with another such one.
+        NaN if no gene is significant in the real cells.
 
     Examples
     --------
@@ -156,7 +159,8 @@ def de_jaccard(real: DifferentialExpression, predicted: DifferentialExpression) 
 
     Returns
     -------
-    Between 0 and 1; NaN if no gene is significant on either side (cell-eval2 counts 1).
+    float
+        Between 0 and 1; NaN if no gene is significant on either side (cell-eval2 counts 1).
 
     Examples
     --------
@@ -181,8 +185,9 @@ def lfc_nmae(real: DifferentialExpression, predicted: DifferentialExpression) ->
 
     Returns
     -------
-    0 is best, a prediction of no change scores 1, and there is no upper bound. A predicted fold change that is not
-    finite counts as no change. NaN with fewer than ten significant real genes, as in cell-eval2.
+    float
+        0 is best, a prediction of no change scores 1, and there is no upper bound. A predicted fold change that is not
+        finite counts as no change. NaN with fewer than ten significant real genes, as in cell-eval2.
 
     Examples
     --------
@@ -213,8 +218,9 @@ def t_weights(sums: np.ndarray, squares: np.ndarray, n_cells: np.ndarray) -> np.
 
     Returns
     -------
-    Weights (P, G), rows summing to 1; equal weights if every t is the same; NaN if a perturbation or the rest of them
-    has fewer than two cells.
+    numpy.ndarray
+        Weights (P, G), rows summing to 1; equal weights if every t is the same; NaN if a perturbation or the rest of
+        them has fewer than two cells.
 
     Examples
     --------

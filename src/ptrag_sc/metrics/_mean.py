@@ -19,7 +19,8 @@ def pearson_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray
 
     Returns
     -------
-    Between -1 and 1; 0 if either shift, less its mean over genes, has a norm below 1e-6.
+    float
+        Between -1 and 1; 0 if either shift, less its mean over genes, has a norm below 1e-6.
 
     Examples
     --------
@@ -49,7 +50,8 @@ def effect_slope(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray)
 
     Returns
     -------
-    ``<predicted shift, real shift> / <real shift, real shift>``; 0 if the real shift has a norm below 1e-6.
+    float
+        ``<predicted shift, real shift> / <real shift, real shift>``; 0 if the real shift has a norm below 1e-6.
 
     Examples
     --------
@@ -76,7 +78,8 @@ def mse(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The error, in squared units of expression.
+    float
+        The error, in squared units of expression.
 
     Examples
     --------
@@ -97,7 +100,8 @@ def mae(real: np.ndarray, predicted: np.ndarray) -> float:
 
     Returns
     -------
-    The error, in units of expression.
+    float
+        The error, in units of expression.
 
     Examples
     --------
@@ -123,7 +127,8 @@ def wmse(real: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> float:
 
     Returns
     -------
-    The error, in squared units of expression; NaN without weights.
+    float
+        The error, in squared units of expression; NaN without weights.
 
     Examples
     --------
@@ -149,8 +154,9 @@ def r2w_delta(real: np.ndarray, predicted: np.ndarray, reference: np.ndarray, we
 
     Returns
     -------
-    At most 1, not bounded below; 0 if the real shift does not vary over genes (1 if the prediction equals it); NaN
-    without weights.
+    float
+        At most 1, not bounded below; 0 if the real shift does not vary over genes (1 if the prediction equals it); NaN
+        without weights.
 
     Examples
     --------

@@ -30,8 +30,9 @@ def pds_cosine(
 
     Returns
     -------
-    One score per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
-    perturbation. A shift with a norm below 1e-6 has cosine 0 with every other.
+    numpy.ndarray
+        One score per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
+        perturbation. A shift with a norm below 1e-6 has cosine 0 with every other.
 
     Examples
     --------
@@ -60,8 +61,9 @@ def centroid_accuracy(real: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    One share per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
-    perturbation.
+    numpy.ndarray
+        One share per perturbation (P,). 1 is best, and a prediction without information scores .5; NaN for a single
+        perturbation.
 
     Examples
     --------

@@ -4,6 +4,7 @@ import logging
 
 import pandas as pd
 from scvi.train import TrainRunner
+from scvi.train._logger import SimpleLogger
 
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._trainer import KeepBest
@@ -33,14 +34,14 @@ class Epochs:
         plan.n_before = model.n_epochs_
         plan.kept_before = model.kept_epoch_
         self.history: dict[str, pd.DataFrame] = dict(model.history_ or {})
+        if self.trainer.loggers and self._logged() is None:  # those of the user keep none
+            self.trainer.loggers = [*self.trainer.loggers, SimpleLogger()]
         self.keep = next((callback for callback in self.trainer.callbacks if isinstance(callback, KeepBest)), None)
 
     def write(self) -> None:
         """Write the state so far into the model."""
         offset = self.plan.epoch_offset
-        added = getattr(self.trainer.logger, "history", None)
-        if not isinstance(added, dict):  # loggers other than that of scvi-tools have none
-            added = {}
+        added = self._logged() or {}
         logged = [frame.index[-1] + 1 for frame in added.values() if frame.index.name == "epoch" and len(frame)]
         # The trainer counts an epoch when it ends, so the running one is added; a log may be ahead of the count.
         counted = min(self.trainer.current_epoch + self.plan.running, self.trainer.max_epochs)
@@ -49,6 +50,11 @@ class Epochs:
         if self.trainer.is_global_zero and (added or self.history):
             names = {**self.history, **added}
             self.model.history_ = {name: self._joined(name, added.get(name), offset) for name in names}
+
+    def _logged(self) -> dict[str, pd.DataFrame] | None:
+        """Return what this training logged; None if no logger keeps it, as those of other packages do not."""
+        found = [getattr(logger, "history", None) for logger in self.trainer.loggers]
+        return next((history for history in found if isinstance(history, dict)), None)
 
     def _kept_epoch(self) -> int | None:
         """Return the epoch of the model's weights, given the number of epochs that were run."""

@@ -19,11 +19,28 @@ class ModelFile(NamedTuple):
     meta: dict[str, Any]  # JSON-able
 
 
+def saved_registry(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what a model was set up with, in the form of a registry of scvi-tools without data."""
+    keys = meta["keys"]
+    return {
+        "scvi_version": meta.get("scvi_version", ""),  # older files do not say
+        "model_name": meta["state"]["class"],
+        "setup_method_name": "setup_mudata" if keys.get("modalities") else "setup_anndata",
+        "setup_args": dict(keys),
+        "field_registries": {},
+    }
+
+
 def write_model(path: Path, content: ModelFile) -> None:
     """Write a model file."""
     tensors = {name: tensor.detach().cpu() for name, tensor in content.tensors.items()}
     meta = json.dumps({"format": FORMAT, **content.meta}, default=lambda scalar: scalar.item())  # numpy scalars
-    write_beside(path, lambda beside: torch.save({"tensors": tensors, "json": meta}, beside))
+    # Where the helpers of scvi-tools' hub look for them.
+    plain = json.loads(meta)
+    init_params = {"non_kwargs": plain["init_params"], "kwargs": {}}
+    for_hub = {"registry_": saved_registry(plain), "init_params_": init_params}
+    everything = {"tensors": tensors, "json": meta, "attr_dict": for_hub}
+    write_beside(path, lambda beside: torch.save(everything, beside))
 
 
 def read_model(path: Path) -> ModelFile:

@@ -17,7 +17,7 @@ from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._run import Counts, Run
 from ptrag_sc.model._expected import Expecting
 from ptrag_sc.model._sets import gate_noise
-from ptrag_sc.model._support import Calibration, support_table
+from ptrag_sc.model._support import Calibration, support_table, warn_of_abstention
 from ptrag_sc.retrieval import QueryTable, nameable_genes, resolve_vectors, shuffled_names
 
 NULLS = ("random", "shuffled")
@@ -81,6 +81,7 @@ class ModulePredictor(Expecting):
         if self.support_ is not None:
             support = self.support_.expected(support)
             found["support_calibration"] = self.support_.conditions
+            warn_of_abstention(support)
         return {**found, "support": support}
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> QueryTable:

@@ -24,6 +24,7 @@ from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
 from ptrag_sc.model._trainer import trainer_arguments
+from ptrag_sc.model._trainer_arguments import check_trainer_arguments
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 TRAINING_STEPS = 3000  # with max_epochs=None
@@ -197,10 +198,13 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
 
         Raises
         ------
+        TypeError
+            If the trainer does not know an argument; those of the training plan go into ``plan_kwargs``.
         ValueError
-            If the registered object holds none of the training conditions, or ``data_device`` or
-            ``condition_sampling`` cannot be used.
+            If the registered object holds none of the training conditions, or ``data_device``,
+            ``condition_sampling`` or an argument of the trainer cannot be used.
         """
+        check_trainer_arguments(trainer_kwargs)
         sizes = {"max_epochs": max_epochs, "set_size": set_size, "batch_size": batch_size}
         for name in [n for n, value in sizes.items() if value is not None]:
             check_whole(name, sizes[name], "train", minimum=1)

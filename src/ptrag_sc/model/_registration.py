@@ -1,17 +1,91 @@
 """How does a screen become one that models can be built on?"""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import rich.pretty  # noqa: F401 (AnnDataManager uses it without importing it)
 from anndata import AnnData
 from mudata import MuData
+from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
+from ptrag_sc._constants import MODEL_FILE
+from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
+from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._files import StrPath
 from ptrag_sc.data._setup import setup
+from ptrag_sc.model._attach import check_data, register
+from ptrag_sc.model._io import read_model, saved_registry
 
 
 class RegisteredScreens(BaseModelClass):
     """The part of :class:`ptrag_sc.PTRAG` that writes down which columns and layers of an object matter."""
+
+    keys_: ScreenKeys
+    kept_epoch_: int | None
+
+    @property
+    def adata(self) -> AnnOrMuData | None:
+        """Data of the model; None if it was loaded without. Other data can be assigned, as in :meth:`load`."""
+        return cast("AnnOrMuData | None", self._adata)
+
+    @adata.setter
+    def adata(self, adata: AnnOrMuData) -> None:
+        if adata is None or adata is False:
+            problem = "is no data"
+            raise TypeError(unusable(f"adata={adata!r}", "the model", problem, "Assign an AnnData or MuData."))
+        check_data(adata)
+        register(type(self), self.keys_, adata)
+        self._adata = adata
+        self._adata_manager = self._get_most_recent_anndata_manager(adata, required=True)
+        self._register_manager_for_instance(self._adata_manager)
+        self.registry_ = self._adata_manager.registry
+        self.summary_stats = self._adata_manager.summary_stats
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, and which weights it has."""
+        text = str(super().summary_string)
+        if not self.is_trained_:
+            return text
+        if self.kept_epoch_ is None:
+            return f"{text}, weights as before training (no epoch was clearly better)"
+        return f"{text}, weights of epoch {self.kept_epoch_}"
+
+    @staticmethod
+    def load_registry(dir_path: StrPath, prefix: str | None = None) -> dict[str, Any]:
+        """Return what a saved model was set up with: ``model_name``, ``setup_method_name``, ``setup_args``.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As given to :meth:`save`.
+
+        Returns
+        -------
+        dict
+            The registry in the form of scvi-tools. ``field_registries`` is empty, because a saved model holds no data.
+
+        Raises
+        ------
+        FileNotFoundError
+            If no model was saved there.
+        ValueError
+            If the file is not a model.
+        """
+        return saved_registry(read_model(Path(dir_path) / f"{prefix or ''}{MODEL_FILE}").meta)
+
+    @staticmethod
+    def view_setup_args(dir_path: StrPath, prefix: str | None = None) -> None:
+        """Print the arguments of the set-up of a saved model.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As given to :meth:`save`.
+        """
+        AnnDataManager.view_setup_method_args(RegisteredScreens.load_registry(dir_path, prefix))
 
     @classmethod
     def setup_anndata(

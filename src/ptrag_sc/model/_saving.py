@@ -1,10 +1,9 @@
 """Which parts of a model are saved, and how is a model rebuilt from them, with or without data?"""
 
 from abc import abstractmethod
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import anndata
 import mudata as mudata_io
@@ -21,7 +20,7 @@ from ptrag_sc.data import Drift, OwnEffects, ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._files import StrPath, make_folder, write_beside
 from ptrag_sc.data._intervals import EffectErrors
-from ptrag_sc.data._setup import setup
+from ptrag_sc.model._attach import Data, attach, check_data
 from ptrag_sc.model._io import ModelFile, read_model, write_model
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._support import Calibration
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 History: TypeAlias = dict[str, pd.DataFrame]  # for each logged quantity a table of one column
 SavedHistory: TypeAlias = dict[str, dict[str, list[float]]]  # for each one "epoch" and "value"
-Data: TypeAlias = AnnOrMuData | Literal[False]  # False: a model without data
 
 MODULE = "module."
 VECTORS = "gene_embedding.vectors"
@@ -56,6 +54,7 @@ def pack(
         tensors[DRIFT] = torch.as_tensor(tables.drift.mean)
     meta = {
         "version": version("ptrag_sc"),
+        "scvi_version": version("scvi-tools"),
         "keys": keys.to_uns(),
         "genes": tables.genes.tolist(),
         "candidates": tables.candidates.tolist(),
@@ -227,9 +226,12 @@ class SavedModel(BaseModelClass):
         ------
         FileNotFoundError
             If the model was not saved there, or ``adata=None`` and no data was saved with it.
+        TypeError
+            If ``adata`` is something else, such as a path.
         ValueError
             If the file is not a model of this class.
         """
+        check_data(adata)
         files = _Files.of(dir_path, prefix)
         content = read_model(files.model)
         tables, keys, module_state = unpack(content)
@@ -241,7 +243,7 @@ class SavedModel(BaseModelClass):
             adata = _read_data(files)
         model = cls.__new__(cls)  # without the constructor, which computes the tables
         # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
-        _attach(model, keys, adata)
+        attach(model, keys, adata)
         model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)
         model.set_size_ = saved["set_size"]
@@ -280,17 +282,3 @@ def _read_data(files: _Files) -> AnnOrMuData:
         return anndata.read_h5ad(files.anndata)
     remedy = "Pass adata=..., or adata=False to load without data."
     raise FileNotFoundError(unusable("Data", str(files.anndata), "was not saved with the model", remedy))
-
-
-def _attach(model: SavedModel, keys: ScreenKeys, adata: Data) -> None:
-    """Register data with a rebuilt model, or give it an empty registry."""
-    method = "setup_mudata" if keys.modalities else "setup_anndata"
-    arguments = {"model_name": type(model).__name__, "setup_method_name": method, "setup_args": keys.to_uns()}
-    if adata is False:
-        BaseModelClass.__init__(model, registry={"field_registries": {}, **arguments})
-        return
-    if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
-        # The model knows the split of its conditions, so new data needs no column for it.
-        keys = replace(keys, split_key=None)
-    setup(type(model), adata, keys, arguments)
-    BaseModelClass.__init__(model, adata)

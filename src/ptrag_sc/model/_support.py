@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 
 # A second sample of the truth has an energy distance of 0 on average, so single values can be negative.
 RANGES = {"pearson_delta": (-1.0, 1.0), "energy_distance": (-math.inf, math.inf)}
+REASONS = (  # why a model abstains; the first that holds
+    "no validation condition in this cell type",
+    "evidence unlike that of all validation conditions",
+    "too few validation conditions for an interval",
+    "may be no better than no effect",
+)
 CONDITION = ["perturbation", "cell_type"]
 MAX_CONDITIONS = 300  # validation conditions that are predicted
 MAX_CELLS = 256  # cells of each
@@ -83,7 +89,7 @@ class Calibration:
         return known & self.regression.covers(features_of(support))
 
     def expected(self, support: pd.DataFrame) -> pd.DataFrame:
-        """Return a support table with expected errors, their intervals, and whether to abstain.
+        """Return a support table with expected errors, their intervals, whether to abstain, and the reason in words.
 
         Conditions unlike those that errors were observed on have none (NaN), and the model abstains.
         """
@@ -98,7 +104,19 @@ class Calibration:
             support[f"{name}_high"] = (column + width).clip(smallest, largest)
         # Otherwise the prediction may be no better than no effect, whose pearson_delta is 0.
         support["abstain"] = ~(support["pearson_delta_low"] > 0)
+        support["reason"] = self._reasons(support)
         return support
+
+    def _reasons(self, support: pd.DataFrame) -> np.ndarray:
+        """Return in words why the model abstains (N,); "" where it does not."""
+        measured = support["cell_type"].astype(str).isin(self.conditions["cell_type"].astype(str))
+        cases = [
+            ~support["abstain"],
+            ~measured,
+            support["expected_pearson_delta"].isna(),
+            np.full(len(support), not math.isfinite(half_width(self.conditions, "pearson_delta"))),
+        ]
+        return np.select(cases, ["", *REASONS[:-1]], REASONS[-1]).astype(object)
 
     def to_json(self) -> dict[str, Any]:
         """Return the calibration as lists and numbers."""
@@ -108,6 +126,17 @@ class Calibration:
     def from_json(cls, saved: dict[str, Any]) -> "Calibration":
         """Return the calibration from the value of :meth:`to_json`."""
         return cls(Regression.from_json(saved), pd.DataFrame(saved["conditions"]))
+
+
+def warn_of_abstention(support: pd.DataFrame) -> None:
+    """Log for how many predictions of a support table the model abstains, and why."""
+    reasons = support.loc[support["abstain"], "reason"]
+    if len(reasons):
+        counted = "; ".join(f"{reason} ({n})" for reason, n in reasons.value_counts().items())
+        logger.warning(
+            f"the model abstains from {len(reasons)} of {len(support)} predicted conditions: {counted}. "
+            "They are predicted all the same; see the table 'support' beside the prediction"
+        )
 
 
 def calibrate_support(model: "ModulePredictor", screen: Screen) -> Calibration | None:
@@ -175,7 +204,7 @@ def observed_errors(
         run = model.run(model.training_data(), screen, labels)
         if as_held_out:
             run.state = model.module.with_keys(model.query_table(labels, None, view=model.view(screen), as_new=True))
-        for piece in population.pieces(LABELS_AT_ONCE * len(population.sets)):
+        for piece in population.pieces(LABELS_AT_ONCE * len(population.sets[0])):
             cells = run.answer(piece).cells  # (N, G)
             for q in np.unique(piece.query):
                 rows = piece.query == q  # (N,)

@@ -8,6 +8,7 @@ from ptrag_sc.pl._embedding import embedding
 from ptrag_sc.pl._explain_error import explain_error
 from ptrag_sc.pl._power import power
 from ptrag_sc.pl._predicted_effects import predicted_effects
+from ptrag_sc.pl._ranking import ranking
 from ptrag_sc.pl._retrieval import retrieval
 from ptrag_sc.pl._retrieval_matrix import retrieval_matrix
 from ptrag_sc.pl._support import support
@@ -22,6 +23,7 @@ __all__ = [
     "explain_error",
     "power",
     "predicted_effects",
+    "ranking",
     "retrieval",
     "retrieval_matrix",
     "support",

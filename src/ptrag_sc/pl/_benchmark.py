@@ -1,6 +1,8 @@
 """Which method is best, by how much, and how far is it from the floor and the ceiling?"""
 
 from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,14 +10,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, SMALL, finish
 
 NEEDED = ("metric", "method", "kind", "direction", "best", "confidence", "mean", "low", "high")
-BOUNDS = (("floor", "#A6A6A6", "--"), ("ceiling", "#009E73", ":"))  # kind, colour and line style
+BOUNDS = {"floor": "#8C8C8C", "ceiling": "#009E73"}  # colour of each kind
+# Line styles of one kind, so that each line can be named.
+STYLES: tuple[LineStyleType, ...] = ("--", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 ROW_HEIGHT = 0.3  # inches
 PANEL_WIDTH = 2.6  # inches
+LEGEND_WIDTH = 2.1  # inches of one name in the legend
 ARROWS = {"higher": "better →", "lower": "← better", "closer": "best: {:g}"}
 
 
@@ -28,7 +34,8 @@ def benchmark(
 ) -> np.ndarray | Figure:
     """One panel per metric: a dot and an interval for every method, grey lines for floors and green ones for ceilings.
 
-    Methods are sorted by the first metric, the best on top.
+    Every floor and every ceiling has a line style of its own, which the legend names. Methods are sorted by the first
+    metric, the best on top.
 
     Parameters
     ----------
@@ -74,12 +81,13 @@ def benchmark(
     size = (PANEL_WIDTH * len(metrics) + 1.2, ROW_HEIGHT * len(order) + 1.4)
     figure, grid = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
     panels: np.ndarray = grid[0]  # (n,)
+    looks = _looks(summary)
     for ax, metric in zip(panels, metrics, strict=True):
-        _panel(ax, summary[summary["metric"] == metric].set_index("method"), order)
+        _panel(ax, summary[summary["metric"] == metric].set_index("method"), order, looks)
         ax.set_title(metric, fontsize=SMALL + 1)
     panels[0].set_yticks(range(len(order)), order)  # the panels share this axis
     panels[0].set_ylim(len(order) - 0.5, -0.5)
-    _legend(figure, summary)
+    _legend(figure, summary, looks)
     finish(panels[0], given=False, show=show, return_fig=return_fig)
     if return_fig:
         return figure
@@ -94,10 +102,19 @@ def _order(rows: pd.DataFrame) -> list[str]:
     return distance.sort_values(kind="stable").index.tolist()
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
-    for kind, colour, style in BOUNDS:
-        for value in rows.loc[rows["kind"] == kind, "mean"].dropna():
-            ax.axvline(value, color=colour, ls=style, lw=1.4, zorder=0)
+def _looks(summary: pd.DataFrame) -> dict[str, tuple[str, LineStyleType]]:
+    """Return colour and line style of every floor and ceiling."""
+    looks: dict[str, tuple[str, LineStyleType]] = {}
+    for kind, colour in BOUNDS.items():
+        names = summary.loc[summary["kind"] == kind, "method"].unique()
+        looks.update({name: (colour, style) for name, style in zip(names, cycle(STYLES), strict=False)})
+    return looks
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, order: list[str], looks: dict[str, tuple[str, LineStyleType]]) -> None:
+    for name, (colour, style) in looks.items():
+        if name in rows.index:
+            ax.axvline(rows.loc[name, "mean"], color=colour, ls=style, lw=1.4, zorder=0)
     own = rows.reindex(order)  # a method without this metric has a row of NaN, so that the panels stay aligned
     place = np.arange(len(order))
     ax.hlines(place, own["low"], own["high"], color=OBSERVED_COLOUR, lw=1.8)
@@ -111,12 +128,17 @@ def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def _legend(figure: Figure, summary: pd.DataFrame) -> None:
+def _legend(figure: Figure, summary: pd.DataFrame, looks: dict[str, tuple[str, LineStyleType]]) -> None:
     lines = [Line2D([], [], color=OBSERVED_COLOUR, marker="o")]
     labels = [f"method, {summary['confidence'].iloc[0]:.0%} interval"]
-    for kind, colour, style in BOUNDS:
-        names = summary.loc[summary["kind"] == kind, "method"].unique()
-        if len(names):
-            lines.append(Line2D([], [], color=colour, ls=style, lw=1.4))
-            labels.append(f"{kind}: {', '.join(names)}")
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=SMALL)
+    kinds = summary.drop_duplicates("method").set_index("method")["kind"]
+    for name, (colour, style) in looks.items():
+        lines.append(Line2D([], [], color=colour, ls=style, lw=1.4))
+        labels.append(f"{kinds[name]}: {name}")
+    n_columns = max(1, min(len(lines), int(figure.get_figwidth() / LEGEND_WIDTH)))
+    options: dict[str, Any] = {
+        "frameon": False,
+        "fontsize": SMALL,
+        "handlelength": 3,
+    }  # a short line would not show its style
+    figure.legend(lines, labels, loc="outside lower center", ncols=n_columns, **options)

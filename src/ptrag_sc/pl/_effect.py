@@ -1,5 +1,7 @@
 """Does the predicted shift of each gene agree with the observed one?"""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -9,8 +11,11 @@ from matplotlib.text import Text
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
-from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, Drawn, canvas, finish, result
+from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, Drawn, canvas, finish, result, unit
 from ptrag_sc.pl._labels import Labels
+
+CORNERS = ((0, 1), (0, 0), (1, 0), (1, 1))  # of the axes, the one to prefer first
+TEXT_SIZE = (0.48, 0.24)  # of the numbers, as a share of the axes
 
 
 @documented
@@ -36,7 +41,7 @@ def effect(
     Parameters
     ----------
     adata
-        AnnData after :func:`ptrag_sc.tl.effect`, which can be a result of :func:`ptrag_sc.tl.perturb`.
+        AnnData after :func:`ptrag_sc.tl.effect`, or a result of :func:`ptrag_sc.tl.perturb`.
     perturbation, cell_type
         The condition.
     n_top
@@ -62,12 +67,12 @@ def effect(
     >>> import ptrag_sc
     >>> ptrag_sc.pl.effect(adata, perturbation="STAT1", cell_type="THP-1")  # doctest: +SKIP
     """
-    effects = result(adata, key, "effect", writer="effect")
+    effects = _effects(adata, key)
     condition = _row(effects["conditions"], perturbation, cell_type)
     observed = np.asarray(effects["observed"])[condition.name]  # (G,)
     predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)
     is_observed = not np.isnan(observed).all()
-    across, name = observed, "observed shift"
+    across, name = observed, "observed shift of mean expression"
     if not is_observed and "control" in effects:
         across, name = np.asarray(effects["control"])[condition.name], "mean expression of control cells"
     _check_shift(across, name.capitalize(), perturbation, cell_type)
@@ -88,11 +93,28 @@ def effect(
     order = np.argsort(np.isin(np.arange(len(points)), top), kind="stable")  # labelled genes last, so on top
     ax.scatter(points[order, 0], points[order, 1], s=16, c=list(colours[order]), linewidths=0, zorder=2)
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
-    ax.set(xlabel=name, ylabel="predicted shift")
-    numbers = _numbers(ax, condition)
+    scale = unit(result(adata, key, "params").get("layer"))
+    ax.set(xlabel=f"{name} ({scale})", ylabel=f"predicted shift of mean expression ({scale})")
+    numbers = _numbers(ax, condition, points)
     names = [str(effects["genes"][i]) for i in top]
     Labels(ax, points[top], names, avoid=numbers, cover=points)
     return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _effects(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return what :func:`ptrag_sc.tl.effect` wrote; of virtual cells alone, the effects that stand beside them."""
+    params, kept = result(adata, key, "params"), adata.uns[key].get("effects")
+    if "effect" in adata.uns[key] or kept is None or key in adata.obsm:
+        found: dict[str, Any] = result(adata, key, "effect", writer="effect")
+        return found
+    columns = [params["perturbation_key"], params["cell_type_key"]]
+    n_cells = adata.obs[columns].astype(str).value_counts()
+    conditions = kept["conditions"].astype(str)
+    n_predicted = [int(n_cells.get(tuple(row), 0)) for row in conditions[["perturbation", "cell_type"]].to_numpy()]
+    unknown_numbers = {"pearson_delta": np.nan, "effect_slope": np.nan}
+    table = conditions.assign(n_observed=0, n_predicted=n_predicted, **unknown_numbers)
+    shift = np.asarray(kept["shift"])
+    return {**kept, "conditions": table, "predicted": shift, "observed": np.full_like(shift, np.nan)}
 
 
 def _row(conditions: pd.DataFrame, perturbation: str, cell_type: str) -> pd.Series:
@@ -129,8 +151,8 @@ def _axes_lines(ax: Axes, points: np.ndarray) -> None:
     ax.axline((0, 0), slope=1, color=LINE_COLOUR, lw=1, ls="--", zorder=1)
 
 
-def _numbers(ax: Axes, condition: pd.Series) -> Text:
-    """Write the agreement and the numbers of cells into the corner that the points leave free."""
+def _numbers(ax: Axes, condition: pd.Series, points: np.ndarray) -> Text:
+    """Write the agreement and the numbers of cells into the corner that has the fewest points (G, 2)."""
     r = condition["pearson_delta"]
     lines = ["no observed cells"]
     if condition["n_observed"] > 0:
@@ -140,7 +162,15 @@ def _numbers(ax: Axes, condition: pd.Series) -> Text:
             f"{condition['n_observed']:,.0f} observed cells",
         ]
     lines.append(f"{condition['n_predicted']:,.0f} predicted cells")
-    y, va = (0.02, "bottom")
-    if not r < 0:  # the points rise from the lower left to the upper right
-        y, va = (0.98, "top")
-    return ax.text(0.02, y, "\n".join(lines), transform=ax.transAxes, va=va, ha="left", fontsize=SMALL + 1)
+    x, y = _free_corner(ax, points)
+    align: dict[str, Any] = {"va": "top" if y else "bottom", "ha": "right" if x else "left"}
+    at = (0.02 + 0.96 * x, 0.02 + 0.96 * y)
+    return ax.text(*at, "\n".join(lines), transform=ax.transAxes, fontsize=SMALL + 1, **align)
+
+
+def _free_corner(ax: Axes, points: np.ndarray) -> tuple[int, int]:
+    """Return the corner of the axes, as 0 or 1 along x and y, whose surroundings hold the fewest points (G, 2)."""
+    limits = np.array([ax.get_xlim(), ax.get_ylim()])  # (2, 2)
+    shares = (points - limits[:, 0]) / (limits[:, 1] - limits[:, 0])  # (G, 2), of the axes
+    crowd = {corner: int((np.abs(shares - corner) < TEXT_SIZE).all(axis=1).sum()) for corner in CORNERS}
+    return min(crowd, key=lambda corner: crowd[corner])  # the first of equals

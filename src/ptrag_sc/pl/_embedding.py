@@ -1,13 +1,11 @@
 """Do predicted cells lie where the observed perturbed cells lie?"""
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from scipy.sparse import issparse
-from scipy.sparse.linalg import svds
 
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX
 from ptrag_sc._docs import documented
@@ -22,18 +20,17 @@ from ptrag_sc.pl._finish import (
     finish,
     result,
 )
+from ptrag_sc.pl._plane import BASES
 
-COLOURS = {"control": CONTROL_COLOUR, "observed": OBSERVED_COLOUR, "predicted": PREDICTED_COLOUR}
+COLOURS = {
+    "control": CONTROL_COLOUR,
+    "control at the start": CONTROL_COLOUR,
+    "control at the end": "#5A5A5A",
+    "observed": OBSERVED_COLOUR,
+    "other predictions": "#F2CFB3",
+    "predicted": PREDICTED_COLOUR,
+}
 RING: dict[str, Any] = {"edgecolors": "black", "linewidths": 1.5}
-N_COMPONENTS = 30  # principal components that UMAP is fitted to
-
-
-class Coordinates(NamedTuple):
-    """Coordinates of cells in the plane, and names of its two axes."""
-
-    observed: np.ndarray  # (n, 2)
-    predicted: np.ndarray  # (m, 2)
-    axes: tuple[str, str]
 
 
 @documented
@@ -57,10 +54,15 @@ def embedding(
     The plane is fitted to the observed cells only (controls and perturbed cells of the cell type), and the predicted
     cells are projected into it, so that they cannot influence it. Ringed dots are the group means.
 
+    A result of :func:`ptrag_sc.tl.perturb` alone has no observed cells: then the plane is fitted to its own cells of
+    the cell type, under all perturbations, and of the control cells the mean is shown. Where time is registered,
+    control cells at the start, from which predictions start, and at the end are two groups.
+
     Parameters
     ----------
     adata
-        AnnData after :func:`ptrag_sc.tl.predict`, or with the control cells that ``predicted`` was generated from.
+        AnnData after :func:`ptrag_sc.tl.predict`, or with the control cells that ``predicted`` was generated from; or a
+        result of :func:`ptrag_sc.tl.perturb` alone.
     perturbation, cell_type
         The condition. If it has no observed cells (a virtual perturbation), the plane is fitted to the controls.
     predicted
@@ -97,49 +99,61 @@ def embedding(
     if basis not in BASES:
         raise ValueError(absent("Basis", basis, "the table of bases", BASES, "Pass one of these as basis=..."))
     holder = adata if predicted is None else predicted
-    rows = _rows(adata, holder, key, perturbation, cell_type)
+    alone = predicted is None and key + PREDICTED_SUFFIX not in adata.obs
+    rows = _rows(adata, holder, key, perturbation, cell_type, alone=alone)
     rng = np.random.default_rng(seed)
     drawn = {name: np.sort(rng.permutation(r)[:n_max_cells]) for name, r in rows.items()}
     genes = [str(gene) for gene in result(holder, key, "genes")]
     layer = layer or result(holder, key, "params").get("layer")
-    observed = _expression(adata, np.concatenate([drawn["control"], drawn["observed"]]), genes, layer)  # (n, G)
-    if min(observed.shape) < 3:
-        problem = f"has {len(observed)} observed cells x {observed.shape[1]} genes; a plane needs three of each"
+    if alone:
+        layer = None  # virtual cells are in X, whatever the layer of the model is
+    fitted = [name for name in rows if alone or name != "predicted"]
+    cells = _expression(adata, np.concatenate([drawn[name] for name in fitted]), genes, layer)  # (n, G)
+    if min(cells.shape) < 3:
+        problem = f"has {len(cells)} observed cells x {cells.shape[1]} genes; a plane needs three of each"
         remedy = "Choose a condition with more cells."
         raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
-    virtual = _virtual(holder, drawn["predicted"], genes, key, alone=predicted is not None)  # (m, G)
-    plane = BASES[basis](observed, virtual, seed)
-    n_control = len(drawn["control"])
-    groups = {
-        "control": plane.observed[:n_control],
-        "observed": plane.observed[n_control:],
-        "predicted": plane.predicted,
-    }
+    if alone:
+        projected = _control_mean(adata, key, perturbation, cell_type)  # (1, G), or none
+    else:
+        projected = _virtual(holder, drawn["predicted"], genes, key, alone=predicted is not None)  # (m, G)
+    plane = BASES[basis](cells, projected, seed)
+    ends = np.cumsum([len(drawn[name]) for name in fitted])[:-1]
+    groups = dict(zip(fitted, np.split(plane.observed, ends), strict=True))
+    labels = {name: _counted(name, len(points), len(rows[name])) for name, points in groups.items()}
+    if alone:
+        groups = {"control": plane.predicted, **groups}
+        labels["control"] = "control (mean only)"
+    else:
+        groups["predicted"] = plane.predicted
+        labels["predicted"] = _counted("predicted", len(plane.predicted), len(rows["predicted"]))
 
     given = ax is not None
     ax = canvas(ax, (5.4, 4.6))
-    _draw(ax, groups, {name: len(r) for name, r in rows.items()})
+    _draw(ax, groups, labels)
     ax.set(xlabel=plane.axes[0], ylabel=plane.axes[1], xticks=[], yticks=[])
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
-def _rows(adata: AnnData, holder: AnnData, key: str, perturbation: str, cell_type: str) -> dict[str, np.ndarray]:
-    """Return the row numbers of control and observed cells in ``adata``, and of predicted ones in ``holder``."""
+def _rows(
+    adata: AnnData, holder: AnnData, key: str, perturbation: str, cell_type: str, *, alone: bool
+) -> dict[str, np.ndarray]:
+    """Return the row numbers of control and observed cells in ``adata``, and of predicted ones in ``holder``.
+
+    If ``adata`` is virtual cells alone, those of the other perturbations take the place of observed cells.
+    """
     params = result(holder, key, "params")
     labels, cell_types = _labels(adata, params)  # (N,)
     predicted_as, predicted_types = labels, cell_types
     is_predicted = np.ones(holder.n_obs, dtype=bool)
     if holder is not adata:
         predicted_as, predicted_types = _labels(holder, params)
-    elif key + PREDICTED_SUFFIX in adata.obs:
+    elif not alone:
         is_predicted = adata.obs[key + PREDICTED_SUFFIX].to_numpy(bool)
         # tl.predict(perturbation=name) predicts control rows under that name; without it each row has its own label.
         if params.get("perturbation"):
             predicted_as = np.full(len(labels), params["perturbation"])
-    else:
-        remedy = "Pass the object with control cells, and this one as predicted=..."
-        raise ValueError(unusable("This object", "pl.embedding", "holds virtual cells and no control cells", remedy))
     is_predicted &= predicted_as == perturbation
     if perturbation == params["control"] or not is_predicted.any():
         known = [name for name in np.unique(predicted_as) if name != params["control"]]
@@ -150,12 +164,33 @@ def _rows(adata: AnnData, holder: AnnData, key: str, perturbation: str, cell_typ
         place = f"the predictions of {perturbation!r}"
         raise ValueError(absent("Cell type", cell_type, place, found, "Choose one of these as cell_type=..."))
     here = cell_types == cell_type
-    masks = {
-        "control": (labels == params["control"]) & here,
-        "observed": (labels == perturbation) & here,
-        "predicted": is_predicted & (predicted_types == cell_type),
-    }
+    predicted = is_predicted & (predicted_types == cell_type)
+    if alone:
+        masks = {"other predictions": here & ~predicted, "predicted": predicted}
+    else:
+        control = (labels == params["control"]) & here
+        observed = {"observed": (labels == perturbation) & here, "predicted": predicted}
+        masks = {**_controls(adata, params, control), **observed}
     return {name: np.flatnonzero(mask) for name, mask in masks.items()}
+
+
+def _controls(adata: AnnData, params: dict[str, Any], control: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the groups of control cells (N,): one, or two where time is registered."""
+    time_key = params.get("time_key")
+    if time_key is None or time_key not in adata.obs:
+        return {"control": control}
+    at_start = (adata.obs[time_key].astype(str) == str(params["start"])).to_numpy()
+    return {"control at the start": control & at_start, "control at the end": control & ~at_start}
+
+
+def _control_mean(adata: AnnData, key: str, perturbation: str, cell_type: str) -> np.ndarray:
+    """Return the mean control expression (1, G) that stands beside virtual cells; (0, G) if none does."""
+    effects = adata.uns[key].get("effects")
+    if effects is None:
+        return np.empty((0, len(adata.uns[key]["genes"])), dtype=np.float32)
+    conditions = effects["conditions"].astype(str)
+    same = (conditions["perturbation"] == perturbation) & (conditions["cell_type"] == cell_type)
+    return np.asarray(effects["control"], dtype=np.float32)[same.to_numpy()][:1]
 
 
 def _labels(adata: AnnData, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -190,40 +225,15 @@ def _dense(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 
 
-def _pca(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
-    centre, axes = _principal_axes(observed, 2)  # (G,), (G, 2)
-    plane = (observed - centre) @ axes  # (n, 2)
-    first, second = plane.var(axis=0) / observed.var(axis=0).sum()
-    names = (f"PC1 ({first:.0%} of variance)", f"PC2 ({second:.0%} of variance)")
-    return Coordinates(plane, (predicted - centre) @ axes, names)
+def _counted(name: str, n_drawn: int, n_cells: int) -> str:
+    """Return the text of a group in the legend."""
+    if n_drawn < n_cells:
+        return f"{name} ({n_drawn:,} of {n_cells:,})"
+    return f"{name} ({n_drawn:,})"
 
 
-def _umap(observed: np.ndarray, predicted: np.ndarray, seed: int) -> Coordinates:
-    from umap import UMAP  # here, because it is compiled for seconds when it is imported
-
-    n_components = min(N_COMPONENTS, *(n - 1 for n in observed.shape))  # svds finds fewer than min(n, G)
-    centre, axes = _principal_axes(observed, n_components)  # (G,), (G, n_components)
-    fitted = UMAP(n_neighbors=min(15, len(observed) - 1), random_state=seed, n_jobs=1).fit((observed - centre) @ axes)
-    return Coordinates(fitted.embedding_, fitted.transform((predicted - centre) @ axes), ("UMAP1", "UMAP2"))
-
-
-def _principal_axes(cells: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean (G,) and first n principal axes (G, n) of cells; the largest loading of an axis is positive."""
-    centre = cells.mean(axis=0)
-    start = np.random.default_rng(0).normal(size=min(cells.shape))  # svds would draw one without a seed
-    _, values, axes = svds((cells - centre).astype(np.float64), k=n, v0=start)  # (n,), (n, G)
-    axes = axes[np.argsort(-values)]
-    largest = np.abs(axes).argmax(axis=1)  # (n,)
-    # The sign of an axis is arbitrary: without a rule the picture could be mirrored on another machine.
-    return centre, (axes * np.sign(axes[np.arange(n), largest])[:, None]).T
-
-
-Basis = Callable[[np.ndarray, np.ndarray, int], Coordinates]  # f(observed (n, G), predicted (m, G), seed)
-BASES: dict[str, Basis] = {"pca": _pca, "umap": _umap}
-
-
-def _draw(ax: Axes, groups: dict[str, np.ndarray], n_cells: dict[str, int]) -> None:
-    """Draw the groups from back to front, their means on top, and the legend with the numbers of cells.
+def _draw(ax: Axes, groups: dict[str, np.ndarray], labels: dict[str, str]) -> None:
+    """Draw the groups from back to front, their means on top, and the legend.
 
     Parameters
     ----------
@@ -231,15 +241,12 @@ def _draw(ax: Axes, groups: dict[str, np.ndarray], n_cells: dict[str, int]) -> N
         Axes to draw into.
     groups
         Points (n, 2) of each group.
-    n_cells
-        Number of cells in each group before sampling.
+    labels
+        Text of each group in the legend.
     """
     for layer, (name, points) in enumerate(groups.items()):
         if len(points) == 0:
             continue
-        shown = f"{len(points):,}"
-        if len(points) < n_cells[name]:
-            shown = f"{shown} of {n_cells[name]:,}"
         colour = COLOURS[name]
         ax.scatter(
             points[:, 0],
@@ -249,10 +256,10 @@ def _draw(ax: Axes, groups: dict[str, np.ndarray], n_cells: dict[str, int]) -> N
             alpha=0.6,
             linewidths=0,
             zorder=layer + 1,
-            label=f"{name} ({shown})",
+            label=labels[name],
         )
         x, y = points.mean(0)
-        ax.scatter(x, y, s=80, c=colour, zorder=layer + 5, **RING)
+        ax.scatter(x, y, s=80, c=colour, zorder=layer + len(groups) + 2, **RING)
     ax.scatter([], [], s=20, c="white", label="group means", **RING)
     legend = ax.legend(
         title="cells",

@@ -41,6 +41,13 @@ def result(adata: AnnData, key: str, part: str, *, writer: str = "predict") -> A
     return adata.uns[key][part]
 
 
+def unit(layer: str | None) -> str:
+    """Return in which unit expression is drawn, for the label of an axis."""
+    if layer is None:
+        return "log1p"
+    return f"layer {layer}"
+
+
 def canvas(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """Return the caller's axes, or those of a new figure of ``size`` (inches)."""
     if ax is None:

@@ -13,18 +13,21 @@ from ptrag_sc.pl._finish import LINE_COLOUR, SMALL
 GAPS = (4, 9, 16, 25, 36, 50, 66)  # points between a point and its label
 ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 RADIUS = 2.2  # of a point
+SPACE = 2.0  # points between two labels
+STEPS = np.linspace(0, 1, 12)[:, None]  # points of a line that are looked at
 
 # Costs of a place; covering a point costs 1.
 FORBIDDEN = 1e4  # covering a label or leaving the axes
+CROSSING = 30  # a line through another label
 DISTANCE = 0.2  # per typographic point between label and point
 
 
 class Labels(Artist):
     """Names next to points, each joined to its point by a thin line.
 
-    Greedy: every label takes, in the order given, the place around its point that covers no earlier label, stays
-    inside the axes, covers few points and is near. The places are computed whenever the axes are drawn, because their
-    size is final only then.
+    Greedy: every label takes, in the order given, the place around its point that covers no earlier label, stays inside
+    the axes, covers few points, is near, and whose line crosses no label. The places are computed whenever the axes are
+    drawn, because their size is final only then.
 
     Parameters
     ----------
@@ -58,18 +61,24 @@ class Labels(Artist):
         pixels = self.axes.transData.transform(self.points)  # (n, 2)
         crowd = self.axes.transData.transform(self.cover)  # (m, 2)
         taken = [self.avoid.get_window_extent(renderer)]
+        lines = np.empty((0, 2))  # points on the lines of earlier labels
         for note, pixel in zip(self.notes, pixels, strict=True):
             text = Text.get_window_extent(note, renderer)  # the box of the Annotation itself would include the line
             size = np.array([text.width, text.height])
             offsets = _offsets(size / scale)  # (p, 2)
             corners = pixel + offsets * scale - size / 2  # (p, 2), lower left
-            boxes = [Bbox.from_bounds(x, y, text.width, text.height) for x, y in corners]
+            boxes = [Bbox.from_bounds(x, y, *size).padded(SPACE * scale, 0) for x, y in corners]
+            joined = pixel + STEPS[None] * (offsets * scale)[:, None]  # (p, steps, 2)
             covered = np.array([_n_covered(box.padded(RADIUS * scale), crowd) for box in boxes])  # (p,)
             fouls = np.array([box.count_overlaps(taken) + (not _holds(frame, box)) for box in boxes])  # (p,)
+            crossed = np.array([_n_covered(box, lines) > 0 for box in boxes])  # (p,)
+            for earlier in taken:
+                crossed |= ((joined > earlier.min) & (joined < earlier.max)).all(axis=2).any(axis=1)
             distance = np.hypot(offsets[:, 0], offsets[:, 1])  # (p,)
-            best = np.argmin(covered + FORBIDDEN * fouls + DISTANCE * distance)
+            best = np.argmin(covered + FORBIDDEN * fouls + CROSSING * crossed + DISTANCE * distance)
             note.set_position(offsets[best])
             taken.append(boxes[best])
+            lines = np.concatenate([lines, joined[best]])
 
 
 def _note(ax: Axes, name: str, point: np.ndarray) -> Annotation:

@@ -21,6 +21,7 @@ from ptrag_sc.pl._finish import (
     canvas,
     finish,
     result,
+    unit,
 )
 
 ROW = 0.26  # inches of one gene
@@ -117,8 +118,7 @@ def predicted_effects(
     for label, is_own in zip(ax.get_yticklabels(), shown.own, strict=True):
         label.set_fontsize(SMALL)
         label.set_fontweight("bold" if is_own else "normal")
-    unit = "shift of mean expression (log1p)" if shown.layer is None else f"shift of mean {shown.layer}"
-    ax.set(xlim=limits, ylim=(len(y) - 0.5, -0.5), xlabel=unit)
+    ax.set(xlim=limits, ylim=(len(y) - 0.5, -0.5), xlabel=f"shift of mean expression ({unit(shown.layer)})")
     interval = "interval" if shown.level is None else f"{shown.level:.0%} interval"
     ax.set_title(f"{perturbation} in {shown.cell_type}: predicted shift, {interval}", loc="left")
     legend = ax.legend(

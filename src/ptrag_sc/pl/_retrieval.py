@@ -19,7 +19,10 @@ from ptrag_sc.pl._retrieval_table import COLOURS, check_value, inches, is_in, na
 UNKNOWN_COLOUR = "#DDDDDD"  # similarity not measured
 DOT_AREAS = (8, 170)  # points^2 at 0 and at the top of the scale
 SIZES = {"weight": "weight\n(mean of cells)", "selected": "selected by\n(share of cells)"}
-COLOURED = {"similarity": "similarity", "similarity_response": "similarity\nof responses"}
+COLOURED = {
+    "similarity": "similarity of\ngene embeddings",
+    "similarity_response": "similarity of\nresponses in other\ncell types",
+}
 
 
 @documented

@@ -6,22 +6,27 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
-from ptrag_sc.pl._finish import Drawn, canvas, finish
+from ptrag_sc.pl._finish import SMALL, Drawn, canvas, finish
 from ptrag_sc.pl._retrieval_table import COLOURS, check_value, inches, is_in, name_ticks, retrieval_table, wide
 
-WEIGHT_COLOURS = "Blues"  # white = 0: not retrieved and not used are the same weight
+WEIGHT_COLOURS = "Blues"  # white = 0: retrieved, but not used
+ABSENT_COLOUR = "#D0D0D0"
 VALUES = {
     "weight": "retrieval weight",
     "selected": "selected (share of cells)",
-    "similarity": "similarity (blank: not retrieved)",
-    "similarity_response": "similarity of responses (blank: not known)",
+    "similarity": "similarity of gene embeddings",
+    "similarity_response": "similarity of responses in other cell types",
 }
+ABSENT = {"weight": "not retrieved", "selected": "not retrieved"}  # what grey means, if not:
+UNKNOWN = "not retrieved, or not known"
 
 
 @documented
@@ -41,7 +46,9 @@ def retrieval_matrix(
 
     Rows are in the leaf order of a hierarchical clustering (Ward), so that perturbations with the same neighbours are
     next to each other. Columns are in the order of the rows that use them (their centre of mass), so that groups with
-    common neighbours are blocks along the diagonal.
+    common neighbours are blocks along the diagonal. Grey: not retrieved for this perturbation; white, for weights and
+    selection: retrieved, but no cell used it. For a similarity, grey also means that it was not measured, and
+    candidates without any are left out.
 
     Parameters
     ----------
@@ -90,6 +97,8 @@ def retrieval_matrix(
         table = table[is_in(table, "perturbation", perturbations)]
     table = table.groupby(["perturbation", "candidate"], as_index=False)[value].mean()
     matrix = wide(table, "perturbation", "candidate", value)  # NaN: not retrieved
+    if matrix.notna().any(axis=None):  # else nothing is known, and the picture says so
+        matrix = matrix.dropna(axis=1, how="all")
     matrix = matrix.iloc[_leaf_order(matrix.fillna(0).to_numpy(float))]
     matrix = matrix.iloc[:, _diagonal_order(matrix.fillna(0).to_numpy(float))]
 
@@ -104,18 +113,22 @@ def retrieval_matrix(
     ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel="candidate", ylabel="perturbation")
     ax.set_title(title, loc="left")
-    ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=25, label=VALUES[value]).ax.grid(False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, aspect=25, label=VALUES[value]).ax
+    bar.grid(False)
+    if matrix.isna().any(axis=None):
+        grey = Patch(facecolor=ABSENT_COLOUR, label=ABSENT.get(value, UNKNOWN))
+        ax.legend(handles=[grey], loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=SMALL)
     return finish(ax, given=given, show=show, return_fig=return_fig)
 
 
 def _colours(value: str, matrix: pd.DataFrame) -> dict[str, Any]:
     """Return colour map and range: rates from 0 to 1, weights from 0, similarities over their own range."""
     if value.startswith("similarity"):
-        return {"cmap": COLOURS}
+        return {"cmap": colormaps[COLOURS].with_extremes(bad=ABSENT_COLOUR)}
     highest = 1.0
     if value == "weight":
         highest = float(np.nanmax(matrix)) or 1.0
-    return {"cmap": WEIGHT_COLOURS, "vmin": 0.0, "vmax": highest}
+    return {"cmap": colormaps[WEIGHT_COLOURS].with_extremes(bad=ABSENT_COLOUR), "vmin": 0.0, "vmax": highest}
 
 
 def _leaf_order(rows: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
-from ptrag_sc._validation import absent
+from ptrag_sc._validation import absent, unusable
 from ptrag_sc.model._calibration import half_width
 from ptrag_sc.pl._finish import LINE_COLOUR, OBSERVED_COLOUR, PREDICTED_COLOUR, SMALL, Drawn, canvas, finish, result
 
@@ -61,8 +61,12 @@ def support(
     """
     if metric not in OUTCOMES:
         raise ValueError(absent("metric=", metric, "pl.support", OUTCOMES, "Pass one of them."))
-    conditions = result(adata, key, "support_calibration")
     predicted = result(adata, key, "support")
+    if "support_calibration" not in adata.uns[key]:
+        problem = "holds no expected errors, because no validation condition was predicted in training"
+        remedy = "Hold some out with ptrag_sc.pp.split(val_fraction=...) and train."
+        raise KeyError(unusable("Support", f"adata.uns[{key!r}]", problem, remedy))
+    conditions = result(adata, key, "support_calibration")
     given = ax is not None
     ax = canvas(ax, (6.4, 4.2))
     observed = conditions[metric].to_numpy(float)  # (n,)
@@ -85,6 +89,7 @@ def support(
         ax.set_ylim(-1, 1)
     ax.set(xlabel=f"expected {OUTCOMES[metric]}", ylabel=f"observed {OUTCOMES[metric]}", xlim=line)
     ax.legend(frameon=False, fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # never on the band
+    ax.locator_params(nbins=5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return finish(ax, given=given, show=show, return_fig=return_fig)

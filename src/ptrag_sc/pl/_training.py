@@ -22,6 +22,8 @@ GATES: Styles = {
     "gate_open_train": ("training", OBSERVED_COLOUR),
     "gate_open_validation": ("validation", PREDICTED_COLOUR),
 }
+JUMPS = "new cells in each epoch"
+SMOOTHED = 9  # epochs of the running median of the training loss
 FEW_EPOCHS = 20  # shorter curves have a marker at every epoch, because a line of one epoch is invisible
 
 
@@ -31,12 +33,17 @@ def training(
 ) -> Drawn:
     """Training and validation loss per epoch, with a mark at the epoch whose weights were kept.
 
+    The training loss (thin) jumps, because every epoch draws new cells of each condition and withholds other parts of
+    the evidence: spikes are samples, not divergence. The thick line is its running median over nine epochs. Validation
+    sets are the same in every epoch.
+
     The model is not trained on validation conditions: when their loss starts to rise, the model starts to overfit. The
     kept epoch is the one with the lowest validation loss, but a model with a memory keeps it only if it is clearly
     better than the untrained model; otherwise the legend says that no epoch was kept. If a model does not record the
     kept epoch, the lowest loss is marked. With a memory the training loss is the sum of two losses, because generator
-    and memory are each trained to predict alone; so it is above the validation loss. If the history contains the share
-    of open retrieval gates, it is drawn in a second panel below, unless the axes are outside a grid.
+    and memory are each trained to predict alone; so it is above the validation loss, and the legend says so. If the
+    history contains the share of open retrieval gates, it is drawn in a second panel below, unless the axes are outside
+    a grid.
 
     Parameters
     ----------
@@ -66,15 +73,18 @@ def training(
         raise ValueError(unusable("Loss", "model.history", "is empty: the model is not trained", "Run model.train()."))
 
     given = ax is not None
-    ax = canvas(ax, (6, 5 if gates else 3.8))
+    ax = canvas(ax, (6, 5.6 if gates else 4.4))
     _lines(ax, losses, LOSSES)
+    if "train_loss" in losses:
+        has_memory = getattr(getattr(model, "tables_", None), "memory", None) is not None
+        _explain_training(ax, losses["train_loss"], "training, two losses" if has_memory else "training")
     # None: no epoch was kept. A model without this attribute, such as one of scvi-tools, does not record the epoch.
     if getattr(model, "kept_epoch_", 0) is None:
-        ax.plot([], [], " ", label="kept: as before training (no epoch was clearly better)")
+        ax.plot([], [], " ", label="kept: as before training\n(no epoch was clearly better)")
     else:
         _mark_best(ax, losses, getattr(model, "kept_epoch_", None))
     ax.set_ylabel("loss")
-    ax.legend(edgecolor="none", framealpha=0.9, fontsize=SMALL + 1)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL)  # above, so on no curve
     lowest = ax
     place = ax.get_subplotspec()
     if gates and place is not None:
@@ -97,6 +107,16 @@ def _lines(ax: Axes, curves: Curves, styles: Styles) -> None:
         ax.plot(curve.index, curve, color=colour, lw=1.8, marker=marker, label=label)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
+
+
+def _explain_training(ax: Axes, curve: pd.Series, name: str) -> None:
+    """Draw the running median of the training loss, and say why single epochs jump."""
+    if len(curve) < FEW_EPOCHS:
+        return
+    drawn = ax.lines[0]
+    drawn.set(linewidth=0.8, alpha=0.5, label=f"{name} ({JUMPS})")
+    smooth = curve.rolling(SMOOTHED, center=True, min_periods=1).median()
+    ax.plot(smooth.index, smooth, color=drawn.get_color(), lw=2, label=f"{name}, running median")
 
 
 def _mark_best(ax: Axes, losses: Curves, kept: int | None) -> None:

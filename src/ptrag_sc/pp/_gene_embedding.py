@@ -29,6 +29,7 @@ def gene_embedding(
     aliases: Mapping[str, str] | None = None,
     missing: Literal["error", "drop"] = "error",
     key_added: str = EMBEDDING_KEY,
+    source_name: str | None = None,
 ) -> None:
     """Write the vectors of the perturbed genes into ``adata.uns``.
 
@@ -41,8 +42,10 @@ def gene_embedding(
         Annotated data of a screen, or of control cells only if ``genes`` is given.
     source
         ``"genept"`` (downloaded once, see :func:`ptrag_sc.datasets.genept`), the path of a file (.npz with ``genes``
-        and ``vectors``, .parquet, .csv, .h5ad with genes as observations, GenePT's .pickle, which is read without
-        executing it), a DataFrame indexed by symbol, or a mapping of symbols to vectors.
+        and ``vectors``, .parquet, .csv, .pt with a dict of tensors, .h5ad, GenePT's .pickle, which is read without
+        executing it), a DataFrame indexed by symbol, a mapping of symbols to vectors, or an AnnData. An AnnData or
+        .h5ad has the vectors of its genes as the only table in ``varm`` (scanpy's ``PCs`` do not count), or genes as
+        observations.
     perturbation_key
         Column of ``adata.obs`` with the perturbation labels.
     control
@@ -58,11 +61,16 @@ def gene_embedding(
         are then left out of training and prediction; no cell is deleted.
     key_added
         Key of ``adata.uns``; an existing entry is replaced.
+    source_name
+        Name under which the source is kept, so that tables of one source are recognised as such: a model takes vectors
+        of new genes from another AnnData only if their source has the same name. None: ``"genept"``, the name of the
+        file, or the kind of object.
 
     Returns
     -------
-    None. Writes ``adata.uns[key_added]``: ``genes`` (n,) sorted, ``vectors`` (n, D) float32 of unit norm, ``source``,
-    ``excluded`` (genes left out).
+    None
+        Written is ``adata.uns[key_added]``: ``genes`` (n,) sorted, ``vectors`` (n, D) float32 of unit norm, ``source``,
+        ``excluded`` (genes left out).
 
     Raises
     ------
@@ -88,6 +96,8 @@ def gene_embedding(
     if missing not in MISSING:
         raise ValueError(absent("Value", missing, "the choices of missing=", MISSING, "Pass one of them."))
     check_key(key_added, "pp.gene_embedding")
+    if source_name is not None and not str(source_name).strip():
+        raise ValueError(unusable(f"source_name={source_name!r}", "pp.gene_embedding", "is no name", "Pass a text."))
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     if isinstance(genes, str):  # else its letters would be taken for genes
         genes = [genes]
@@ -103,8 +113,9 @@ def gene_embedding(
     kept = [gene for gene, symbol in symbols.items() if symbol in present]
     excluded = [gene for gene, symbol in symbols.items() if symbol not in present]
     vectors = table.rows([symbols[gene] for gene in kept])
-    _log(kept, excluded, table.source, labels[labels != control], sep)
-    embedding = GeneEmbedding.from_table(kept, vectors, source=table.source, excluded=excluded)
+    name = table.source if source_name is None else str(source_name)
+    _log(kept, excluded, name, labels[labels != control], sep)
+    embedding = GeneEmbedding.from_table(kept, vectors, source=name, excluded=excluded)
     adata.uns[key_added] = embedding.to_uns()
 
 

@@ -55,7 +55,8 @@ def split(
 
     Returns
     -------
-    None. Writes ``adata.obs[key_added]``: ``train``, ``val`` or ``test`` for every cell.
+    None
+        Written is ``adata.obs[key_added]``: ``train``, ``val`` or ``test`` for every cell.
 
     Raises
     ------

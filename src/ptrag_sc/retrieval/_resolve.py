@@ -7,6 +7,7 @@ from ptrag_sc.data import components
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._sources import read_embedding
 
+REMEDY = "Pass gene_embedding=<a table of the same source that holds it>, or check the symbol."
 SAME_DIRECTION = 0.999  # smallest cosine at which two vectors of a gene count as the same
 
 
@@ -57,8 +58,7 @@ def resolve_vectors(
         _take(found, _read_extra(extra, own, lacking), lacking)
     missing = [g for g in genes if g not in found]
     if missing:
-        remedy = "Pass gene_embedding=<a table of the same source that holds it>, or check the symbol."
-        raise KeyError(unknown("Gene", missing, "the model's gene embedding", known, remedy))
+        raise KeyError(unknown("Gene", missing, "the model's gene embedding", known, REMEDY))
     merged = GeneEmbedding.from_table(np.array(genes), np.stack([found[g] for g in genes]), source=own.source)
     return merged.vectors_for(labels, sep)
 
@@ -94,7 +94,7 @@ def _agree(own: GeneEmbedding, other: GeneEmbedding) -> bool:
 
 def _read_extra(extra: object, own: GeneEmbedding, genes: list[str]) -> GeneEmbedding:
     """Return the user's table of the genes that no other table has, checked against the model's table."""
-    given = read_embedding(extra, genes=genes, missing="drop")
+    given = read_embedding(extra, genes=genes, missing="drop", remedy=REMEDY)
     if given.vectors.shape[1] != own.vectors.shape[1]:
         problem = f"has width {given.vectors.shape[1]}, the model's has {own.vectors.shape[1]}"
         raise ValueError(unusable("The table", "gene_embedding", problem, f"Pass vectors of {own.source!r}."))

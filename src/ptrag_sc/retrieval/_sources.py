@@ -7,11 +7,12 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 
@@ -21,12 +22,18 @@ from ptrag_sc.datasets._genept import genept
 from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding, frame_arrays
 
-EmbeddingSource: TypeAlias = StrPath | pd.DataFrame | Mapping[str, ArrayLike]
+EmbeddingSource: TypeAlias = StrPath | pd.DataFrame | Mapping[str, ArrayLike] | ad.AnnData
+OF_CELLS = ("PCs",)  # in varm: loadings that scanpy computes from cells, not vectors of genes
+ALIASES = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
 GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
 
 
 def read_embedding(
-    source: object, *, genes: Iterable[str] | None = None, missing: Literal["error", "drop"] = "error"
+    source: object,
+    *,
+    genes: Iterable[str] | None = None,
+    missing: Literal["error", "drop"] = "error",
+    remedy: str = ALIASES,
 ) -> GeneEmbedding:
     """Read a gene embedding and check it.
 
@@ -34,11 +41,13 @@ def read_embedding(
     ----------
     source
         ``"genept"``; the path of a file whose suffix is in ``SOURCES``; a DataFrame indexed by symbol; a mapping of
-        symbols to vectors.
+        symbols to vectors; an AnnData with the vectors of its genes in ``varm``, or with genes as observations.
     genes
         Symbols to keep; only these are checked. None keeps all.
     missing
         For symbols in ``genes`` that the source lacks: ``"error"``, or ``"drop"`` to leave them out.
+    remedy
+        What to do about them in the function that was called.
 
     Raises
     ------
@@ -61,7 +70,6 @@ def read_embedding(
     absent = sorted(wanted - set(table.genes.tolist()))
     # If the source has none of the genes, then "drop" would leave nothing: labels and symbols do not fit.
     if absent and (missing == "error" or len(absent) == len(wanted)):
-        remedy = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
         raise KeyError(unknown("Gene", absent, f"the gene embedding {name!r}", table.genes, remedy))
     kept = np.flatnonzero(np.isin(table.genes, sorted(wanted)))
     return GeneEmbedding.from_table(table.genes[kept], table.vectors[kept], source=name)
@@ -72,9 +80,11 @@ def _read(source: object) -> tuple[str, GeneVectors]:
     if isinstance(source, pd.DataFrame):
         return "DataFrame", GeneVectors(*frame_arrays(source, "the DataFrame"))
     if isinstance(source, Mapping):
-        return "mapping", _from_mapping(source)
+        return "mapping", _from_mapping(source, "the mapping")
+    if isinstance(source, ad.AnnData):
+        return "AnnData", _from_anndata(source, "the AnnData")
     if not isinstance(source, str | os.PathLike):
-        remedy = f"Pass a DataFrame, a mapping, or one of {listed(SOURCES, len(SOURCES))}."
+        remedy = f"Pass a DataFrame, a mapping, an AnnData, or one of {listed(SOURCES, len(SOURCES))}."
         raise TypeError(unusable("Gene embedding", "source", f"is a {type(source).__name__}", remedy))
     path = Path(source)
     kind = path.suffix.lower() or str(source).lower()  # "genept" has no suffix
@@ -88,14 +98,14 @@ def _read(source: object) -> tuple[str, GeneVectors]:
     return path.name, SOURCES[kind](path)
 
 
-def _from_mapping(table: Mapping[str, ArrayLike]) -> GeneVectors:
+def _from_mapping(table: Mapping[str, ArrayLike], place: str) -> GeneVectors:
     genes = np.array([str(gene) for gene in table], dtype=str)  # (n,)
     vectors = [np.atleast_1d(np.asarray(vector)) for vector in table.values()]  # (D,) each
     # One gene as an example of each shape that occurs.
     widths = {vector.shape: gene for gene, vector in zip(genes.tolist(), vectors, strict=True)}
     if len(widths) > 1:
         problem = f"has vectors of shapes {listed(widths)}, for example of {listed(widths.values())}"
-        raise ValueError(unusable("Gene embedding", "the mapping", problem, "Give vectors of one width."))
+        raise ValueError(unusable("Gene embedding", place, problem, "Give vectors of one width."))
     return GeneVectors(genes, np.array(vectors))
 
 
@@ -143,14 +153,47 @@ def _is_fraction(text: str) -> bool:
 
 
 def _from_h5ad(path: Path) -> GeneVectors:
-    adata = ad.read_h5ad(path)
-    if adata.X is None:
-        remedy = "Put genes into obs_names and their vectors into X."
-        raise ValueError(unusable("Gene embedding", str(path), "has no X", remedy))
-    vectors = adata.X  # (n, D)
+    return _from_anndata(ad.read_h5ad(path), str(path))
+
+
+def _from_anndata(adata: ad.AnnData, place: str) -> GeneVectors:
+    """Return the vectors of the genes in ``varm``, or if there are none there, genes as observations and ``X``."""
+    keys = [key for key in adata.varm if key not in OF_CELLS]
+    if len(keys) > 1:
+        remedy = f"Pass the one: pandas.DataFrame(adata.varm[{keys[0]!r}], index=adata.var_names)."
+        raise ValueError(unusable("Gene embedding", f"varm of {place}", f"has several tables: {listed(keys)}", remedy))
+    names, vectors = adata.obs_names, adata.X
+    if keys:
+        names, vectors = adata.var_names, adata.varm[keys[0]]
+    if vectors is None:
+        remedy = "Put vectors into varm, or genes into obs_names and their vectors into X."
+        raise ValueError(unusable("Gene embedding", place, "has neither vectors in varm nor X", remedy))
     if issparse(vectors):
         vectors = vectors.toarray()
-    return GeneVectors(np.array(adata.obs_names.tolist(), dtype=str), vectors)
+    return GeneVectors(np.array(names.tolist(), dtype=str), np.asarray(vectors))
+
+
+def _from_pt(path: Path) -> GeneVectors:
+    remedy = "Save it as torch.save({gene: vector, ...}, file), or as {'genes': [...], 'vectors': tensor}."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)  # executes nothing
+    except Exception as error:  # what torch raises depends on the content, and it advises to execute the file
+        problem = "could not be read as tensors, numbers and texts alone"
+        raise ValueError(unusable("Gene embedding", str(path), problem, remedy)) from error
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(unusable("Gene embedding", str(path), f"holds a {type(content).__name__}", remedy))
+    content = {name: _as_array(value) for name, value in content.items()}
+    name = next((key for key in ("vectors", "emb") if {"genes", key} == set(content)), None)
+    if name is not None:
+        return GeneVectors(np.asarray(content["genes"], dtype=str), content[name])
+    return _from_mapping(content, str(path))
+
+
+def _as_array(value: object) -> Any:
+    """Return a tensor of any type as an array; numpy has no bfloat16."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().to(torch.float32).numpy()
 
 
 def _from_pickle(path: Path) -> GeneVectors:
@@ -164,6 +207,8 @@ SOURCES: dict[str, Callable[[Path], GeneVectors]] = {
     ".parquet": _from_parquet,
     ".csv": _from_csv,
     ".h5ad": _from_h5ad,
+    ".pt": _from_pt,
+    ".pth": _from_pt,
     ".pickle": _from_pickle,
     ".pkl": _from_pickle,
 }

@@ -29,6 +29,7 @@ N_COMPONENTS = 20
 SIGNIFICANT = 0.05
 CLEAR = 2.0  # standard errors
 NOISY = 0.5  # correlation
+STILL = 0.2  # share of conditions whose target does not change
 DRIFT_COLUMNS = ("kind", "cell_type", "group", "n_controls", "energy_distance", "p_value", "p_adjusted")
 
 
@@ -227,9 +228,8 @@ def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFr
     responders = [_responders(screen, row.perturbation, row.cell_type, rng) for row in codes.itertuples()]
     of_controls = spread.scale - 1 / shifts.n_cells  # (C,), squared error in units of the variance of a cell
     noise = of_controls * spread.variance.sum(1)[codes["cell_type"]]  # (C,), squared length
-    length = np.square(shifts.shift - shifts.shift.mean(1, keepdims=True)).sum(
-        1
-    )  # (C,), squared, as correlations see it
+    centred = shifts.shift - shifts.shift.mean(1, keepdims=True)  # as correlations see it
+    length = np.square(centred).sum(1)  # (C,), squared
     return table.assign(
         target_shift=moved,
         target_z=z,
@@ -284,14 +284,16 @@ def _target_finding(conditions: pd.DataFrame) -> Finding:
     if z.empty:
         return finding("target gene", 0.0, "no target gene is measured", note=0.2, warning=0.5)
     still = float((z.abs() < CLEAR).mean())
-    message = f"the target gene of {still:.0%} of {len(z)} conditions moves by less than two standard errors"
-    return finding("target gene", still, message, note=0.2, warning=0.5)
+    message = (
+        f"the target gene changes clearly (by two standard errors or more) in {1 - still:.0%} of {len(z)} conditions"
+    )
+    if still > STILL:
+        message += ": check the guides of the others, and whether their targets are expressed"
+    return finding("target gene", still, message, note=STILL, warning=0.5)
 
 
 def _responder_finding(conditions: pd.DataFrame) -> Finding:
     known = conditions["responders"].dropna()
-    low = 0.0
-    if len(known):
-        low = float((known < 0.5).mean())
+    low = float((known < 0.5).sum()) / max(len(known), 1)
     message = f"less than half of the cells respond in {low:.0%} of {len(known)} conditions with a clear shift"
     return finding("responders", low, message, note=0.2, warning=0.5)

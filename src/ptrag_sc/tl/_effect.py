@@ -44,18 +44,19 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     key
         Key of the prediction.
     predicted
-        Result of :func:`perturb`. None: the prediction in ``adata``.
+        Result of :func:`perturb`, into which the effects are written; ``adata`` stays as it is. None: the prediction in
+        ``adata``.
 
     Returns
     -------
     None
-        Written is ``adata.uns[key]["effect"]`` with ``conditions`` (DataFrame: ``perturbation``, ``cell_type``,
-        ``n_observed``, ``n_predicted``, ``pearson_delta``, ``effect_slope``; NaN if not observed), ``genes`` and arrays
-        of conditions x genes on the scale of the registered expression: ``observed`` and ``predicted`` shifts,
-        ``lower`` and ``upper`` (the interval of the observed shift), ``call`` (the interval, widened by the error of
-        the controls, leaves out 0), ``own`` (a target of the perturbation), ``agreement`` (share of the weight of what
-        was retrieved whose shift has the same sign) and ``control`` (mean control expression). The last six are NaN or
-        False where a prediction has no effects beside it.
+        Written is ``uns[key]["effect"]`` of the object with the prediction, with ``conditions`` (DataFrame:
+        ``perturbation``, ``cell_type``, ``n_observed``, ``n_predicted``, ``pearson_delta``, ``effect_slope``; NaN if
+        not observed), ``genes`` and arrays of conditions x genes on the scale of the registered expression:
+        ``observed`` and ``predicted`` shifts, ``lower`` and ``upper`` (the interval of the observed shift), ``call``
+        (the interval, widened by the error of the controls, leaves out 0), ``own`` (a target of the perturbation),
+        ``agreement`` (share of the weight of what was retrieved whose shift has the same sign) and ``control`` (mean
+        control expression). The last six are NaN or False where a prediction has no effects beside it.
 
     Raises
     ------
@@ -84,8 +85,7 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
         result = _virtual_alone(adata, key)
     else:
         result = _compared(adata, holder, key, virtual=predicted is not None)
-    entry = adata.uns.get(key, holder.uns[key])  # virtual cells bring their own entry
-    adata.uns[key] = {**entry, "effect": result}
+    holder.uns[key] = {**holder.uns[key], "effect": result}  # beside the prediction that it belongs to
     sc.logging.info(f"added .uns[{key!r}]['effect'] ({len(result['conditions'])} conditions)")
 
 

@@ -1,6 +1,6 @@
 """Which genes would a perturbation change, by how much, and how sure is that?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from ptrag_sc.data._assembly import ExpectedShifts
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, Controls
 from ptrag_sc.data._requests import find_cell_types
 from ptrag_sc.data._run import Run
+from ptrag_sc.tl._alike import warn_if_alike
 from ptrag_sc.tl._model import check_predictor
 
 # Columns of numbers in the table of effects, in their order.
@@ -111,8 +112,17 @@ def _evidence(found: ExpectedShifts, shift: np.ndarray) -> tuple[np.ndarray, np.
     return agreement, neighbour, neighbour_shift
 
 
-def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: float = LEVEL) -> dict[str, Any] | None:
+def effects_of(
+    model: Predictor,
+    run: Run,
+    cell_types: list[int],
+    *,
+    level: float = LEVEL,
+    asked: Callable[[int, int], bool] = lambda label, cell_type: True,
+) -> dict[str, Any] | None:
     """Return what is kept beside a prediction: the effects of all perturbations of a run in some cell types (codes).
+
+    With ``asked``, a function of perturbation (from 0) and cell type, only those for which it is true.
 
     Returns
     -------
@@ -140,16 +150,19 @@ def effects_of(model: Predictor, run: Run, cell_types: list[int], *, level: floa
             for name in set(KEPT) & set(Effects._fields):
                 values[name].append(getattr(part, name))
             nearest.append(_heaviest(part.found, model.candidates_))
-    neighbours, shifts = (np.concatenate(found) for found in zip(*nearest, strict=True))
+    warn_if_alike(model, np.concatenate(values["shift"]), np.concatenate(values["own"]), len(cell_types))
+    kept = np.array([asked(q, t) for t in cell_types for q in range(len(run.labels))])  # (conditions,)
+    neighbours, shifts = (np.concatenate(found)[kept] for found in zip(*nearest, strict=True))
     names = [str(run.screen.index.cell_types[t]) for t in cell_types]
-    conditions = [(label, name) for name in names for label in run.labels]
+    every = [(label, name) for name in names for label in run.labels]
+    conditions = [condition for condition, is_kept in zip(every, kept, strict=True) if is_kept]
     return {
         "conditions": pd.DataFrame(conditions, columns=["perturbation", "cell_type"]),
         "genes": model.genes_.astype(object),
         "level": level,
         "neighbours": neighbours,
         "neighbour_shifts": shifts,
-        **{name: np.concatenate(found).astype(COLUMNS[name]) for name, found in values.items()},
+        **{name: np.concatenate(found)[kept].astype(COLUMNS[name]) for name, found in values.items()},
     }
 
 
@@ -262,6 +275,7 @@ def predict_effects(
             values["lower"][v, rows] = part.shift - part.half_width
             values["upper"][v, rows] = part.shift + part.half_width
             done += len(part.shift)
+    warn_if_alike(model, values["shift"].reshape(-1, shape[2]), values["own"].reshape(-1, shape[2]), len(types))
     types_, labels_, genes_ = np.ogrid[tuple(map(slice, shape))]
     names = [str(screen.index.cell_types[t]) for t in types]
     codes = {

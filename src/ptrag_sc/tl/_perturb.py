@@ -11,6 +11,7 @@ from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
 from ptrag_sc.data._files import check_target
 from ptrag_sc.data._run import Counts
+from ptrag_sc.data._sizes import NCells
 from ptrag_sc.data._stream import STREAMED
 from ptrag_sc.tl._effects import effects_of
 from ptrag_sc.tl._model import check_predictor
@@ -23,7 +24,7 @@ def perturb(
     perturbations: str | Iterable[str],
     *,
     cell_types: str | Iterable[str] | None = None,
-    n_cells: int | None = None,
+    n_cells: NCells = None,
     gene_embedding: object = None,
     seed: int | None = None,
     counts: Counts = "auto",
@@ -123,7 +124,7 @@ def perturb(
         counts=counts,
         nonnegative=nonnegative,
     )
-    effects = effects_of(model, virtual.run, virtual.population.cell_types)
+    effects = effects_of(model, virtual.run, virtual.population.cell_types, asked=virtual.population.asks)
     if effects is not None:
         virtual = replace(virtual, further={"effects": effects})
     planned = f"{virtual.population.n_obs} cells of {virtual.population.n_labels} perturbations"
