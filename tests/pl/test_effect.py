@@ -145,6 +145,19 @@ def test_labels_of_one_place_are_spread(adata):
         assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
 
 
+def test_no_label_covers_another_labelled_point(adata):
+    """Three named points close together, a little apart from the others: a cover would hide which is which."""
+    effects = adata.uns["ptrag"]["effect"]
+    effects["observed"][:], effects["predicted"][:] = 0, 0
+    effects["observed"][:, :3] = [9.0, 9.1, 9.2]
+    effects["predicted"][:, :3] = [-4.0, -3.5, -4.6]
+    ax = effect(adata, **CONDITION, n_top=3)
+    ax.figure.canvas.draw()
+    pixels = ax.transData.transform([text.xy for text in labels(ax)])
+    named = [Text.get_window_extent(text) for text in labels(ax)]
+    assert not [1 for box in named for pixel in pixels if box.contains(*pixel)]
+
+
 def test_numbers_leave_the_corner_of_a_negative_correlation(adata):
     effects = adata.uns["ptrag"]["effect"]
     effects["conditions"]["pearson_delta"] = -0.8

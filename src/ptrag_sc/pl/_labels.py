@@ -18,6 +18,7 @@ STEPS = np.linspace(0, 1, 12)[:, None]  # points of a line that are looked at
 
 # Costs of a place; covering a point costs 1.
 FORBIDDEN = 1e4  # covering a label or leaving the axes
+LABELLED = 12  # covering another point that has a label, more than an unnamed one
 CROSSING = 30  # a line through another label
 DISTANCE = 0.2  # per typographic point between label and point
 
@@ -69,7 +70,8 @@ class Labels(Artist):
             corners = pixel + offsets * scale - size / 2  # (p, 2), lower left
             boxes = [Bbox.from_bounds(x, y, *size).padded(SPACE * scale, 0) for x, y in corners]
             joined = pixel + STEPS[None] * (offsets * scale)[:, None]  # (p, steps, 2)
-            covered = np.array([_n_covered(box.padded(RADIUS * scale), crowd) for box in boxes])  # (p,)
+            padded = [box.padded(RADIUS * scale) for box in boxes]
+            covered = np.array([_n_covered(box, crowd) + LABELLED * _n_covered(box, pixels) for box in padded])  # (p,)
             fouls = np.array([box.count_overlaps(taken) + (not _holds(frame, box)) for box in boxes])  # (p,)
             crossed = np.array([_n_covered(box, lines) > 0 for box in boxes])  # (p,)
             for earlier in taken:

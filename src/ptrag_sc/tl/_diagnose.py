@@ -284,9 +284,7 @@ def _target_finding(conditions: pd.DataFrame) -> Finding:
     if z.empty:
         return finding("target gene", 0.0, "no target gene is measured", note=0.2, warning=0.5)
     still = float((z.abs() < CLEAR).mean())
-    message = (
-        f"the target gene changes clearly (by two standard errors or more) in {1 - still:.0%} of {len(z)} conditions"
-    )
+    message = f"the target gene changes by two standard errors or more in {1 - still:.0%} of {len(z)} conditions"
     if still > STILL:
         message += ": check the guides of the others, and whether their targets are expressed"
     return finding("target gene", still, message, note=STILL, warning=0.5)
