@@ -225,9 +225,8 @@ def test_a_rude_method_changes_nothing_for_others(screen):
         adata.uns.clear()
         return fitted
 
-    options = {**OPTIONS, "metrics": ["pearson_delta"]}
-    polite = compare(screen, {"nearest": nearest}, **options)
-    beside = compare(screen, {"rude": rude, "nearest": nearest}, **options)
+    polite = compare(screen, {"nearest": nearest}, **OPTIONS)
+    beside = compare(screen, {"rude": rude, "nearest": nearest}, **OPTIONS)
     found = beside[beside["method"] != "rude"].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, polite)
 

@@ -25,7 +25,7 @@ def coarse():
         yield
 
 
-P, T, G, R = 140, 2, 40, 12
+P, T, G, R = 200, 2, 40, 12
 
 
 @cache
