@@ -252,7 +252,7 @@ class Baseline(Predictor):
                 if n_found:
                     responses[b, :n_found] = answer.responses
             shift = np.stack([answer.shift for answer in answers]).astype(np.float32)
-            yield ExpectedShifts(shift, rows, weights, responses)
+            yield ExpectedShifts(check_shifts(shift, labels[start:], name), rows, weights, responses)
 
     def predict_batch(
         self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Vectors, seed: int | None

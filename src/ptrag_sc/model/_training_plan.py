@@ -8,6 +8,7 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
+from ptrag_sc.model._finite import Codes, codes
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._objective import SHARES
 from ptrag_sc.retrieval import QueryTable, alike
@@ -52,11 +53,15 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.table = table
         self.n_before = 0  # epochs of earlier trainings
         self.kept_before: int | None = None  # the epoch whose weights this training starts with
-        self.first_epoch = 0  # of this training, beyond 0 where it resumes from a checkpoint
-        self._saved_offset = 0
-        self.running = False
+        self.running = False  # whether the weights are those of an epoch that is not over
+        self.epoch_begun = -1  # the last epoch of this training that began
+        self.epoch_losses: list[tuple[torch.Tensor, int]] = []  # of the steps of this epoch, and their numbers of sets
+        self.losses: list[torch.Tensor] = []  # of the mini-batches since the optimiser's last step, and their sets
+        self.sets: list[Codes] = []
+        self.batch: dict[str, torch.Tensor] | None = None  # the last one
         self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N,)
         self.is_finite = True  # of the last check
+        self.not_finite: list[Codes] = []  # its sets whose loss is not
         self.gain: torch.Tensor | None = None  # of the last check; None without a memory and before training
 
     @property
@@ -85,6 +90,10 @@ class PTRAGTrainingPlan(TrainingPlan):
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss and log it as ``train_loss``, together with its parts."""
         _, _, output = self.forward(batch)
+        self.batch = batch
+        self.sets.append(codes(batch))
+        self.losses.append(output.loss.detach())
+        self.epoch_losses.append((output.loss.detach(), output.n_obs_minibatch))
         self.log(
             "train_loss",
             output.loss.detach(),
@@ -100,29 +109,34 @@ class PTRAGTrainingPlan(TrainingPlan):
     @property
     def epoch_offset(self) -> int:
         """Return what an epoch of this training is numbered by among those of all."""
-        return max(0, self.n_before - self.first_epoch) if self.n_before else self._saved_offset
-
-    def on_train_start(self) -> None:
-        """Note with which epoch this training begins."""
-        self.first_epoch = self.current_epoch
+        return self.n_before
 
     def on_train_epoch_start(self) -> None:
         """Note that the weights are those of a running training."""
         self.running = True
+        self.epoch_begun = self.current_epoch
+        self.epoch_losses = []
+
+    def mean_of_epoch(self) -> float | None:
+        """Return the mean loss of the steps of the last epoch, which may not be over; None without a step."""
+        if not self.epoch_losses:
+            return None
+        losses, numbers = zip(*self.epoch_losses, strict=True)
+        weights = torch.tensor(numbers, dtype=torch.float64)
+        return float((torch.stack(losses).double().cpu() * weights).sum() / weights.sum())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
-        checkpoint.update(initial_roots=self._initial_roots, epoch_offset=self.epoch_offset)
+        checkpoint["initial_roots"] = self._initial_roots
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what checks are compared with, and how epochs are numbered."""
+        """Load what checks are compared with."""
         self._initial_roots = checkpoint.get("initial_roots")
-        self._saved_offset = checkpoint.get("epoch_offset", 0)
-        self.first_epoch = checkpoint["epoch"] + 1
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
         self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._asked: list[Codes] = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Note the set losses on held-out conditions, and log the other parts of the loss."""
@@ -140,6 +154,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         _, _, output = self.forward(batch)
         mean = output.extra_metrics["set_loss"].reshape(1, 1).expand(output.n_obs_minibatch, 1)
         of_sets = output.extra_metrics.pop("of_sets", mean)  # a module may know the mean only
+        self._asked.append(codes(batch))
         self._found.append((of_sets, output.extra_metrics.pop("agreement", of_sets)))
         return output
 
@@ -152,6 +167,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         before training and leaves the share unchanged. Later ones set ``gain`` (N,): by how much the distance fell in
         each condition. Distances are compared by their roots: squared, the strongest conditions would decide.
         """
+        self.not_finite = self._sets_not_finite()
         losses, agreement = (self._of_all_ranks(torch.cat(found)) for found in zip(*self._found, strict=True))
         mean = losses.mean(0)  # (n shares,)
         self.is_finite = bool((mean + agreement.mean(0)).isfinite().all())
@@ -171,6 +187,14 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.gain = self._initial_roots - roots[:, share]
         self.module.recalled_share.fill_(SHARES[share])
         return mean[share]
+
+    def _sets_not_finite(self) -> list[Codes]:
+        """Return the sets of this process whose loss or agreement is not finite."""
+        wrong = []
+        for (query, cell_type), (losses, agreement) in zip(self._asked, self._found, strict=True):
+            is_wrong = ~(losses.isfinite().all(1) & agreement.isfinite().all(1))  # (B,)
+            wrong.append((query[is_wrong], cell_type[is_wrong]))
+        return wrong
 
     def _of_all_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values of the conditions of all devices, which have equally many."""
