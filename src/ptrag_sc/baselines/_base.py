@@ -32,7 +32,7 @@ from ptrag_sc.data import (
     read_split,
     reference_means,
 )
-from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
+from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, check_shifts
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
 from ptrag_sc.data._refits import Refits

@@ -18,8 +18,6 @@ from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 logger = logging.getLogger(__name__)
 
-LOSS = "train_loss"
-
 
 class Epochs:
     """Epochs of one training, numbered on from those of earlier trainings.
@@ -77,7 +75,7 @@ class Epochs:
         plan, guard = self.plan, self.guard
         best = None if self.keep is None else self.keep.best
         # An epoch that is not over counts if its weights are kept.
-        plan.running = self._is_amid_epoch and bool(plan.epoch_losses) and best is None
+        plan.running = self._is_amid_epoch and plan.n_sets > 0 and best is None
         if best is not None and self.keep is not None:
             self.keep.restore(plan)
         elif guard.good is not None and (guard.has_failed or not answers(plan)):
@@ -99,12 +97,15 @@ class Epochs:
         offset = self.plan.epoch_offset
         added = {name: _as_numbers(frame) for name, frame in added.items()}
         joined = {name: self._joined(name, added.get(name), offset) for name in {**self.history, **added}}
-        last, mean = self._n_epochs() - 1, self.plan.mean_of_epoch()
-        is_last = last == offset + self.plan.epoch_begun and isinstance(self.trainer.logger, SimpleLogger)
-        if is_last and mean is not None and (LOSS not in joined or last not in joined[LOSS].index):
-            # The epoch ended before Lightning logged it.
-            row = pd.DataFrame({LOSS: [mean]}, index=pd.Index([last], name="epoch"))
-            joined[LOSS] = pd.concat([joined[LOSS], row]) if LOSS in joined else row
+        last = self._n_epochs() - 1
+        if last != offset + self.plan.epoch_begun or not isinstance(self.trainer.logger, SimpleLogger):
+            return joined
+        for name, mean in self.plan.means_of_epoch().items():  # where Lightning has not logged them yet
+            row = pd.DataFrame({name: [mean]}, index=pd.Index([last], name="epoch"))
+            if name not in joined:
+                joined[name] = row
+            elif last not in joined[name].index:
+                joined[name] = pd.concat([joined[name], row])
         return joined
 
     def _n_epochs(self) -> int:

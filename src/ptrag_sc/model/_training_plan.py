@@ -55,13 +55,15 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.kept_before: int | None = None  # the epoch whose weights this training starts with
         self.running = False  # whether the weights are those of an epoch that is not over
         self.epoch_begun = -1  # the last epoch of this training that began
-        self.epoch_losses: list[tuple[torch.Tensor, int]] = []  # of the steps of this epoch, and their numbers of sets
+        self.epoch_sums: dict[str, torch.Tensor] = {}  # of what is logged at the end of this epoch, over its sets
+        self.n_sets = 0  # of them
         self.losses: list[torch.Tensor] = []  # of the mini-batches since the optimiser's last step, and their sets
         self.sets: list[Codes] = []
         self.batch: dict[str, torch.Tensor] | None = None  # the last one
         self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N,)
         self.is_finite = True  # of the last check
         self.not_finite: list[Codes] = []  # its sets whose loss is not
+        self._asked: list[Codes] = []  # all its sets
         self.gain: torch.Tensor | None = None  # of the last check; None without a memory and before training
 
     @property
@@ -93,7 +95,8 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.batch = batch
         self.sets.append(codes(batch))
         self.losses.append(output.loss.detach())
-        self.epoch_losses.append((output.loss.detach(), output.n_obs_minibatch))
+        self._add_up("train_loss", output.loss, output.n_obs_minibatch)
+        self.n_sets += output.n_obs_minibatch
         self.log(
             "train_loss",
             output.loss.detach(),
@@ -115,15 +118,18 @@ class PTRAGTrainingPlan(TrainingPlan):
         """Note that the weights are those of a running training."""
         self.running = True
         self.epoch_begun = self.current_epoch
-        self.epoch_losses = []
+        self.epoch_sums = {}
+        self.n_sets = 0
 
-    def mean_of_epoch(self) -> float | None:
-        """Return the mean loss of the steps of the last epoch, which may not be over; None without a step."""
-        if not self.epoch_losses:
-            return None
-        losses, numbers = zip(*self.epoch_losses, strict=True)
-        weights = torch.tensor(numbers, dtype=torch.float64)
-        return float((torch.stack(losses).double().cpu() * weights).sum() / weights.sum())
+    def _add_up(self, name: str, value: torch.Tensor, n_sets: int) -> None:
+        self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value.detach() * n_sets
+
+    def means_of_epoch(self) -> dict[str, float]:
+        """Return what is logged at the end of an epoch, of the last one's steps so far; nothing without a step.
+
+        Lightning logs this when the epoch is over, and a checkpoint or an interruption may come before.
+        """
+        return {name: float(total / self.n_sets) for name, total in self.epoch_sums.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
@@ -167,11 +173,12 @@ class PTRAGTrainingPlan(TrainingPlan):
         before training and leaves the share unchanged. Later ones set ``gain`` (N,): by how much the distance fell in
         each condition. Distances are compared by their roots: squared, the strongest conditions would decide.
         """
-        self.not_finite = self._sets_not_finite()
         losses, agreement = (self._of_all_ranks(torch.cat(found)) for found in zip(*self._found, strict=True))
         mean = losses.mean(0)  # (n shares,)
         self.is_finite = bool((mean + agreement.mean(0)).isfinite().all())
         self.gain = None
+        if not self.is_finite:
+            self.not_finite = self._sets_not_finite()
         if not self.has_memory or not self.is_finite:
             return mean[0]
         share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
@@ -191,7 +198,7 @@ class PTRAGTrainingPlan(TrainingPlan):
     def _sets_not_finite(self) -> list[Codes]:
         """Return the sets of this process whose loss or agreement is not finite."""
         wrong = []
-        for (query, cell_type), (losses, agreement) in zip(self._asked, self._found, strict=True):
+        for (query, cell_type), (losses, agreement) in zip(self._asked, self._found, strict=False):
             is_wrong = ~(losses.isfinite().all(1) & agreement.isfinite().all(1))  # (B,)
             wrong.append((query[is_wrong], cell_type[is_wrong]))
         return wrong
@@ -204,6 +211,8 @@ class PTRAGTrainingPlan(TrainingPlan):
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
         for name, value in loss_output.extra_metrics.items():
+            if mode == "train":
+                self._add_up(f"{name}_{mode}", value, loss_output.n_obs_minibatch)
             self.log(
                 f"{name}_{mode}",
                 value.detach(),
