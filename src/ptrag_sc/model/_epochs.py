@@ -42,6 +42,8 @@ class Epochs:
         plan.kept_before = model.kept_epoch_
         self.thread = threading.get_ident()
         self.history: History = dict(model.history_ or {})
+        # What is logged by step is numbered on from here.
+        self.first_step = {name: int(frame.index[-1]) + 1 for name, frame in self.history.items() if len(frame)}
         callbacks = self.trainer.callbacks
         self.keep = next((callback for callback in callbacks if isinstance(callback, KeepBest)), None)
         self.guard = next(callback for callback in callbacks if isinstance(callback, StopNonFinite))
@@ -138,11 +140,11 @@ class Epochs:
         before = self.history.get(name)
         if added is None:
             return before
-        by_epoch = added.index.name == "epoch"
+        shift = offset if added.index.name == "epoch" else self.first_step.get(name, 0)
+        added = added.set_index(added.index + shift)
         if before is None:
-            return added.set_index(added.index + offset * by_epoch)
-        shift = offset if by_epoch else before.index[-1] + 1
-        both = pd.concat([before, added.set_index(added.index + shift)])
+            return added
+        both = pd.concat([before.rename_axis(index=added.index.name), added])
         return both[~both.index.duplicated(keep="last")]
 
 

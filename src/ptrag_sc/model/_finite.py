@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from ptrag_sc._validation import listed, unusable
+from ptrag_sc._validation import unusable
 
 Codes: TypeAlias = tuple[Tensor, Tensor]  # query (B,) and cell type (B,) of the sets of a mini-batch
 
@@ -122,7 +122,8 @@ class StopNonFinite(Callback):
         """Return the error of a step, which names the conditions of its mini-batch."""
         self.has_failed = True
         names = sorted({name for one in sets for name in self._names(*one)})
-        place = f"step {step + 1} of the training (conditions: {listed(names) or 'of another process'})"
+        conditions = ", ".join(map(repr, names)) or "those of another process"
+        place = f"step {step + 1} of the training (conditions: {conditions})"
         problem = "is not finite, so the training ends with the last weights that gave finite values"
         remedy = f"Lower plan_kwargs={{'lr': ...}}, now {plan.lr:g}, or look at the cells of these conditions."
         return FloatingPointError(unusable(f"The {what}", place, problem, remedy))

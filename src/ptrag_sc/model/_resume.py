@@ -216,13 +216,16 @@ class Resumable(Callback):
         if plan.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(plan.device)
         assert self.epochs is not None  # a trainer saves while it trains
+        history = self.epochs.so_far()
         checkpoint[KEY] = {
             "seed": self.seed,
             "facts": self.facts,
             "random": random,
             "n_before": plan.n_before,
             "kept_before": plan.kept_before,
-            "history": history_to_json(self.epochs.so_far()),
+            "history": history_to_json(history),
+            "counted_by": {name: frame.index.name for name, frame in history.items()},
+            "first_step": self.epochs.first_step,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, plan: Any, checkpoint: dict[str, Any]) -> None:
@@ -233,7 +236,11 @@ class Resumable(Callback):
         plan.n_before, plan.kept_before = own["n_before"], own["kept_before"]
         self._random = own["random"]
         assert self.epochs is not None
-        self.epochs.history = history_from_json(own["history"]) or {}
+        history = history_from_json(own["history"]) or {}
+        self.epochs.history = {
+            name: frame.rename_axis(index=own["counted_by"][name]) for name, frame in history.items()
+        }
+        self.epochs.first_step = own["first_step"]
 
     def added_to(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the trainer with this callback, which comes before the choice of weights."""
