@@ -176,8 +176,9 @@ def test_a_failure_behind_a_failure_hides_nothing(caplog):
 
 def test_other_calls_are_refused_while_a_model_is_trained(screen, tmp_path):
     """Asked for in another thread and in a callback; the training goes on as if nobody had asked."""
-    quiet, model, refused = new(screen), new(screen), []
+    quiet, refused = new(screen), []
     quiet.train(2, **EVERY)
+    model = new(screen)
     calls = {
         "predict": lambda: model.predict(perturbations="G0"),
         "retrieval": lambda: model.get_retrieval(perturbations="G0"),

@@ -55,29 +55,29 @@ def assert_same(one, other):
 FALLING = {"plan_kwargs": {"reduce_lr_on_plateau": True, "lr": 0.05, "lr_patience": 1}}
 GUIDED = {"condition_sampling": "error", "set_size": 4}
 OPTIONS = {
-    "rate that falls": (None, FALLING),
-    "memory": pytest.param("response", {}, marks=pytest.mark.slow),
-    "all at once": pytest.param("response", {**FALLING, **GUIDED}, marks=pytest.mark.slow),
+    "rate that falls": (None, FALLING, [N_STEPS + 1]),
+    "memory": pytest.param("response", {}, [N_STEPS + 1, 3 * N_STEPS], marks=pytest.mark.slow),
+    "all at once": pytest.param("response", {**FALLING, **GUIDED}, [2 * N_STEPS + 1], marks=pytest.mark.slow),
 }
 
 
-@pytest.mark.parametrize(("memory", "options"), OPTIONS.values(), ids=OPTIONS)
-def test_an_interrupted_training_that_goes_on_is_the_uninterrupted_one(screen, tmp_path, memory, options):
-    """In the model that was interrupted and in a new one, behind stops amid an epoch and at its end."""
+@pytest.mark.parametrize(("memory", "options", "stops"), OPTIONS.values(), ids=OPTIONS)
+def test_an_interrupted_training_that_goes_on_is_the_uninterrupted_one(screen, tmp_path, memory, options, stops):
+    """In the model that was interrupted, behind stops amid an epoch and at its end, and in a new one."""
     options, path = {**FEW, **options, "early_stopping": False}, tmp_path / "folder" / "training.ckpt"
     whole = new(screen, memory)
-    whole.train(4, **options)
+    whole.train(3 + len(stops) // 2, **options)
     numbers = torch.rand(3)
     stopped = new(screen, memory)
-    for step in (N_STEPS + 1, 3 * N_STEPS):
+    for step in stops:
         with pytest.raises(ZeroDivisionError):
-            stopped.train(4, **options, resume=path, callbacks=[Stop(step)])
+            stopped.train(3 + len(stops) // 2, **options, resume=path, callbacks=[Stop(step)])
     torch.manual_seed(7)
-    stopped.train(4, **options, resume=path)
+    stopped.train(3 + len(stops) // 2, **options, resume=path)
     assert torch.equal(torch.rand(3), numbers)  # those behind the training are the same too
     assert_same(whole, stopped)
     again = new(screen, memory)
-    again.train(4, **options, resume=path)  # nothing is left to do
+    again.train(3 + len(stops) // 2, **options, resume=path)  # nothing is left to do
     assert_same(whole, again)
 
 
