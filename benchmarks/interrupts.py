@@ -29,7 +29,7 @@ from ptrag_sc import PTRAG
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
 OPTIONS = {"accelerator": "cpu", "enable_progress_bar": False, "set_size": 16, "batch_size": 4}
-EPOCHS = 24
+EPOCHS = 8
 DATA = {"validation": ptrag_sc.datasets.simulated(n_cells=900, n_genes=60, n_perturbations=12, n_cell_types=2, seed=0)}
 DATA["none"] = DATA["validation"].copy()
 DATA["none"].obs["split"] = "train"
@@ -157,7 +157,7 @@ def signalled(n: int, rng: np.random.Generator, whole: dict[tuple, float]) -> li
             print(rows[-1], bad[:1], flush=True)
         found = []
         for _ in range(n):
-            step = int(rng.integers(1, 100))
+            step = int(rng.integers(1, 40))
             found.append(attack([], memory, validation, fails_at=step))
         bad = [one for one in found if not is_usable(one, "ZeroDivisionError", validation)]
         rows.append({"attack": "callback fails", "memory": memory, "validation": validation, "n": n, "bad": len(bad)})
