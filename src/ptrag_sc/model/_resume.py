@@ -164,13 +164,13 @@ class Resumable(Callback):
         self._random: dict[str, torch.Tensor] | None = None  # to be set before the first step
         self._written, self._took = -np.inf, 0.0  # seconds
 
-    def on_train_start(self, trainer: Trainer, plan: Any) -> None:
+    def on_train_start(self, trainer: Any, plan: Any) -> None:
         """End at once if the training of the checkpoint was stopped early."""
         stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
         if self.saved is not None and any(callback.stopped_epoch > 0 for callback in stoppers):
             trainer.should_stop = True
 
-    def on_train_batch_start(self, trainer: Trainer, plan: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, plan: Any, batch: Any, batch_idx: int) -> None:
         """Set the random numbers of a training that resumes."""
         if self._random is None:
             return

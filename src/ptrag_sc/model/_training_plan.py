@@ -142,7 +142,7 @@ class PTRAGTrainingPlan(TrainingPlan):
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
         self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._asked: list[Codes] = []
+        self._asked = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Note the set losses on held-out conditions, and log the other parts of the loss."""
