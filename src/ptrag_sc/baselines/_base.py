@@ -32,7 +32,7 @@ from ptrag_sc.data import (
     read_split,
     reference_means,
 )
-from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets
+from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, check_shifts
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
 from ptrag_sc.data._refits import Refits
@@ -252,7 +252,7 @@ class Baseline(Predictor):
                 if n_found:
                     responses[b, :n_found] = answer.responses
             shift = np.stack([answer.shift for answer in answers]).astype(np.float32)
-            yield ExpectedShifts(shift, rows, weights, responses)
+            yield ExpectedShifts(check_shifts(shift, labels[start:], name), rows, weights, responses)
 
     def predict_batch(
         self, batch: BATCH, sets: CellSets, labels: tuple[str, ...], screen: Screen, *, state: Vectors, seed: int | None

@@ -14,7 +14,7 @@ from ptrag_sc.baselines._embedded import EmbeddedBaseline, Space
 from ptrag_sc.baselines._means import mean_by
 from ptrag_sc.baselines._responses import Responses, ResponseSpace
 from ptrag_sc.data import Screen
-from ptrag_sc.data._assembly import ExpectedShifts
+from ptrag_sc.data._assembly import ExpectedShifts, check_shifts
 from ptrag_sc.retrieval import BESIDE_WIDTH, RESPONSE_WIDTH, TEXT_WIDTH, similarity_kernel
 
 LABELS_AT_ONCE = 512
@@ -170,6 +170,7 @@ class KernelRidge(EmbeddedBaseline):
             part = slice(start, start + LABELS_AT_ONCE)
             shift = self._predicted(labels[part], state[part], name, n_asked=len(labels)).astype(np.float32)
             nothing = np.zeros((len(shift), 0))
+            check_shifts(shift, labels[part], name)
             yield ExpectedShifts(shift, nothing.astype(np.int64), nothing, np.zeros((*nothing.shape, shift.shape[1])))
 
 

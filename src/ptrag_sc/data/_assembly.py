@@ -1,6 +1,6 @@
 """How do predictions leave: how do generated sets become rows, and rows an AnnData?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._constants import COUNTS_LAYER, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
+from ptrag_sc._validation import unusable
 from ptrag_sc.data._fields import AnnOrMuData, ScreenKeys
 from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import CellSets
@@ -65,6 +66,27 @@ def assemble(batches: Iterable[tuple[CellSets, PredictedSets]], *, shape: tuple[
     rows, columns, values = map(np.concatenate, zip(*entries, strict=True))
     matrix = sp.csr_matrix((values, (rows, columns)), shape=(n_rows, n_candidates), dtype=np.float32)
     return Prediction(cells, matrix)
+
+
+def not_finite(perturbation: str, cell_type: str) -> FloatingPointError:
+    """Return the error of a prediction that holds NaN or infinite values."""
+    problem = "holds values that are not finite"
+    remedy = "Fit the predictor anew, and look at the expression of its training cells and of the control cells."
+    return FloatingPointError(unusable("The prediction", f"{perturbation!r}, {cell_type!r}", problem, remedy))
+
+
+def check_shifts(shift: np.ndarray, labels: Sequence[str], cell_type: str) -> np.ndarray:
+    """Return predicted shifts (B, G) of the first B labels, after checking that every value is finite.
+
+    Raises
+    ------
+    FloatingPointError
+        If one is not.
+    """
+    bad = np.flatnonzero(~np.isfinite(shift).all(1))
+    if len(bad):
+        raise not_finite(labels[bad[0]], cell_type)
+    return shift
 
 
 def source_obs(adata: AnnOrMuData, keys: ScreenKeys) -> pd.DataFrame:

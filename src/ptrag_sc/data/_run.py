@@ -14,7 +14,7 @@ from scvi.utils import track
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._validation import absent
-from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, population_anndata
+from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, not_finite, population_anndata
 from ptrag_sc.data._counts import CountsUnknown
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._drift import Drift, controls_at_end
@@ -104,17 +104,31 @@ class Run:
         return {"counts": self.realisation is not None, "nonnegative": self.nonnegative}
 
     def answer(self, request: Request) -> Prediction:
-        """Generate every set of a request and put the rows in order."""
+        """Generate every set of a request and put the rows in order.
+
+        Raises
+        ------
+        FloatingPointError
+            If a predicted value is not finite.
+        """
         shape = (len(request.source), len(self.predictor.genes_), len(self.predictor.candidates_))
         prediction = assemble(self._generate(request), shape=shape)
         self._add_drift(prediction.cells, request)
         self._change_targets(prediction.cells, request)
+        self._check_finite(prediction.cells, request)
         if self.realisation is not None:
             cells, counts = self.realisation.realise(prediction.cells, request)
             return prediction._replace(cells=cells, counts=counts)
         if self.nonnegative:
             np.maximum(prediction.cells, 0, out=prediction.cells)  # in place: a second copy may not fit
         return prediction
+
+    def _check_finite(self, cells: np.ndarray, request: Request) -> None:
+        """Refuse predicted cells (N, G) of which some value is not finite."""
+        for one in request.planned:
+            if not np.isfinite(cells[one.output]).all():
+                query = self.labels[one.query - 1] if one.query > 0 else self.predictor.keys_.control
+                raise not_finite(query, str(self.screen.index.cell_types[one.cell_type]))
 
     def _add_drift(self, cells: np.ndarray, request: Request) -> None:
         """Move predicted cells (N, G) from the start to the end; control cells at the start stay as they are."""

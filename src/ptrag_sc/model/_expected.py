@@ -18,7 +18,7 @@ from ptrag_sc.data import (
     own_change,
     reference_means,
 )
-from ptrag_sc.data._assembly import ExpectedShifts
+from ptrag_sc.data._assembly import ExpectedShifts, check_shifts
 from ptrag_sc.data._counts import known_controls
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, EffectErrors, make_residuals, residual_folds
 from ptrag_sc.data._refits import Refits
@@ -45,13 +45,15 @@ class Expecting(Retriever):
         """Yield the mean shifts of perturbations in a cell type, over up to 16 control cells chosen by name."""
         basal = self._encoded_controls(screen, cell_type, N_CELLS)
         for query in self._queries(len(labels)):
-            with torch.no_grad():
+            with self.answering():
                 found = self.module.mean_shift(basal, state, query, cell_type)
             weights = found.weights * found.evidence.present
             tensors = found.shift, found.evidence.rows, weights, found.responses
             shift, places, weight, responses = (tensor.cpu().numpy() for tensor in tensors)
             if not responses.shape[1]:  # without a memory nobody knows what the candidates did
                 places, weight = places[:, :0], weight[:, :0]
+            names = labels[int(query[0]) - 1 :]
+            check_shifts(shift, names, str(screen.index.cell_types[cell_type]))
             yield ExpectedShifts(shift, places, weight, responses)
 
     def shift_blocks(
@@ -70,15 +72,15 @@ class Expecting(Retriever):
             table = self.query_table(labels[part], vectors[part], view=view)
             table = self.module.with_keys(table) if keys is None else table._replace(keys=keys)
             for query in self._queries(len(labels[part])):
-                with torch.no_grad():
+                with self.answering():
                     found = self.module.mean_shift(basal, table, query, 0, with_responses=False)
-                yield found.shift.cpu().numpy()
+                names = labels[start + int(query[0]) - 1 :]
+                yield check_shifts(found.shift.cpu().numpy(), names, str(screen.index.cell_types[cell_type]))
 
     def _encoded_controls(self, screen: Screen, cell_type: int, n_cells: int) -> torch.Tensor:
         """Return encoded control cells (S, H)."""
         rows = known_controls(screen, cell_type, n_cells)
-        self.module.eval()
-        with torch.no_grad():
+        with self.answering():
             cells = torch.as_tensor(screen.reader.rows(rows), device=self.module.device)[None]  # (1, S, G)
             (basal,) = self.module.encode_cells(cells)
         return basal

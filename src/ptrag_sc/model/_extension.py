@@ -74,6 +74,7 @@ class GrowingMemory(ModulePredictor):
         >>> len(model.candidates_)
         10
         """
+        self.check_idle("extend_memory")
         memory = self.module.memory
         if memory is None:
             remedy = 'Construct it with memory="response".'

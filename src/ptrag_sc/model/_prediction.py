@@ -70,6 +70,7 @@ class ModulePredictor(Expecting):
         nonnegative: bool = False,
     ) -> Run:
         """Prepare what all requests of one call share; an untrained model is used with a warning."""
+        self.check_idle("the request")
         self._check_if_trained(warn=True)
         form: dict[str, Any] = {"counts": counts, "nonnegative": nonnegative}
         return super().run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed, **form)
@@ -100,7 +101,7 @@ class ModulePredictor(Expecting):
     ) -> PredictedSets:
         """Return the predicted cells of one mini-batch of sets, and what they rest on."""
         inferred = self._infer(batch, sets, labels, screen, state, seed)
-        with torch.no_grad():
+        with self.answering():
             inputs = self.module._get_generative_input(batch, inferred)
             cells = self.module.generative(**inputs)["cells"]
         return _as_arrays(cells, inferred)
@@ -120,8 +121,7 @@ class ModulePredictor(Expecting):
         if seed is not None and self.init_params_["retrieval"] == "gumbel":
             noise = gate_noise(sets, labels, screen.index.cell_types, recall.sizes, seed=seed)
         slots = recall.joined.rows if self.module.reads_keys else None
-        self.module.eval()
-        with torch.no_grad():
+        with self.answering():
             inputs = self.module._get_inference_input(batch)
             return self.module.inference(**inputs, recall=recall, keys=table.keys, slots=slots, noise=noise)
 

@@ -1,6 +1,7 @@
 """What does a user call? ``PTRAG``: register, train, predict, save."""
 
 import math
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -10,20 +11,23 @@ from scvi import settings
 from scvi.train import TrainRunner
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import MATCHINGS, RandomSets, ScreenKeys, matching_weights
+from ptrag_sc.data import MATCHINGS, RandomSets, Screen, ScreenKeys, matching_weights
 from ptrag_sc.data._datamodule import CellSetDataModule
 from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.model._epochs import run_training
 from ptrag_sc.model._extension import GrowingMemory
+from ptrag_sc.model._finite import StopNonFinite
 from ptrag_sc.model._guided import guided_training
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._module_params import ModuleParams
 from ptrag_sc.model._registration import RegisteredScreens
+from ptrag_sc.model._resume import Resumable, SavedTraining, facts_of
 from ptrag_sc.model._saving import SavedModel
 from ptrag_sc.model._sets import training_sets
+from ptrag_sc.model._signals import StopSignals
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
-from ptrag_sc.model._trainer import trainer_arguments
+from ptrag_sc.model._trainer import check_interval, check_precision, kept_settings, trainer_arguments
 from ptrag_sc.model._trainer_arguments import check_trainer_arguments
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
@@ -168,6 +172,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         data_device: Literal["auto", "host", "accelerator"] = "auto",
         condition_sampling: Literal["uniform", "error"] = "uniform",
         plan_kwargs: dict[str, Any] | None = None,
+        resume: str | PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train on the conditions of the training split and keep the weights that do best on ``val``.
@@ -193,21 +198,43 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             the cells of each training condition of ten or more is not trained on.
         plan_kwargs
             Of the training plan, for example ``{"lr": 1e-3}`` or ``{"compile": True}``.
+        resume
+            File that keeps the state of the training between epochs. If it exists, the training goes on from it, as if
+            it had never ended; else it begins, and writes it. See :doc:`/long_trainings`.
         **trainer_kwargs
             Of :class:`scvi.train.Trainer`, for example ``precision="bf16-mixed"``.
 
         Raises
         ------
+        FloatingPointError
+            If a loss or a gradient is not finite.
+        KeyboardInterrupt
+            After Ctrl-C.
+        RuntimeError
+            If a training of this model is running.
+        SystemExit
+            After SIGTERM, with status 143.
         TypeError
             If the trainer does not know an argument; those of the training plan go into ``plan_kwargs``.
         ValueError
-            If the registered object holds none of the training conditions, or ``data_device``,
-            ``condition_sampling`` or an argument of the trainer cannot be used.
+            If the registered object holds none of the training conditions, if ``data_device``,
+            ``condition_sampling`` or an argument of the trainer cannot be used, or if the file of ``resume`` is of
+            another training.
+
+        Notes
+        -----
+        Whatever ends a training after its first step, an exception of a callback too, the model has its best weights
+        so far, their epoch, the history and the expected errors before the exception is raised. Dropout and gates draw
+        from torch's global random numbers; nothing else outside the model is changed.
         """
         check_trainer_arguments(trainer_kwargs)
+        self.check_idle("train")
         sizes = {"max_epochs": max_epochs, "set_size": set_size, "batch_size": batch_size}
         for name in [n for n, value in sizes.items() if value is not None]:
             check_whole(name, sizes[name], "train", minimum=1)
+        saved = SavedTraining.of(resume, trainer_kwargs)
+        # A further training draws other sets; one that goes on from a file draws those of then.
+        seed = (settings.seed or 0) + self.n_epochs_ if saved is None else saved.seed
         screen = self.read(self.training_data())
         labels, train, val = training_sets(
             screen.index,
@@ -215,7 +242,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             matching=matching_weights(screen.reader, screen.index, self.init_params_["control_matching"]),
             set_size=set_size,
             batch_size=batch_size,
-            seed=(settings.seed or 0) + self.n_epochs_,  # a further training draws other sets
+            seed=seed,
         )
         if max_epochs is None:
             max_epochs = math.ceil(TRAINING_STEPS / len(train))
@@ -223,6 +250,8 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         sets: RandomSets | WithNullSets = train
         if self.init_params_["null_weight"] > 0:
             sets = WithNullSets(train)
+        every = check_interval(len(train), max_epochs)
+        guard = StopNonFinite(labels, [str(name) for name in screen.index.cell_types], every=every)
         arguments = trainer_arguments(
             max_epochs,
             n_steps=len(train),
@@ -231,23 +260,31 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
             check_first=self.tables_.memory is not None or self.n_epochs_ > 0,
             early_stopping=early_stopping,
             given=trainer_kwargs,
-            further=measuring,
+            further=[guard, StopSignals(), *measuring],
         )
+        sampling = {**sizes, "condition_sampling": condition_sampling}
+        resumable = Resumable(saved, seed=seed, facts=facts_of(self.tables_, self.init_params_, sampling), path=resume)
+        arguments = resumable.added_to(arguments)
         table = self.query_table(labels, None, view=self.view(screen), as_new=True)
         table = table._replace(targets=self.query_targets(labels))
         plan = PTRAGTrainingPlan(self.module, table=table, **(plan_kwargs or {}))
         drift = None if self.drift_ is None else self.drift_.of(screen.index.cell_types)  # (T, G)
-        runner = TrainRunner(
-            self,
-            plan,
-            CellSetDataModule(screen.reader, sets, val, data_device=data_device, prepare=table.numbered, drift=drift),
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            **arguments,
-        )
-        self.set_size_ = int(set_size)
-        run_training(self, runner, plan)
+        data = CellSetDataModule(screen.reader, sets, val, data_device=data_device, prepare=table.numbered, drift=drift)
+        with kept_settings():
+            runner = TrainRunner(
+                self,
+                plan,
+                data,
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                strategy=strategy,
+                **arguments,
+            )
+            check_precision(runner.trainer)
+            run_training(self, runner, plan, set_size=int(set_size), finish=lambda: self._learn_errors(screen))
+
+    def _learn_errors(self, screen: Screen) -> None:
+        """Learn from the training data how wrong predictions may be."""
         self.support_ = calibrate_support(self, screen)
         self.learn_effect_errors()

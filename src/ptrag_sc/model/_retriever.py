@@ -1,18 +1,24 @@
 """How does a model find what bears on a question, and how much does each kind of evidence count before training?"""
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ptrag_sc._validation import unusable
 from ptrag_sc.data import Predictor, Screen, ScreenKeys, components, controls_at_end, measured_targets
 from ptrag_sc.data._set_sampler import name_hash
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.nn import MemoryRefiner
 from ptrag_sc.retrieval import MemoryView, QueryTable, ResponseMemory, initial_weights, make_query_table, view_memory
+
+if TYPE_CHECKING:
+    from ptrag_sc.model._epochs import Epochs
 
 
 class Retriever(Predictor):
@@ -22,10 +28,33 @@ class Retriever(Predictor):
     tables_: TrainingTables
     init_params_: dict[str, Any]
     split_: pd.DataFrame
+    epochs_: "Epochs | None" = None  # of the training that is running
 
     @abstractmethod
     def _build(self, tables: TrainingTables, keys: ScreenKeys, params: dict[str, Any]) -> None:
         """Set the state that follows from what a model has before its first step."""
+
+    def check_idle(self, call: str) -> None:
+        """Refuse a call while the model is trained: its weights change, and so does how its module computes.
+
+        Raises
+        ------
+        RuntimeError
+            If a training is running.
+        """
+        if self.epochs_ is not None:
+            remedy = "Wait until the training is over, or save the model in a callback and load that file."
+            raise RuntimeError(unusable("The model", call, "is being trained", remedy))
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Compute without gradients; a training that begins meanwhile makes the answer void."""
+        self.check_idle("the request")
+        if self.module.training:
+            self.module.eval()
+        with torch.no_grad():
+            yield
+        self.check_idle("the request")
 
     def query_table(
         self,

@@ -244,7 +244,8 @@ class SavedModel(BaseModelClass):
         model = cls.__new__(cls)  # without the constructor, which computes the tables
         # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
         attach(model, keys, adata)
-        model._build(tables, keys, content.meta["init_params"])
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+            model._build(tables, keys, content.meta["init_params"])
         model.module.load_state_dict(module_state)
         model.set_size_ = saved["set_size"]
         model.is_trained_ = saved["is_trained"]

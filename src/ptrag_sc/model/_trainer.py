@@ -2,12 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import absent, unusable
 from ptrag_sc.model._gain import surpasses
 
 logger = logging.getLogger(__name__)
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 STEPS_BETWEEN_CHECKS = 25
 PATIENCE = 8  # validation checks without improvement
 FEW_CONDITIONS = 5
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those that leave the weights in float32
 
 
 class Kept(NamedTuple):
@@ -182,3 +185,29 @@ def trainer_arguments(
             remedy = "Hold out five or more with ptrag_sc.pp.split(val_fraction=...) to let trained weights be kept."
             logger.warning("Only %d validation conditions: too few to show a gain of training. %s", n_val, remedy)
     return {**arguments, "callbacks": [KeepBest(), *callbacks]}
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuse a precision in which the weights are no float32: the rest of a model is, and predictions would fail.
+
+    Raises
+    ------
+    ValueError
+        If the precision, or a plugin that sets it, is another one.
+    """
+    if trainer.precision not in PRECISIONS:
+        remedy = f"Pass one of {PRECISIONS}."
+        raise ValueError(absent("precision=", trainer.precision, "train", PRECISIONS, remedy))
+
+
+@contextmanager
+def kept_settings() -> Iterator[None]:
+    """Give torch's settings back as they were: a trainer sets some for the whole process."""
+    cudnn, gradients = torch.backends.cudnn, torch.is_grad_enabled()
+    benchmark, deterministic = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_grad_enabled(gradients)

@@ -8,6 +8,7 @@ from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
 from ptrag_sc._validation import unknown, unusable
+from ptrag_sc.model._finite import Codes, codes
 from ptrag_sc.model._module import PTRAGModule
 from ptrag_sc.model._objective import SHARES
 from ptrag_sc.retrieval import QueryTable, alike
@@ -52,11 +53,17 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.table = table
         self.n_before = 0  # epochs of earlier trainings
         self.kept_before: int | None = None  # the epoch whose weights this training starts with
-        self.first_epoch = 0  # of this training, beyond 0 where it resumes from a checkpoint
-        self._saved_offset = 0
-        self.running = False
+        self.running = False  # whether the weights are those of an epoch that is not over
+        self.epoch_begun = -1  # the last epoch of this training that began
+        self.epoch_sums: dict[str, torch.Tensor] = {}  # of what is logged at the end of this epoch, over its sets
+        self.n_sets = 0  # of them
+        self.losses: list[torch.Tensor] = []  # of the mini-batches since the optimiser's last step, and their sets
+        self.sets: list[Codes] = []
+        self.batch: dict[str, torch.Tensor] | None = None  # the last one
         self._initial_roots: torch.Tensor | None = None  # of the set losses before training (N,)
         self.is_finite = True  # of the last check
+        self.not_finite: list[Codes] = []  # its sets whose loss is not
+        self._asked: list[Codes] = []  # all its sets
         self.gain: torch.Tensor | None = None  # of the last check; None without a memory and before training
 
     @property
@@ -85,6 +92,11 @@ class PTRAGTrainingPlan(TrainingPlan):
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss and log it as ``train_loss``, together with its parts."""
         _, _, output = self.forward(batch)
+        self.batch = batch
+        self.sets.append(codes(batch))
+        self.losses.append(output.loss.detach())
+        self._add_up("train_loss", output.loss, output.n_obs_minibatch)
+        self.n_sets += output.n_obs_minibatch
         self.log(
             "train_loss",
             output.loss.detach(),
@@ -100,29 +112,37 @@ class PTRAGTrainingPlan(TrainingPlan):
     @property
     def epoch_offset(self) -> int:
         """Return what an epoch of this training is numbered by among those of all."""
-        return max(0, self.n_before - self.first_epoch) if self.n_before else self._saved_offset
-
-    def on_train_start(self) -> None:
-        """Note with which epoch this training begins."""
-        self.first_epoch = self.current_epoch
+        return self.n_before
 
     def on_train_epoch_start(self) -> None:
         """Note that the weights are those of a running training."""
         self.running = True
+        self.epoch_begun = self.current_epoch
+        self.epoch_sums = {}
+        self.n_sets = 0
+
+    def _add_up(self, name: str, value: torch.Tensor, n_sets: int) -> None:
+        self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value.detach() * n_sets
+
+    def means_of_epoch(self) -> dict[str, float]:
+        """Return what is logged at the end of an epoch, of the last one's steps so far; nothing without a step.
+
+        Lightning logs this when the epoch is over, and a checkpoint or an interruption may come before.
+        """
+        return {name: float(total / self.n_sets) for name, total in self.epoch_sums.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what later checks are compared with: a training that resumes starts with no check."""
-        checkpoint.update(initial_roots=self._initial_roots, epoch_offset=self.epoch_offset)
+        checkpoint["initial_roots"] = self._initial_roots
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load what checks are compared with, and how epochs are numbered."""
+        """Load what checks are compared with."""
         self._initial_roots = checkpoint.get("initial_roots")
-        self._saved_offset = checkpoint.get("epoch_offset", 0)
-        self.first_epoch = checkpoint["epoch"] + 1
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the last check found."""
         self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._asked = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Note the set losses on held-out conditions, and log the other parts of the loss."""
@@ -140,6 +160,7 @@ class PTRAGTrainingPlan(TrainingPlan):
         _, _, output = self.forward(batch)
         mean = output.extra_metrics["set_loss"].reshape(1, 1).expand(output.n_obs_minibatch, 1)
         of_sets = output.extra_metrics.pop("of_sets", mean)  # a module may know the mean only
+        self._asked.append(codes(batch))
         self._found.append((of_sets, output.extra_metrics.pop("agreement", of_sets)))
         return output
 
@@ -156,6 +177,8 @@ class PTRAGTrainingPlan(TrainingPlan):
         mean = losses.mean(0)  # (n shares,)
         self.is_finite = bool((mean + agreement.mean(0)).isfinite().all())
         self.gain = None
+        if not self.is_finite:
+            self.not_finite = self._sets_not_finite()
         if not self.has_memory or not self.is_finite:
             return mean[0]
         share = SHARES.index(min(SHARES, key=lambda s: abs(s - float(self.module.recalled_share))))
@@ -172,6 +195,14 @@ class PTRAGTrainingPlan(TrainingPlan):
         self.module.recalled_share.fill_(SHARES[share])
         return mean[share]
 
+    def _sets_not_finite(self) -> list[Codes]:
+        """Return the sets of this process whose loss or agreement is not finite."""
+        wrong = []
+        for (query, cell_type), (losses, agreement) in zip(self._asked, self._found, strict=False):
+            is_wrong = ~(losses.isfinite().all(1) & agreement.isfinite().all(1))  # (B,)
+            wrong.append((query[is_wrong], cell_type[is_wrong]))
+        return wrong
+
     def _of_all_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values of the conditions of all devices, which have equally many."""
         gathered = self.all_gather(values)
@@ -180,6 +211,8 @@ class PTRAGTrainingPlan(TrainingPlan):
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""
         for name, value in loss_output.extra_metrics.items():
+            if mode == "train":
+                self._add_up(f"{name}_{mode}", value, loss_output.n_obs_minibatch)
             self.log(
                 f"{name}_{mode}",
                 value.detach(),
