@@ -85,8 +85,9 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after_it(tmp
         fsync(handle)
 
     def renaming(self, target):
-        done.append("rename")
-        wanted.update(path.stat().st_ino for path in (self, *self.rglob("*")))
+        if target == tmp_path / "v.zarr":  # zarr renames its own files
+            done.append("rename")
+            wanted.update(path.stat().st_ino for path in (self, *self.rglob("*")))
         return rename(self, target)
 
     wanted = set()
@@ -102,10 +103,11 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_after_it(tmp
     "foreign", ["thesis.txt", ".hidden", "obs/thesis.txt", "X/thesis.txt", "X/c/thesis", "images/zarr.json", "uns/new"]
 )
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_store_that_holds_something_else_is_kept(tmp_path, monkeypatch, foreign, zarr_format):
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
+def test_a_store_that_holds_something_else_is_kept(tmp_path, foreign, zarr_format):
     target = tmp_path / "v.zarr"
-    monkeypatch.setattr(anndata.settings, "zarr_write_format", zarr_format)
-    write_beside(target, store())
+    with anndata.settings.override(zarr_write_format=zarr_format):
+        write_beside(target, store())
     assert foreign_entry(target) is None
     (target / foreign).parent.mkdir(exist_ok=True)
     (target / foreign).write_text("mine")
@@ -154,8 +156,7 @@ def test_a_pipe_is_no_file_to_replace(tmp_path):
     assert (tmp_path / "v.h5ad").is_fifo()
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-@pytest.mark.parametrize("write", [text, store])
+@pytest.mark.parametrize(("write", "has_links"), [(text, True), (text, False), (store, True)])
 def test_the_second_of_two_writers_fails(tmp_path, monkeypatch, write, has_links):
     target = tmp_path / "v"
     first, second = (text("1"), text("2")) if write is text else (store(1), store(2))
@@ -166,7 +167,7 @@ def test_the_second_of_two_writers_fails(tmp_path, monkeypatch, write, has_links
         second(part)
         write_beside(target, first, overwrite=False)  # the other process is faster
 
-    with pytest.raises(FileExistsError, match="exists|meantime"):
+    with pytest.raises(FileExistsError, match=r"exists|meantime"):
         write_beside(target, late, overwrite=False)
     found = target.read_text() if write is text else anndata.read_zarr(target).X[0, 0]
     assert found in ("1", 1)
@@ -229,7 +230,7 @@ def test_other_errors_stay_as_they_are(tmp_path):
     def fail(part):
         raise OSError("errno = 5, bad sector")
 
-    with pytest.raises(OSError, match="^errno = 5"):
+    with pytest.raises(OSError, match=r"^errno = 5"):
         write_beside(tmp_path / "v", fail)
 
 

@@ -149,19 +149,23 @@ class _Unfailing(io.FileIO):
 
 
 @contextmanager
+def _first_error(file: _Unfailing) -> Iterator[None]:
+    """Raise what went wrong with the disk, in place of what HDF5 makes of bytes that it wrote and does not find."""
+    try:
+        yield
+    except Exception as error:
+        if file.error is not None and error is not file.error:
+            raise file.error from error
+        raise
+    file.check()
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[tuple[Group, Callable[[], None]]]:
     """Make a file; yield its root, and a function that raises what went wrong with the disk so far."""
     if path.suffix == ".h5ad":
-        with _Unfailing(path, "w+b") as file:
-            try:
-                with h5py.File(file, "w") as root:
-                    yield root, file.check
-            except Exception as error:
-                # What HDF5 makes of bytes that it wrote and does not find again comes of the full disk.
-                if file.error is not None and error is not file.error:
-                    raise file.error from error
-                raise
-            file.check()
+        with _Unfailing(path, "w+b") as file, _first_error(file), h5py.File(file, "w") as root:
+            yield root, file.check
         return
     root = zarr.open_group(path, mode="w", zarr_format=anndata.settings.zarr_write_format)
     yield root, lambda: None

@@ -105,6 +105,8 @@ def check_meta(meta: Any) -> None:
             raise DamagedError("holds another number of genes in state/effect_errors than in genes")
     if not state["set_size"]:
         raise DamagedError("holds a set_size of 0")
+    if not 1 <= meta["init_params"]["n_candidates"] <= len(meta["candidates"]):
+        raise DamagedError("holds another number in init_params/n_candidates than its candidates allow")
 
 
 def _check_columns(table: dict[str, list[Any]]) -> None:
@@ -170,7 +172,10 @@ def _memory(tensors: Tensors, sizes: dict[str, int], basis: torch.Tensor) -> Res
         raise DamagedError("holds a memory without cell types")
     sizes = {**sizes, "L": len(_found(tensors, f"{MODULE}{MEMORY}directions"))}
     memory = ResponseMemory(**{name: _sized(tensors, MODULE + MEMORY + name, axes[name], sizes) for name in axes})
-    if memory.n_cells.is_floating_point() or (memory.n_cells < 0).any() or (memory.between < 0).any():
+    strange = [name for name, tensor in memory._asdict().items() if tensor.is_floating_point() == (name == "n_cells")]
+    if strange:
+        raise DamagedError(f"holds {MODULE + MEMORY + strange[0]!r} as {getattr(memory, strange[0]).dtype}")
+    if (memory.n_cells < 0).any() or (memory.between < 0).any():
         raise DamagedError("holds negative numbers of cells or variances in the memory")
     if len(memory.directions) < len(basis) or not torch.allclose(memory.directions[: len(basis)], basis, atol=SAME):
         raise DamagedError(f"holds a basis in {BASIS!r} that is not that of its memory")
