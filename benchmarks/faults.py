@@ -8,6 +8,8 @@ attack how many attempts were made and how many were bad, and what was bad about
 """
 
 import argparse
+import atexit
+import gc
 import json
 import logging
 import os
@@ -70,8 +72,10 @@ def in_a_child(work, timeout=60):
             said = f"raised {type(error).__name__}: {error}"[:300]
         os.write(write, said.encode())
         os.close(write)
+        gc.collect()
+        atexit._run_exitfuncs()  # what HDF5 does at the end
         sys.stderr.flush()
-        sys.exit(0)  # with all that Python and HDF5 do at the end
+        os._exit(0)
     os.close(write)
     start = time.monotonic()
     status = None
@@ -542,7 +546,7 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name in options.attacks or ATTACKS:
             random.seed(options.seed)
             options.work = Path(folder).resolve() / name
