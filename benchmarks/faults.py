@@ -546,12 +546,15 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    folder = Path(tempfile.mkdtemp()).resolve()  # a TemporaryDirectory would be removed when the first child ends
+    try:
         for name in options.attacks or ATTACKS:
             random.seed(options.seed)
-            options.work = Path(folder).resolve() / name
+            options.work = folder / name
             options.work.mkdir()
             ATTACKS[name](options)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

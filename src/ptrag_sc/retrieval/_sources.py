@@ -193,8 +193,8 @@ def _from_h5ad(path: Path) -> GeneVectors:
 def _check_size(file: h5py.File, path: Path) -> None:
     """Refuse a matrix that says it is far larger than its file, which would fill the memory."""
     matrix = file.get("X")
-    shape = () if matrix is None else tuple(matrix.attrs.get("shape", getattr(matrix, "shape", ())))
-    if math.prod(int(n) for n in shape) > NUMBERS_PER_BYTE * path.stat().st_size:
+    shape = () if matrix is None else tuple(map(int, matrix.attrs.get("shape", getattr(matrix, "shape", ()))))
+    if math.prod(shape) > NUMBERS_PER_BYTE * path.stat().st_size:
         problem = f"holds a matrix of shape {shape} in {path.stat().st_size} bytes"
         raise ValueError(unusable("Gene embedding", str(path), problem, "Pass a table of gene vectors."))
 
