@@ -149,13 +149,6 @@ def test_too_few_of_the_narrower_kind_are_not_used():
     assert EffectErrors({("x", KNOWN): few}).find("x", KNOWN) is few
 
 
-def test_a_file_without_the_error_of_the_controls_is_read():
-    saved = learned(residuals(np.random.default_rng(0).normal(size=(9, 4)))).to_json()
-    for row in saved:
-        del row["control"]
-    assert not EffectErrors.from_json(saved).find("x", UNSEEN).control.any()
-
-
 def test_errors_survive_json():
     rng = np.random.default_rng(2)
     error, own, level, sampling = targets_of(rng, 15, 6)

@@ -130,3 +130,46 @@ def test_a_broken_write_leaves_no_table(tmp_path, monkeypatch):
     assert len(genept(cache_dir=tmp_path, url="http://127.0.0.1:9/genept.zip", known_hash=known_hash).genes) == len(
         TABLE
     )
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b[:300] + b"?" + b[301:], "other"])
+def test_a_damaged_table_is_made_again(served, tmp_path, caplog, damage):
+    server, known_hash = served
+    options = {"cache_dir": tmp_path / "cache", "url": server.url, "known_hash": known_hash}
+    first = genept(**options)
+    table = next((tmp_path / "cache").glob("*.npz"))
+    if damage == "other":
+        np.savez(table, genes=first.genes, vectors=first.vectors[:3])
+    else:
+        table.write_bytes(damage(table.read_bytes()))
+    again = genept(**options)
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    assert "Removed the damaged table" in caplog.text
+    assert server.n_requests == 1  # the archive is still there
+
+
+def test_a_damaged_archive_is_fetched_again(served, tmp_path):
+    server, known_hash = served
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "genept.zip").write_bytes(b"half")
+    assert len(genept(cache_dir=cache, url=server.url, known_hash=known_hash).genes) == len(TABLE)
+
+
+def test_what_a_killed_download_left_is_removed(served, tmp_path):
+    server, known_hash = served
+    cache = tmp_path / "cache"
+    left = cache / ".genept.zip.abcdefgh.part"
+    left.mkdir(parents=True)
+    (left / "tmpxyz").write_bytes(b"half")
+    genept(cache_dir=cache, url=server.url, known_hash=known_hash)
+    assert not left.exists()
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("known_hash", [None, "", "md5:"])
+def test_nothing_is_fetched_without_a_checksum(tmp_path, known_hash):
+    with pytest.raises(ValueError, match="has no checksum"):
+        genept(cache_dir=tmp_path, known_hash=known_hash)
+    assert not list(tmp_path.iterdir())

@@ -107,6 +107,9 @@ def test_a_wrong_file_is_named(file, tmp_path):
     with pytest.raises(ValueError, match="another SHA-256"):
         replogle_nadig(file, sha256="0" * 64)
     replogle_nadig(file, sha256=hashlib.sha256(file.read_bytes()).hexdigest()).file.close()
+    (tmp_path / "c.h5ad").write_text("an error page")
+    with pytest.raises(ValueError, match=r"c\.h5ad is no h5ad file, or is damaged"):
+        replogle_nadig(tmp_path / "c.h5ad")
     adata, _ = published_layout(n_obs=60)
     adata.obs.drop(columns="gem_group").pipe(lambda obs: AnnData(adata.X, obs=obs)).write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(KeyError, match="'gem_group'"):

@@ -41,7 +41,7 @@ def test_a_new_process_with_control_cells_predicts_the_same(trained, tmp_path):
 def test_the_file_is_tensors_and_json(trained, tmp_path):
     trained.save(tmp_path)
     content = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert set(content) == {"tensors", "json", "attr_dict"}  # the last one is for the hub of scvi-tools
+    assert set(content) == {"tensors", "json", "digest", "attr_dict"}  # the last one is for the hub of scvi-tools
     assert all(isinstance(t, torch.Tensor) for t in content["tensors"].values())
     assert json.loads(content["json"])["keys"]["control"] == "ctl"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
     before = (tmp_path / "model.pt").read_bytes()
 
     def fail(content, path):
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)

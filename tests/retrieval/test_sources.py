@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,3 +262,79 @@ def test_a_real_table_is_read(test_data, tmp_path):
     as_pickle = tmp_path / "genept.pickle"
     as_pickle.write_bytes(pickle.dumps(dict(zip(genes.tolist(), raw.astype(float).tolist(), strict=True))))
     np.testing.assert_array_equal(read_embedding(as_pickle).vectors, table.vectors)
+
+
+def written(folder, name):
+    """A complete file of the kind that the suffix of a name says."""
+    writers = {Path(known).suffix: write for known, write in WRITERS if known.startswith("a.")}
+    writers[Path(name).suffix](folder / name)
+    return folder / name
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("suffix", [kind for kind in SOURCES if kind.startswith(".")])
+def test_a_damaged_file_is_named(tmp_path, suffix):
+    """Cut short, empty, text or zeros in its place, or with single bits changed: read, or one error."""
+    path = written(tmp_path, f"a{suffix}")
+    original, chance = path.read_bytes(), np.random.default_rng(0)
+    damaged = [original[: int(n)] for n in chance.integers(0, len(original), 8)]
+    damaged += [b"", b"not a table", b"\0" * 2000, original[::-1]]
+    for _ in range(8):
+        content = bytearray(original)
+        content[chance.integers(len(content))] ^= 1 << int(chance.integers(8))
+        damaged.append(bytes(content))
+    n_refused = 0
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            read_embedding(path)
+        except ValueError as error:
+            assert path.name in str(error)
+            n_refused += 1
+    assert n_refused >= 4
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = written(tmp_path, "a.csv")
+    monkeypatch.setattr(
+        Path, "open", lambda self, *_, **__: (_ for _ in ()).throw(PermissionError(13, "no", str(self)))
+    )
+    with pytest.raises(PermissionError, match=r"a\.csv"):
+        read_embedding(path)
+
+
+def test_csv_whose_header_lacks_the_genes_loses_none(tmp_path):
+    """As R writes row names: pandas would take the genes for an index and the first number for their names."""
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\nAARS,0.5,2\nJAK2,1,1\n")
+    with pytest.raises(ValueError, match=r"has 2 names in its header and 3 values in its first row. Name every column"):
+        read_embedding(path)
+    path.write_text("\n" + "gene,x,y\n" + "\nAARS,0.5,2\nJAK2,1,1,7\n")
+    with pytest.raises(ValueError, match=r"a\.csv could not be read .*line 5"):
+        read_embedding(path)
+    path.write_bytes(b'\xef\xbb\xbf"gene, of human",x,y\r\nAARS,0.5,2\r\n')
+    assert read_embedding(path).genes.tolist() == ["AARS"]
+
+
+def test_csv_of_many_columns_is_read_fast_or_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    pd.DataFrame(np.ones((2, 3000)), index=["AARS", "JAK2"]).to_csv(path)
+    assert read_embedding(path).vectors.shape == (2, 3000)
+    path.write_text("gene" + ",x" * 60_000 + "\nAARS" + ",1" * 60_000 + "\n")
+    with pytest.raises(ValueError, match=r"has 60001 columns. Save a table as wide as this as \.npz"):
+        read_embedding(path)
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_h5ad_that_says_it_is_far_larger_than_its_file_is_refused(tmp_path, is_sparse):
+    path = tmp_path / "a.h5ad"
+    (write_sparse_h5ad if is_sparse else write_h5ad)(path)
+    with h5py.File(path, "r+") as file:
+        if is_sparse:
+            file["X"].attrs["shape"] = [10**7, 10**7]
+        else:
+            attributes = dict(file["X"].attrs)
+            del file["X"]
+            file.create_dataset("X", (10**7, 10**7), np.float32, chunks=(10, 10)).attrs.update(attributes)
+    with pytest.raises(ValueError, match=r"holds a matrix of shape \(10000000, 10000000\)"):
+        read_embedding(path)

@@ -1,7 +1,9 @@
 """Does a file that is written piece by piece hold exactly what the call returns in memory?"""
 
+import re
 import subprocess
 import sys
+from collections import namedtuple
 from importlib.metadata import version
 
 import anndata
@@ -371,3 +373,39 @@ def test_memory_does_not_grow_with_the_number_of_cells(tmp_path, suffix):
         assert read(path).n_obs == n_labels * 400
         peaks.append(int(run.stdout.splitlines()[-1]))
     assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+@pytest.mark.parametrize("limit", [9_000, 40_000, 90_000])
+def test_a_full_disk_ends_in_an_error(trained, in_small_pieces, tmp_path, limit):
+    """Files that may not grow further stand for a disk that is full. HDF5 would crash the interpreter."""
+    import resource
+
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path, adata = tmp_path / "virtual.h5ad", small_screen()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+    try:
+        with pytest.raises(OSError, match=r"virtual\.h5ad could not be written: File too large .*bytes"):
+            ptrag_sc.tl.perturb(adata, trained, REQUEST, out=path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not list(tmp_path.iterdir())
+
+
+@zarr_is_slow
+def test_too_little_space_is_found_after_the_first_piece(trained, in_small_pieces, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(_stream, "_write_rows", None)  # called: another error
+    usage = namedtuple("usage", "total used free")(10**6, 10**6 - 20_000, 20_000)
+    monkeypatch.setattr("ptrag_sc.data._files.shutil.disk_usage", lambda _: usage)
+    path, adata = tmp_path / f"virtual.{suffix}", small_screen()
+    n_values = ptrag_sc.tl.perturb(adata, trained, REQUEST, counts=False).X.size
+    with pytest.raises(OSError, match=r"could not be written: .*?[\d,]+ bytes are needed, 20,000 are free") as caught:
+        ptrag_sc.tl.perturb(adata, trained, REQUEST, counts=False, out=path, progress=False)
+    needed = int(re.search(r"([\d,]+) bytes are needed", str(caught.value))[1].replace(",", ""))
+    assert 4 * n_values < needed < 8 * n_values  # of the matrix, and what was retrieved
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_population_is_a_small_file(trained, tmp_path):
+    path = ptrag_sc.tl.perturb(small_screen(), trained, "G0", n_cells=20, out=tmp_path / "v.h5ad", progress=False)
+    assert path.stat().st_size < 250_000

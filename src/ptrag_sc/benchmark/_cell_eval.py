@@ -12,7 +12,7 @@ from anndata import AnnData
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
 from ptrag_sc.data import CellReader, components
-from ptrag_sc.data._files import make_folder, write_beside
+from ptrag_sc.data._files import check_place, make_folder, write_together
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.metrics import Reference
 
@@ -129,9 +129,12 @@ def to_cell_eval(
     control_cells = truth.rows(controls)  # the same in both files
     control_obs = observed.labels.iloc[controls].set_index(real.obs_names[controls])
     obs = pd.concat([observed.labels.iloc[own].set_index(real.obs_names[own]), control_obs])
-    _write(real_path, np.concatenate([truth.rows(own), control_cells]), obs, reference)
+    of_real = _cells(np.concatenate([truth.rows(own), control_cells]), obs, reference)
     obs = pd.concat([guessed.labels.iloc[other].set_index(predicted.obs_names[other]), control_obs])
-    _write(predicted_path, np.concatenate([cells, control_cells]), obs, reference)
+    of_predicted = _cells(np.concatenate([cells, control_cells]), obs, reference)
+    # Together, because one is of no use with the other of an earlier call.
+    writes = {real_path: of_real.write_h5ad, predicted_path: of_predicted.write_h5ad}
+    write_together(writes, overwrite=overwrite)
     return CellEvalFiles(real_path, predicted_path, _settings(panel, counts, reference))
 
 
@@ -148,9 +151,8 @@ def _targets(folder: str | Path, *, overwrite: bool) -> list[Path]:
     folder = Path(folder)
     make_folder(folder)
     paths = [folder / name for name in NAMES]
-    existing = [path for path in paths if path.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(unusable("A file", str(existing[0]), "exists", "Pass overwrite=True or another folder."))
+    for path in paths:
+        check_place(path, overwrite=overwrite)
     return paths
 
 
@@ -212,14 +214,14 @@ def _size_factors(counts: np.ndarray, logged: np.ndarray) -> np.ndarray:
     return counts.sum(1) / units
 
 
-def _write(path: Path, matrix: np.ndarray, obs: pd.DataFrame, reference: Reference) -> None:
+def _cells(matrix: np.ndarray, obs: pd.DataFrame, reference: Reference) -> AnnData:
     obs = obs.rename(columns={"perturbation": TARGET})
     obs = obs.apply(lambda column: pd.Categorical(column.astype(str)))
     adata = AnnData(
         sp.csr_matrix(matrix.astype(np.float32)), obs=obs, var=pd.DataFrame(index=reference.genes.astype(str))
     )
     adata.obs_names_make_unique()  # a predicted cell can have the name of its control cell
-    write_beside(path, adata.write_h5ad)
+    return adata
 
 
 def _settings(panel: list[Pair], counts: str, reference: Reference) -> dict[str, Any]:

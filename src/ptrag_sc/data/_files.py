@@ -1,16 +1,32 @@
-"""How is a file replaced so that no reader ever sees half of it?"""
+"""How is a file replaced so that no reader ever sees half of it, and nothing else is lost?"""
 
+import errno
+import hashlib
+import logging
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from filelock import FileLock, Timeout
+
 from ptrag_sc._validation import unusable
+from ptrag_sc.data._stores import foreign_entry
 
 StrPath: TypeAlias = str | os.PathLike[str]
+Write: TypeAlias = Callable[[Path], object]  # makes the file or folder that it is given
 
-ZARR_GROUP = ("zarr.json", ".zgroup")  # files of which the folder of a zarr store holds one
+LOCK = "lock"  # file in the folder of a write, locked while its process lives
+REPLACED = "replaced"  # in the same folder: the old target while a folder takes its place
+PART = ".part"  # end of that folder's name
+LONGEST = 200  # bytes of a name that a hidden name can hold, of the 255 that most file systems allow
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+logger = logging.getLogger(__name__)
 
 
 def make_folder(path: Path) -> None:
@@ -38,7 +54,7 @@ def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -
     FileNotFoundError
         If its folder does not exist.
     FileExistsError
-        If it exists and ``overwrite`` is False, or a folder that is no zarr store is in its place.
+        If it exists and ``overwrite`` is False, or what is in its place would not be replaced (:func:`check_place`).
     """
     # Callers check before they predict, because predictions may take hours.
     if not isinstance(path, str | os.PathLike):
@@ -50,38 +66,226 @@ def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -
             problem = f"ends in {path.suffix!r}"
         remedy = f"Pass a name that ends in {' or '.join(suffixes)}."
         raise ValueError(unusable(f"out={str(path)!r}", "the request", problem, remedy))
-    if not path.parent.is_dir():
-        problem = f"should stand in the folder {str(path.parent)!r}, which does not exist"
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        problem = f"should stand in the folder {str(target.parent)!r}, which does not exist"
         raise FileNotFoundError(unusable(f"out={str(path)!r}", "the request", problem, "Make the folder first."))
-    if path.exists() and not overwrite:
-        raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another name."))
-    # Any other folder may hold work of the user, which overwrite=True must not delete.
-    if path.is_dir() and not any((path / name).is_file() for name in ZARR_GROUP):
-        raise FileExistsError(unusable("A folder", str(path), "is no zarr store", "Pass another name."))
+    check_place(path, overwrite=overwrite)
     return path
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file or folder of the same name in a folder beside the target, then rename it.
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Refuse a target that must not be replaced, after the traces of a killed write to it were removed.
 
-    If writing fails, the target keeps its old content.
+    Raises
+    ------
+    FileExistsError
+        If it exists and ``overwrite`` is False, if it is neither file nor folder (a pipe, a device), or a folder that
+        holds anything but the parts of an AnnData store.
     """
-    # In the same folder, because a rename is one step only within one file system.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as beside:
-        part = Path(beside) / path.name
-        write(part)
-        # Path.replace cannot replace a folder that is not empty.
-        if path.is_dir() or (part.is_dir() and path.exists()):
-            _exchange(part, path, Path(beside) / "replaced")
-        else:
-            part.replace(path)
+    target = Path(os.path.realpath(path))
+    _clear_killed(target)
+    if not target.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another name."))
+    # Whatever else is there may be work of the user, which overwrite=True must not delete.
+    if target.is_dir():
+        foreign = foreign_entry(target)
+        if foreign is not None:
+            problem = f"is no zarr store of an AnnData alone: it holds {foreign!r}"
+            raise FileExistsError(unusable("A folder", str(path), problem, "Pass another name."))
+    elif not target.is_file():
+        raise FileExistsError(unusable("What stands", str(path), "is no file", "Pass another name."))
 
 
-def _exchange(part: Path, path: Path, aside: Path) -> None:
-    """Move ``path`` aside, as a folder cannot be replaced in one step, and back if the new one cannot be moved."""
-    path.rename(aside)
+def write_beside(path: Path, write: Write, *, overwrite: bool = True, n_bytes: int = 0) -> None:
+    """Write one file or folder as :func:`write_together` does."""
+    write_together({path: write}, overwrite=overwrite, n_bytes=n_bytes)
+
+
+def write_together(writes: Mapping[Path, Write], *, overwrite: bool = True, n_bytes: int = 0) -> None:
+    """Fill files or folders beside their targets, and rename them when all are complete and on the disk.
+
+    If one write fails, all targets keep their old content. A symbolic link stays and the file that it names is
+    replaced. What a killed process left of a write to the same target is removed, with a line in the log.
+
+    Parameters
+    ----------
+    writes
+        For each target the function that makes it.
+    overwrite
+        Whether a target that exists may be replaced; if not, of two processes one fails.
+    n_bytes
+        How many bytes all of them need, as far as known; they are looked for before the first write.
+
+    Raises
+    ------
+    FileExistsError
+        See :func:`check_place`.
+    OSError
+        If the disk is full; the message names the target and the bytes.
+    """
+    with ExitStack() as stack:
+        complete = []
+        for path, write in writes.items():
+            check_place(path, overwrite=overwrite)
+            target = Path(os.path.realpath(path))
+            with _full_disk_named(path, target.parent):
+                check_space(target, n_bytes)
+                part = stack.enter_context(_folder_beside(target)) / path.name
+                write(part)
+                _flush(part)
+            complete.append((part, target))
+        for part, target in complete:
+            check_place(target, overwrite=overwrite)  # again, because writing may have taken hours
+            _move(part, target, overwrite=overwrite)
+            _sync(target.parent)
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Refuse a write for which the disk has too little space.
+
+    Raises
+    ------
+    OSError
+        With ``errno.ENOSPC``.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed, {free:,} are free")
+
+
+@contextmanager
+def _full_disk_named(path: Path, folder: Path) -> Iterator[None]:
+    """Make one error of the many that libraries raise when a disk is full."""
+    free = shutil.disk_usage(folder).free
     try:
-        part.rename(path)
-    except OSError:
-        aside.rename(path)
-        raise
+        yield
+    except Exception as error:  # h5py, zarr, zip files and pandas raise different ones
+        code = _full_disk_code(error)
+        if code is None:
+            raise
+        found = f"more than the {free:,} bytes that were free are needed"
+        if isinstance(error, OSError) and "bytes are needed" in str(error.strerror):
+            found = str(error.strerror)  # of check_space
+        elif code == errno.EFBIG:
+            found = f"files are limited here, {free:,} bytes were free"
+        problem = f"could not be written: {os.strerror(code)} ({found})"
+        remedy = "Free some space, or write to another disk."
+        raise OSError(code, unusable("The file", str(path), problem, remedy)) from error
+
+
+def _full_disk_code(error: BaseException) -> int | None:
+    """Return which limit of the disk an error, or one behind it, speaks of."""
+    current: BaseException | None = error
+    while current is not None:
+        # HDF5 has the number in its text only.
+        stated = re.search(r"errno = (\d+)", str(current))
+        codes = (getattr(current, "errno", None), stated and int(stated[1]))
+        for code in codes:
+            if code in FULL:
+                return code
+        current = current.__cause__ or current.__context__
+    return None
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """Make a folder for one write in the folder of the target, and remove it with all that it still holds."""
+    # In the same folder, because a rename is one step only within one file system.
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_hidden(target), suffix=PART, dir=target.parent))
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+            break
+        except (Timeout, FileNotFoundError):  # another process took the folder for one of a killed write
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    try:
+        yield folder
+    finally:
+        lock.release()
+        _restore(folder, target)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(target: Path) -> str:
+    """Return how the names of folders beside a target begin."""
+    name = target.name
+    if len(os.fsencode(name)) > LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+def _clear_killed(target: Path) -> None:
+    """Remove what killed processes left of writes to a target, and move it back if one died while it was replaced."""
+    pattern = re.compile(re.escape(_hidden(target)) + r"\w{8}" + re.escape(PART))
+    found = []
+    if target.parent.is_dir():
+        found = [entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name)]
+    for folder in found:
+        lock = FileLock(folder / LOCK)
+        try:
+            # A process that lives holds the lock of its folder, so two writes to one target do not disturb each other.
+            lock.acquire(timeout=0)
+        except (Timeout, OSError, NotImplementedError):
+            continue
+        lock.release()
+        _restore(folder, target)
+        shutil.rmtree(folder, ignore_errors=True)
+        logger.warning("Removed %s, which a write to %s left when it was killed.", folder, target)
+
+
+def _restore(folder: Path, target: Path) -> None:
+    aside = folder / REPLACED
+    if aside.exists() and not target.exists():
+        aside.rename(target)
+        logger.warning("%s is back: a write was interrupted while it was replaced.", target)
+
+
+def _move(part: Path, target: Path, *, overwrite: bool) -> None:
+    if not overwrite:
+        _move_to_free_place(part, target)
+    elif target.is_dir() or (part.is_dir() and target.exists()):
+        # A folder cannot be replaced in one step. Until the second rename the next write would move the old one back.
+        target.rename(part.with_name(REPLACED))
+        part.rename(target)
+    else:
+        part.replace(target)
+
+
+def _move_to_free_place(part: Path, target: Path) -> None:
+    """Rename, unless another process made the target in the meantime."""
+    try:
+        if part.is_dir():
+            part.rename(target)  # fails if the target is a folder that is not empty
+            return
+        os.link(part, target)  # fails if the target exists, as a rename does not
+        part.unlink()
+    except OSError as error:
+        if target.exists():
+            problem = "was made by another process in the meantime"
+            raise FileExistsError(unusable("A file", str(target), problem, "Pass another name.")) from error
+        part.rename(target)  # some file systems have no hard links
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder with all in it, is on the disk: a rename may be there before the content."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            _flush(entry)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # where a folder cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -178,8 +178,6 @@ class EffectErrors(NamedTuple):
         """Return the value of :meth:`to_json` as it was."""
         of = {}
         for row in saved:
-            # Files of the first development versions lack it; then only the variance between control cells counts.
-            row = {"control": [0.0] * len(row["square"]), **row}
             fields = {name: row[name] for name in GeneErrors._fields}
             arrays = {name: np.array(fields[name], dtype=float) for name in ("square", "own_scores", "control")}
             of[row["cell_type"], row["kind"]] = GeneErrors(**{**fields, **arrays})

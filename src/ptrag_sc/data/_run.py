@@ -234,7 +234,7 @@ class VirtualCells:
         whole.uns.update(self._uns())
         return whole
 
-    def write(self, path: Path, *, progress: bool) -> None:
+    def write(self, path: Path, *, progress: bool, overwrite: bool) -> None:
         """Write all cells to a file ``.h5ad`` or ``.zarr``.
 
         About ``CHUNK`` cells are in memory at a time, or one mini-batch if that is more.
@@ -253,7 +253,11 @@ class VirtualCells:
         n_pieces = self.population.n_pieces(n_sets)
         requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
         pieces = map(stored._piece, requests)
-        write_beside(path, lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns))
+        write_beside(
+            path,
+            lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns),
+            overwrite=overwrite,
+        )
 
     def _piece(self, request: Request) -> AnnData:
         prediction = self.run.answer(request)

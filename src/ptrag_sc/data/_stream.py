@@ -1,9 +1,10 @@
 """How is a population written that is larger than memory?"""
 
+import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 
 from ptrag_sc._validation import unusable
+from ptrag_sc.data._files import check_space
 
 STREAMED = (".h5ad", ".zarr")
 X_CHUNK = 2**18  # numbers: 1 MiB
@@ -44,17 +46,36 @@ def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Call
         Rows of all pieces together.
     uns
         Called when all pieces are written.
+
+    Raises
+    ------
+    OSError
+        If the disk has too little space for as many rows as large as those of the first piece, or becomes full.
     """
     first = next(pieces)
-    _write_genes(path, first.var)
-    with _opened(path) as root:
+    check_space(path, math.ceil(_n_bytes(first) * n_obs / max(1, first.n_obs)))
+    with _opened(path) as (root, check):
+        # A complete file without cells, to which the rest is added.
+        write_elem(root, "/", AnnData(var=first.var))
+        if "raw" in root:  # which anndata leaves out of the files that it makes itself
+            del root["raw"]
         columns = _write_first(root, first, n_obs)
         start = first.n_obs
         for piece in pieces:
+            check()
             _write_rows(root, columns, piece, start)
             start += piece.n_obs
         # Last, because uns may hold what was counted while the pieces were made.
         write_elem(root, "uns", uns())
+
+
+def _n_bytes(piece: AnnData) -> int:
+    """Return about how many bytes a piece takes on the disk, without names and columns."""
+    total = 0
+    for matrix in (piece.X, *piece.layers.values(), *piece.obsm.values()):
+        arrays = (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,)
+        total += sum(array.nbytes for array in arrays)
+    return total
 
 
 def storable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,23 +115,60 @@ def check_columns(path: Path, **frames: pd.DataFrame) -> None:
                 ) from error
 
 
-def _write_genes(path: Path, var: pd.DataFrame) -> None:
-    """Make a complete file without cells."""
-    empty = AnnData(var=var)
-    if path.suffix == ".h5ad":
-        empty.write_h5ad(path, convert_strings_to_categoricals=False)
-    else:
-        empty.write_zarr(path, convert_strings_to_categoricals=False)
+class _Unfailing(io.FileIO):
+    """A file that keeps the first error of writing and goes on as if nothing had happened.
+
+    HDF5 cannot close a file whose last parts it failed to write: the interpreter crashes.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or remember why not."""
+        n_bytes = memoryview(data).nbytes
+        rest = memoryview(data).cast("B")
+        while self.error is None and len(rest):
+            try:
+                rest = rest[super().write(rest) :]  # a disk that becomes full takes the first bytes
+            except OSError as error:
+                self.error = error
+        return n_bytes
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size, or remember why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the error, if there was one."""
+        if self.error is not None:
+            raise self.error
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Group]:
+def _first_error(file: _Unfailing) -> Iterator[None]:
+    """Raise what went wrong with the disk, in place of what HDF5 makes of bytes that it wrote and does not find."""
+    try:
+        yield
+    except Exception as error:
+        if file.error is not None and error is not file.error:
+            raise file.error from error
+        raise
+    file.check()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Group, Callable[[], None]]]:
+    """Make a file; yield its root, and a function that raises what went wrong with the disk so far."""
     if path.suffix == ".h5ad":
-        with h5py.File(path, "r+") as root:
-            yield root
+        with _Unfailing(path, "w+b") as file, _first_error(file), h5py.File(file, "w") as root:
+            yield root, file.check
         return
-    root = zarr.open_group(path, mode="r+", use_consolidated=False)
-    yield root
+    root = zarr.open_group(path, mode="w", zarr_format=anndata.settings.zarr_write_format)
+    yield root, lambda: None
     with warnings.catch_warnings():
         # anndata writes it too, although version 3 of the format does not define it yet.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -120,9 +178,10 @@ def _opened(path: Path) -> Iterator[Group]:
 def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
     """Write the first piece, make room for all rows, and return the arrays of ``obs``."""
     n_genes = piece.n_vars
-    rows = max(1, X_CHUNK // max(1, n_genes))
+    # No chunk is larger than its array, because HDF5 stores whole chunks.
+    rows = max(1, min(n_obs, X_CHUNK // max(1, n_genes)))
     of_matrix: dict[str, object] = {"chunks": (rows, max(1, n_genes))}
-    of_columns: dict[str, object] = {"chunks": (COLUMN_CHUNK,)}
+    of_columns: dict[str, object] = {"chunks": (max(1, min(n_obs, COLUMN_CHUNK)),)}
     if isinstance(root, h5py.Group):  # an HDF5 array cannot grow unless it is told so; a zarr array always can
         of_matrix["maxshape"] = (None, n_genes)
         of_columns["maxshape"] = (None,)
@@ -147,7 +206,9 @@ def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
 def _write_sparse(root: Group, name: str, matrix: sp.csr_matrix, n_obs: int) -> None:
     # The last row pointer is the number of entries, which may exceed 32 bits although the first piece's does not.
     indptr_dtype = "int32" if n_obs * matrix.shape[1] < 2**31 else "int64"
-    write_elem(root, name, matrix, dataset_kwargs={"chunks": (X_CHUNK,), "indptr_dtype": indptr_dtype})
+    n_entries = max(n_obs, math.ceil(matrix.nnz * n_obs / max(1, matrix.shape[0])))  # in all rows, about
+    chunk = max(1, min(X_CHUNK, n_entries))
+    write_elem(root, name, matrix, dataset_kwargs={"chunks": (chunk,), "indptr_dtype": indptr_dtype})
 
 
 def _write_rows(root: Group, columns: dict[str, Array], piece: AnnData, start: int) -> None:
@@ -172,7 +233,7 @@ def _encoded(obs: pd.DataFrame, *, like_zarr: bool) -> dict[str, np.ndarray]:
         root = zarr.open_group({}, mode="w", zarr_format=2)
         write_elem(root, "obs", obs)
         return {name: array[...] for name, array in _arrays(root["obs"]).items()}
-    with h5py.File(BytesIO(), "w") as root:
+    with h5py.File(io.BytesIO(), "w") as root:
         write_elem(root, "obs", obs)
         return {name: array[...] for name, array in _arrays(root["obs"]).items()}
 

@@ -1,16 +1,15 @@
 """How do the GenePT vectors come to this machine?"""
 
-import importlib.util
 import logging
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.data._files import StrPath, write_beside
+from ptrag_sc.datasets._download import cache_folder, download
 from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
 
 URL = "https://zenodo.org/records/10833191/files/GenePT_emebdding_v2.zip"
@@ -55,7 +54,7 @@ def genept(
     OSError
         If the download fails.
     ValueError
-        If the checksum differs or the archive holds something else.
+        If there is no checksum, it differs, or the archive holds something else.
     KeyError
         If a symbol of ``genes`` is not in the table.
 
@@ -71,34 +70,35 @@ def genept(
     (2, 1536)
     """
     folder = cache_folder(cache_dir)
+    if not known_hash:
+        raise ValueError(unusable("The GenePT archive", url, "has no checksum", "Pass known_hash='md5:...'."))
     # Another archive has another checksum, so it never meets the table of this one.
     table = folder / f"genept_ada_{known_hash.split(':')[-1][:8]}.npz"
-    if not table.exists():
-        _write(_converted(_downloaded(folder, url, known_hash)), table)
-    with np.load(table, allow_pickle=False) as arrays:
-        # Read as a whole, because an .npz gives no single rows.
-        everything = GeneVectors(arrays["genes"], arrays["vectors"])
+    everything = _kept(table)
+    if everything is None:
+        remedy = f"Download it elsewhere and put it into {str(folder)!r}, or pass the path of its .pickle as source."
+        everything = _converted(download(url, known_hash, folder, what="The GenePT archive", remedy=remedy))
+        _write(everything, table)
     if genes is None:
         return everything
     return _selected(everything, list(genes))
 
 
-def cache_folder(chosen: StrPath | None) -> Path:
-    """Return the folder of downloads: the chosen one, or the user's cache folder for ptrag_sc."""
-    if chosen is None:
-        chosen = pooch.os_cache("ptrag_sc")
-    return Path(chosen)
-
-
-def _downloaded(folder: Path, url: str, known_hash: str) -> Path:
-    # pooch draws its progress bar with tqdm, which this package does not require.
-    has_tqdm = importlib.util.find_spec("tqdm") is not None
+def _kept(table: Path) -> GeneVectors | None:
+    """Return a table that was saved before; None if there is none, or if it is damaged and was therefore removed."""
+    if not table.exists():
+        return None
     try:
-        file = pooch.retrieve(url, known_hash, fname=Path(url).name, path=folder, progressbar=has_tqdm)
-    except OSError as error:
-        remedy = f"Download it elsewhere and put it into {str(folder)!r}, or pass the path of its .pickle as source."
-        raise OSError(unusable("The GenePT archive", url, f"could not be downloaded ({error})", remedy)) from error
-    return Path(file)
+        with table.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = GeneVectors(arrays["genes"], arrays["vectors"])  # zipfile compares checksums on the way
+            if found.vectors.ndim == 2 and len(found.vectors) == len(found.genes):
+                return found
+            problem = f"holds vectors of shape {found.vectors.shape}"
+    except Exception as error:  # numpy and zipfile raise many kinds
+        problem = str(error)
+    logger.warning("Removed the damaged table %s (%s). It is made again.", table, problem)
+    table.unlink()
+    return None
 
 
 def _converted(archive: Path) -> GeneVectors:
@@ -106,7 +106,9 @@ def _converted(archive: Path) -> GeneVectors:
     try:
         with zipfile.ZipFile(archive) as files, files.open(MEMBER) as member:
             return read_pickled_vectors(member, place=f"{archive}/{MEMBER}")
-    except (KeyError, zipfile.BadZipFile) as error:
+    except ValueError:  # of the pickle, with the name of the file
+        raise
+    except Exception as error:  # zipfile and the readers below it raise many kinds
         remedy = "Pass the url and known_hash of GenePT v2."
         raise ValueError(unusable("The GenePT archive", str(archive), f"lacks {MEMBER!r} ({error})", remedy)) from error
 

@@ -1,6 +1,5 @@
 """How does the Replogle-Nadig screen, 22 GB, become an AnnData that fits into memory?"""
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from ptrag_sc._validation import absent, check_whole, unusable
 from ptrag_sc.data import read_labels
 from ptrag_sc.data._files import StrPath
 from ptrag_sc.data._reader import as_row_matrix
-from ptrag_sc.datasets._genept import cache_folder
+from ptrag_sc.datasets._download import cache_folder, download
 
 URL = "https://huggingface.co/datasets/arcinstitute/Replogle-Nadig-Preprint/resolve/main/replogle.h5ad"
 COLUMNS = ("gene", "cell_line", "gem_group")
@@ -65,7 +64,7 @@ def replogle_nadig(
     OSError
         If the download fails, or there is no such file.
     ValueError
-        If a download has no checksum, or the checksum of a file differs.
+        If a download has no checksum, the checksum of a file differs, or the file is no h5ad file.
     KeyError
         If the file lacks a column or the control label.
 
@@ -88,7 +87,11 @@ def replogle_nadig(
         file = Path(path)
         _check_file(file, sha256)
     # Backed, because 22 GB do not fit into the memory of most machines.
-    adata = anndata.read_h5ad(file, backed="r")
+    try:
+        adata = anndata.read_h5ad(file, backed="r")
+    except Exception as error:  # anndata and h5py raise many kinds
+        problem = f"is no h5ad file, or is damaged ({error})"
+        raise ValueError(unusable("The file", str(file), problem, "Download replogle.h5ad again.")) from error
     for column in COLUMNS:
         if column not in adata.obs:
             raise KeyError(absent("Column", column, f"obs of {file}", adata.obs.columns, "Pass replogle.h5ad."))
@@ -178,14 +181,8 @@ def _downloaded(url: str, sha256: str | None, cache_dir: StrPath | None) -> Path
     if sha256 is None:
         remedy = "Pass path= of a file that you downloaded, or the sha256= that its page shows."
         raise ValueError(unusable("The file", url, "has no checksum known to ptrag_sc", remedy))
-    folder = cache_folder(cache_dir)
-    has_tqdm = importlib.util.find_spec("tqdm") is not None
-    known_hash = f"sha256:{_digest(sha256)}"
-    try:
-        return Path(pooch.retrieve(url, known_hash, fname=Path(url).name, path=folder, progressbar=has_tqdm))
-    except OSError as error:
-        remedy = "Download it elsewhere and pass its path."
-        raise OSError(unusable("The file", url, f"could not be downloaded ({error})", remedy)) from error
+    remedy = "Download it elsewhere and pass its path."
+    return download(url, f"sha256:{_digest(sha256)}", cache_folder(cache_dir), what="The file", remedy=remedy)
 
 
 def _digest(sha256: str) -> str:

@@ -1,15 +1,21 @@
 """How does a model become one file, and back? Tensors and one JSON string; nothing in it is executed on reading."""
 
+import hashlib
+import io
 import json
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
+from packaging.version import InvalidVersion, Version
 
 from ptrag_sc._validation import unusable
-from ptrag_sc.data._files import write_beside
+from ptrag_sc.model._schema import check_meta, check_tensors
+from ptrag_sc.model._stored_tensors import FOR_HUB, DamagedError, read_stored
 
-FORMAT = 3
+FORMAT = 4  # 3 had no digest; 1 and 2 were of development versions before the first release
+REMEDY = "Copy it again from where it was saved, or train and save the model again."
 
 
 class ModelFile(NamedTuple):
@@ -32,40 +38,152 @@ def saved_registry(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_model(path: Path, content: ModelFile) -> None:
-    """Write a model file."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in content.tensors.items()}
-    meta = json.dumps({"format": FORMAT, **content.meta}, default=lambda scalar: scalar.item())  # numpy scalars
-    # Where the helpers of scvi-tools' hub look for them.
+    """Write a model file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    tensors = {name: _compact(tensor) for name, tensor in content.tensors.items()}
+    meta = json.dumps({**content.meta, "format": FORMAT}, default=lambda scalar: scalar.item())  # numpy scalars
+    # Where the helpers of scvi-tools' hub look for them; this package does not read them.
     plain = json.loads(meta)
     init_params = {"non_kwargs": plain["init_params"], "kwargs": {}}
     for_hub = {"registry_": saved_registry(plain), "init_params_": init_params}
-    everything = {"tensors": tensors, "json": meta, "attr_dict": for_hub}
-    write_beside(path, lambda beside: torch.save(everything, beside))
+    content_of_file = {"tensors": tensors, "json": meta, "digest": digest(tensors, meta), FOR_HUB: for_hub}
+    with path.open("wb") as file:
+        stored = _Kept(file)
+        torch.save(content_of_file, cast(IO[bytes], stored))
+        if stored.error is not None:
+            raise stored.error
+
+
+def n_bytes(content: ModelFile) -> int:
+    """Return about how large the file of a model is, its JSON string aside."""
+    return sum(tensor.nbytes for tensor in content.tensors.values())
 
 
 def read_model(path: Path) -> ModelFile:
-    """Read a file of :func:`write_model` with ``weights_only=True``.
+    """Read a file of :func:`write_model`, or of one of the earlier formats that are known, and check all of it.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not a model, or has another format.
+        If the file is not a model, is damaged, holds what no model holds, or has a format that this version cannot
+        read.
     """
     if not path.is_file():
         remedy = "Pass the folder given to save()."
         raise FileNotFoundError(unusable("A saved model", str(path), "was not found", remedy))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = content["tensors"]
-        meta = json.loads(content["json"])
-    except Exception as error:  # what torch raises depends on the content of the file
-        remedy = "Pass a folder written by PTRAG.save of this package."
-        raise ValueError(unusable("The file", str(path), "is not a ptrag_sc model", remedy)) from error
-    # A newer file needs a newer package; older formats are not converted.
-    if meta["format"] != FORMAT:
-        problem = f"has format {meta['format']}, this version reads format {FORMAT}"
-        remedy = "Update ptrag_sc." if meta["format"] > FORMAT else "Train and save the model again."
-        raise ValueError(unusable("The file", str(path), problem, remedy))
+        content = _read(path)
+        check_meta(content.meta)
+        check_tensors(content.tensors, content.meta)
+    except _OtherVersionError as error:
+        raise ValueError(unusable("The file", str(path), str(error), error.remedy)) from None
+    except DamagedError as error:
+        problem = f"is not a ptrag_sc model that can be used: it {error}"
+        raise ValueError(unusable("The file", str(path), problem, REMEDY)) from error
+    except Exception as error:  # values that are right by themselves but not together
+        problem = f"is not a ptrag_sc model that can be used ({error})"
+        raise ValueError(unusable("The file", str(path), problem, REMEDY)) from error
+    return content
+
+
+class _OtherVersionError(Exception):
+    """The file may be right, but not for this version."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+def _read(path: Path) -> ModelFile:
+    """Return the content of a file in the present format, its digest compared."""
+    stored = read_stored(path)
+    text, tensors = stored.get("json"), stored.get("tensors")
+    if not isinstance(text, str) or not isinstance(tensors, dict):
+        raise DamagedError("holds no tensors and no description")
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise DamagedError("holds something else than tensors")
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        raise DamagedError("holds no description")
+    number, writer = meta.get("format"), meta.get("version")
+    if type(number) is not int or number < 1:
+        raise DamagedError(f"holds the format {str(number)[:20]!r}")
+    _check_version(number, writer)
+    if number == FORMAT and stored.get("digest") != digest(tensors, text):
+        raise DamagedError("was changed after it was written: its digest does not fit its content")
+    if number == 3:
+        meta = _from_3(meta)
     return ModelFile(tensors, meta)
+
+
+def _check_version(number: int, writer: object) -> None:
+    """Refuse a newer file, which needs a newer package, and those of before the first release."""
+    own = version("ptrag_sc")
+    if number < 3:
+        problem = f"has format {number}, of a development version before the first release, which no release reads"
+        raise _OtherVersionError(problem, "Train and save the model again.")
+    try:
+        is_newer = Version(str(writer)) > Version(own)
+    except InvalidVersion:
+        raise DamagedError(f"holds the version {str(writer)[:20]!r}") from None
+    if number > FORMAT or is_newer:
+        problem = f"has format {number} of ptrag_sc {writer}, this is {own} and reads formats 3 to {FORMAT}"
+        raise _OtherVersionError(problem, "Update ptrag_sc.")
+
+
+def _from_3(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of format 3 in the present format: what the first files of it lack gets its default."""
+    meta = {"memory_cell_types": [], "drift_cell_types": [], "data_token": None, **meta}
+    genes, state = meta.get("genes", ()), dict(meta.get("state") or {})
+    if isinstance(state.get("effect_errors"), list):
+        # Without errors of the mean control only the variance between control cells counts.
+        state["effect_errors"] = [{"control": [0.0] * len(genes), **row} for row in state["effect_errors"]]
+    return {**meta, "format": FORMAT, "state": {"kept_epoch": None, **state}}
+
+
+def digest(tensors: dict[str, torch.Tensor], text: str) -> str:
+    """Return the SHA-256 of all tensors, with their names and shapes, and of the JSON string."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the host that has its memory to itself: of a slice the whole would be stored."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.clone()
+    return tensor
+
+
+class _Kept(io.RawIOBase):
+    """Pass bytes on to a file and keep the first error, which torch would turn into another one without its number."""
+
+    def __init__(self, file: Any):
+        super().__init__()
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """Say that bytes can be written."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write, or remember why not."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+                self.file.flush()
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes

@@ -3,10 +3,9 @@
 from abc import abstractmethod
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from uuid import uuid4
 
-import anndata
-import mudata as mudata_io
 import numpy as np
 import pandas as pd
 import torch
@@ -14,15 +13,15 @@ from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
-from ptrag_sc._constants import MODEL_FILE
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import Drift, OwnEffects, ScreenKeys
-from ptrag_sc.data._fields import AnnOrMuData
-from ptrag_sc.data._files import StrPath, make_folder, write_beside
+from ptrag_sc.data._files import StrPath, Write, check_place, make_folder, write_together
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.model._attach import Data, attach, check_data
-from ptrag_sc.model._io import ModelFile, read_model, write_model
+from ptrag_sc.model._io import ModelFile, n_bytes, read_model, write_model
 from ptrag_sc.model._module import MEMORY
+from ptrag_sc.model._saved_data import SavedFiles, read_data, write_data
+from ptrag_sc.model._schema import BASIS, DRIFT, MODULE, VECTORS
 from ptrag_sc.model._support import Calibration
 from ptrag_sc.model._tables import TrainingTables
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory
@@ -33,11 +32,6 @@ if TYPE_CHECKING:
 History: TypeAlias = dict[str, pd.DataFrame]  # for each logged quantity a table of one column
 SavedHistory: TypeAlias = dict[str, dict[str, list[float]]]  # for each one "epoch" and "value"
 
-MODULE = "module."
-VECTORS = "gene_embedding.vectors"
-BASIS = MODULE + "generator.basis"
-DRIFT = "drift"
-
 
 def pack(
     tables: TrainingTables,
@@ -46,6 +40,7 @@ def pack(
     *,
     init_params: dict[str, Any],
     state: dict[str, Any],
+    data_token: str | None = None,
 ) -> ModelFile:
     """Return everything that prediction needs, and the history, as tensors and values that JSON can hold."""
     tensors = {MODULE + name: tensor for name, tensor in module.state_dict().items()}
@@ -68,6 +63,7 @@ def pack(
         "own_effects": tables.own_effects.to_json(),
         "drift_cell_types": [] if tables.drift is None else list(tables.drift.cell_types),
         "init_params": init_params,
+        "data_token": data_token,
         "state": state,
     }
     return ModelFile(tensors, meta)
@@ -95,7 +91,7 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         basis=tensors[BASIS].numpy(),
         own_effects=OwnEffects.from_json(meta["own_effects"]),
         memory=memory,
-        cell_types=tuple(meta.get("memory_cell_types", ())),
+        cell_types=tuple(meta["memory_cell_types"]),
         drift=Drift(tuple(meta["drift_cell_types"]), tensors[DRIFT].numpy()) if DRIFT in tensors else None,
     )
     # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
@@ -162,19 +158,23 @@ class SavedModel(BaseModelClass):
         **anndata_write_kwargs
             Options of :meth:`anndata.AnnData.write_h5ad`.
 
+        Both are replaced together, and each knows the other: :meth:`load` refuses a model beside the data of another
+        call.
+
         Raises
         ------
         FileExistsError
-            If a file exists and ``overwrite`` is False.
+            If a file exists and ``overwrite`` is False, or something that is no file is in its place.
+        OSError
+            If the disk is full.
         """
-        files = _Files.of(dir_path, prefix)
+        files = SavedFiles.of(dir_path, prefix)
         data_file = files.mudata if isinstance(self.adata, MuData) else files.anndata
         written = [files.model]
         if save_anndata:
             written.append(data_file)
-        for path in written:
-            if path.exists() and not overwrite:
-                raise FileExistsError(unusable("A file", str(path), "exists", "Pass overwrite=True or another folder."))
+        for path in written:  # before data is copied
+            check_place(path, overwrite=overwrite)
         make_folder(files.model.parent)
         if self.epochs_ is not None:  # scvi-tools saves checkpoints during a training
             self.epochs_.write()
@@ -188,11 +188,16 @@ class SavedModel(BaseModelClass):
             "support": None if self.support_ is None else self.support_.to_json(),
             "effect_errors": None if self.effect_errors_ is None else self.effect_errors_.to_json(),
         }
-        content = pack(self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state)
-        write_model(files.model, content)
-        if save_anndata:
+        token = uuid4().hex if save_anndata else None
+        content = pack(
+            self.tables_, self.keys_, self.module, init_params=self.init_params_, state=state, data_token=token
+        )
+        writes: dict[Path, Write] = {}
+        if token is not None:
             in_memory = self.adata.to_memory() if self.adata.isbacked else self.adata
-            write_beside(data_file, lambda path: in_memory.write(path, **anndata_write_kwargs))
+            writes[data_file] = lambda path: write_data(path, in_memory, token, anndata_write_kwargs)
+        writes[files.model] = lambda path: write_model(path, content)
+        write_together(writes, overwrite=overwrite, n_bytes=n_bytes(content))
 
     @classmethod
     def load(
@@ -229,10 +234,11 @@ class SavedModel(BaseModelClass):
         TypeError
             If ``adata`` is something else, such as a path.
         ValueError
-            If the file is not a model of this class.
+            If the file is not a model of this class, is damaged, or was saved by another version that this one cannot
+            read; or if the data beside it was saved by another call.
         """
         check_data(adata)
-        files = _Files.of(dir_path, prefix)
+        files = SavedFiles.of(dir_path, prefix)
         content = read_model(files.model)
         tables, keys, module_state = unpack(content)
         saved = content.meta["state"]
@@ -240,7 +246,7 @@ class SavedModel(BaseModelClass):
             problem = f"is a {saved['class']}, not a {cls.__name__}"
             raise ValueError(unusable("The model", str(files.model), problem, f"Call {saved['class']}.load."))
         if adata is None:
-            adata = _read_data(files)
+            adata = read_data(files, content.meta["data_token"])
         model = cls.__new__(cls)  # without the constructor, which computes the tables
         # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
         attach(model, keys, adata)
@@ -259,27 +265,3 @@ class SavedModel(BaseModelClass):
         model.to_device(target)
         model.module.eval()
         return model
-
-
-class _Files(NamedTuple):
-    """Paths of a saved model and its data, which is one of the two kinds."""
-
-    model: Path
-    anndata: Path
-    mudata: Path
-
-    @classmethod
-    def of(cls, dir_path: StrPath, prefix: str | None) -> Self:
-        start = prefix or ""
-        folder = Path(dir_path)
-        return cls(folder / f"{start}{MODEL_FILE}", folder / f"{start}adata.h5ad", folder / f"{start}mdata.h5mu")
-
-
-def _read_data(files: _Files) -> AnnOrMuData:
-    """Return the data that was saved with a model."""
-    if files.mudata.is_file():
-        return mudata_io.read_h5mu(files.mudata)
-    if files.anndata.is_file():
-        return anndata.read_h5ad(files.anndata)
-    remedy = "Pass adata=..., or adata=False to load without data."
-    raise FileNotFoundError(unusable("Data", str(files.anndata), "was not saved with the model", remedy))

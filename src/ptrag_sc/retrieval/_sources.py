@@ -3,6 +3,8 @@
 A source is one function (path -> names, vectors) and one row in ``SOURCES``.
 """
 
+import csv
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -26,6 +29,9 @@ EmbeddingSource: TypeAlias = StrPath | pd.DataFrame | Mapping[str, ArrayLike] | 
 OF_CELLS = ("PCs",)  # in varm: loadings that scanpy computes from cells, not vectors of genes
 ALIASES = "Pass aliases={label: symbol}, or missing='drop' to leave their conditions out."
 GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
+MAX_COLUMNS = 50_000  # of a CSV file; pandas needs half a minute for twice as many
+MAX_LINE = 2**25  # letters of a line of a CSV file that are looked at
+NUMBERS_PER_BYTE = 1000  # of an .h5ad file: more cannot come of any compression
 
 
 def read_embedding(
@@ -95,7 +101,21 @@ def _read(source: object) -> tuple[str, GeneVectors]:
         return kind, SOURCES[kind](path)
     if not path.is_file():
         raise FileNotFoundError(unusable("Gene embedding", repr(str(path)), "does not exist", "Pass an existing file."))
-    return path.name, SOURCES[kind](path)
+    return path.name, _from_file(SOURCES[kind], path)
+
+
+def _from_file(read: Callable[[Path], GeneVectors], path: Path) -> GeneVectors:
+    """Read a file, and say of which file it is that a library complains."""
+    try:
+        return read(path)
+    except (ImportError, PermissionError):  # pandas names what to install, the system the file
+        raise
+    except Exception as error:  # pandas, pyarrow, h5py, anndata and zipfile raise many kinds
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        problem = f"could not be read ({type(error).__name__}: {error})"
+        remedy = "Pass a complete file whose kind is that of its suffix."
+        raise ValueError(unusable("Gene embedding", str(path), problem, remedy)) from error
 
 
 def _from_mapping(table: Mapping[str, ArrayLike], place: str) -> GeneVectors:
@@ -132,6 +152,7 @@ def _from_parquet(path: Path) -> GeneVectors:
 
 
 def _from_csv(path: Path) -> GeneVectors:
+    _check_rows(path)
     names, *columns = pd.read_csv(path, nrows=0).columns
     # Without a header pandas would take the first gene for one, and the gene would be lost silently.
     if columns and _is_fraction(columns[0]):
@@ -139,9 +160,23 @@ def _from_csv(path: Path) -> GeneVectors:
         remedy = "Add a header row, the first column being genes."
         raise ValueError(unusable("Gene embedding", str(path), problem, remedy))
     # "NA" is a gap among numbers but a symbol among names, and "1" may be a name too.
-    gaps = dict.fromkeys(columns, GAPS)
-    frame = pd.read_csv(path, converters={names: str}, keep_default_na=False, na_values=gaps).set_index(names)
+    options = {"keep_default_na": False, "na_values": list(GAPS), "index_col": False, "low_memory": False}
+    frame = pd.read_csv(path, converters={names: str}, **options).set_index(names)
     return GeneVectors(*frame_arrays(frame, str(path)))
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse a header that does not name the column of genes, and tables that are too wide to be read as text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = (line for line in iter(lambda: file.readline(MAX_LINE), "") if line.strip())  # pandas skips empty ones
+        header, row = (next(csv.reader([next(lines, "")]), []) for _ in range(2))
+    remedy = "Name every column in the header, the first being the genes."
+    if row and len(row) != len(header):
+        problem = f"has {len(header)} names in its header and {len(row)} values in its first row"
+        raise ValueError(unusable("Gene embedding", str(path), problem, remedy))
+    if len(header) > MAX_COLUMNS:
+        problem = f"has {len(header)} columns"
+        raise ValueError(unusable("Gene embedding", str(path), problem, "Save a table as wide as this as .npz."))
 
 
 def _is_fraction(text: str) -> bool:
@@ -153,6 +188,8 @@ def _is_fraction(text: str) -> bool:
 
 
 def _from_h5ad(path: Path) -> GeneVectors:
+    with h5py.File(path) as file:
+        _check_size(file, path)
     return _from_anndata(ad.read_h5ad(path), str(path))
 
 
@@ -194,6 +231,15 @@ def _as_array(value: object) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     return value.detach().to(torch.float32).numpy()
+
+
+def _check_size(file: h5py.File, path: Path) -> None:
+    """Refuse a matrix that says it is far larger than its file, which would fill the memory."""
+    matrix = file.get("X")
+    shape = () if matrix is None else tuple(map(int, matrix.attrs.get("shape", getattr(matrix, "shape", ()))))
+    if math.prod(shape) > NUMBERS_PER_BYTE * path.stat().st_size:
+        problem = f"holds a matrix of shape {shape} in {path.stat().st_size} bytes"
+        raise ValueError(unusable("Gene embedding", str(path), problem, "Pass a table of gene vectors."))
 
 
 def _from_pickle(path: Path) -> GeneVectors:

@@ -77,9 +77,11 @@ def perturb(
     TypeError
         If ``model`` is not a fitted model, ``out`` is no path, or a column cannot be written.
     FileExistsError
-        If ``out`` exists and ``overwrite`` is False.
+        If ``out`` exists and ``overwrite`` is False, or is a folder that holds more than the store of an AnnData.
     FileNotFoundError
         If the folder of ``out`` does not exist.
+    OSError
+        If the disk is full or has too little space.
 
     Examples
     --------
@@ -132,6 +134,6 @@ def perturb(
         result = virtual.in_memory()
         sc.logging.info(f"generated {planned}")
         return result
-    virtual.write(path, progress=progress)
+    virtual.write(path, progress=progress, overwrite=overwrite)
     sc.logging.info(f"wrote {planned} to {path}")
     return path
