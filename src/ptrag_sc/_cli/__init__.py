@@ -1,4 +1,4 @@
-"""What does ``ptrag-sc`` do on the command line? It understands the arguments, runs one command, and ends with a status.
+"""What does ``ptrag-sc`` do on the command line? It understands the arguments and runs one command.
 
 Nothing that takes seconds to import is imported before the arguments are understood: this file, ``_parser``,
 ``_options`` and ``_shell`` need the standard library only.

@@ -40,7 +40,9 @@ def rank(options: argparse.Namespace) -> None:
     recovery = table.attrs.get("recovery", [])
     columns = ["perturbation", "score", "expected_accuracy", "nearest", "evidence"]
     text = table[columns].head(N_SHOWN).to_string(index=False)
-    checked = "\n".join(f"{row['evidence']}: AUROC {row['auroc']:.2f} over {row['n']} perturbations." for row in recovery)
+    checked = "\n".join(
+        f"{row['evidence']}: AUROC {row['auroc']:.2f} over {row['n']} perturbations." for row in recovery
+    )
     if checked:
         checked = f"\n\nWould the perturbation behind a measured effect have been found?\n{checked}"
     _write(options, table, f"{text}{checked}", recovery=recovery, recovery_from=table.attrs.get("recovery_from"))

@@ -50,7 +50,7 @@ def evaluate(options: argparse.Namespace) -> None:
         written += _cell_eval(compared, scores["cell_type"].unique(), options)
     beside = settings_file(options.out)
     write_settings(beside, options, centre=centre)
-    wide = scores.pivot_table(index="metric", columns=["split", "cell_type"], values="value", sort=False)
+    wide = scores.pivot_table(index="metric", columns=["split", "cell_type"], values="value", sort=False, dropna=False)
     n = scores.drop_duplicates(CONDITION)["split"].value_counts()
     counted = ", ".join(f"{count} {name}" for name, count in n.items())
     say(options, f"\nMean over conditions ({counted}):\n{wide.round(3).to_string()}\n\n{centre}\n")
@@ -95,7 +95,9 @@ def _read(options: argparse.Namespace) -> Compared:
 def _conditions(adata: AnnData, options: argparse.Namespace) -> pd.DataFrame:
     """Return perturbation and cell type of every cell (n,), canonical."""
     labels = read_perturbations(adata.obs, options.perturbation_key, control=options.control, sep=options.sep)
-    return pd.DataFrame({"perturbation": labels.astype(str), "cell_type": read_labels(adata.obs, options.cell_type_key)})
+    return pd.DataFrame(
+        {"perturbation": labels.astype(str), "cell_type": read_labels(adata.obs, options.cell_type_key)}
+    )
 
 
 def _labelled(real: AnnData, predicted: AnnData, model: PTRAG | None, options: argparse.Namespace) -> np.ndarray:
@@ -114,7 +116,7 @@ def _labelled(real: AnnData, predicted: AnnData, model: PTRAG | None, options: a
 
 
 def _in_real_columns(predicted: AnnData, options: argparse.Namespace) -> AnnData:
-    """Return predicted cells with the columns of the real ones; a prediction of this package says how its own are called."""
+    """Return predicted cells with the columns of the real ones; predictions of this package name their own."""
     params = predicted.uns.get(DEFAULT_KEY, {}).get("params", {})
     for argument in ("perturbation_key", "cell_type_key", "batch_key"):
         own, wanted = params.get(argument), getattr(options, argument)

@@ -74,7 +74,9 @@ def add_expression(parser: argparse.ArgumentParser, *, layer: bool = True) -> No
         help="make X log1p of counts per 10,000 of each cell's row sum, from X or --counts-layer",
     )
     group.add_argument(
-        "--size-factors", metavar="COLUMN", help="normalise by this column of obs, for example all transcripts of a cell"
+        "--size-factors",
+        metavar="COLUMN",
+        help="normalise by this column of obs, for example all transcripts of a cell",
     )
     group.add_argument("--modality", metavar="NAME", help="modality of a MuData that holds the expression")
 

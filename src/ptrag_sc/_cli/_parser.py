@@ -17,7 +17,7 @@ from ptrag_sc._cli._options import (
 )
 
 SCREEN = "screen: .h5ad, .zarr or .h5mu"
-REPLOGLE = """The Replogle-Nadig screen with a part of HepG2 held out, as in the PT-RAG paper (likewise k562, rpe1, jurkat):
+REPLOGLE = """The Replogle-Nadig screen, with a part of HepG2 held out as in the PT-RAG paper (so k562, rpe1, jurkat):
 
   ptrag-sc train replogle.h5ad --out hepg2 --perturbation-key gene --cell-type-key cell_line \\
       --batch-key gem_group --normalize --gene-embedding genept --test-cell-type hepg2 --test-fraction 0.36"""
@@ -68,13 +68,17 @@ def _train(commands: Any) -> None:
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add what is held out and how a model is trained."""
     group = parser.add_argument_group("held-out conditions, unless --split-key is given")
-    group.add_argument("--holdout", choices=("pair", "perturbation", "cell_type"), help="default: pair, or perturbation")
+    group.add_argument(
+        "--holdout", choices=("pair", "perturbation", "cell_type"), help="default: pair, or perturbation"
+    )
     group.add_argument("--test-cell-type", metavar="LABEL", help="cell type that conditions are held out of")
     group.add_argument("--test-fraction", type=float, default=0.2, help="share of test conditions; default: 0.2")
     group.add_argument("--val-fraction", type=float, default=0.1, help="share of validation conditions; default: 0.1")
     group = parser.add_argument_group("model and training")
     add_model_source(parser)
-    group.add_argument("--n-genes", type=int, help="most variable genes of training cells; default: 2,000 of over 5,000")
+    group.add_argument(
+        "--n-genes", type=int, help="most variable genes of training cells; default: 2,000 of over 5,000"
+    )
     group.add_argument("--retrieval", choices=("gumbel", "attention", "none"), default="gumbel", help="default: gumbel")
     group.add_argument("--memory", choices=("response", "none"), default="response", help="default: response")
     group.add_argument("--n-candidates", type=int, help="retrieved perturbations; default: up to 64")
@@ -126,7 +130,9 @@ def _evaluate(commands: Any) -> None:
     group.add_argument("--split-key", metavar="COLUMN", help="column of real cells: train conditions give the centre")
     group.add_argument("--reference-from", type=Path, metavar="MODEL", help="its training conditions give the centre")
     parser.add_argument("--metrics", type=names, metavar="A,B", help="names of ptrag_sc.metrics.METRICS")
-    parser.add_argument("--cell-eval", type=Path, metavar="FOLDER", help="also write the files that cell-eval2 compares")
+    parser.add_argument(
+        "--cell-eval", type=Path, metavar="FOLDER", help="also write the files that cell-eval2 compares"
+    )
     add_columns(parser)
     add_expression(parser)
     _finish(parser)
@@ -179,9 +185,13 @@ def _design(commands: Any) -> None:
     parser = _command(commands, "design", "_decide", inputs=inputs, help=text)
     parser.add_argument("screen", type=Path, help=SCREEN)
     parser.add_argument("--n", type=int, required=True, help="how many to choose")
-    parser.add_argument("--candidates", type=names, metavar="A,B", help="what can be measured; default: genes with vector")
+    parser.add_argument(
+        "--candidates", type=names, metavar="A,B", help="what can be measured; default: genes with vector"
+    )
     parser.add_argument("--candidates-file", type=Path, metavar="FILE", help="one per line")
-    parser.add_argument("--targets", type=names, metavar="A,B", help="what one wants to know about; default: candidates")
+    parser.add_argument(
+        "--targets", type=names, metavar="A,B", help="what one wants to know about; default: candidates"
+    )
     parser.add_argument("--targets-file", type=Path, metavar="FILE", help="one per line")
     parser.add_argument("--space", choices=("auto", "text", "response"), default="auto", help="default: auto")
     parser.add_argument("--measured", type=names, default=[], metavar="A,B", help="further measured perturbations")
@@ -198,7 +208,9 @@ def _power(commands: Any) -> None:
     parser = _command(commands, "power", "_decide", inputs=("screen", "model"), help=text)
     parser.add_argument("screen", type=Path, help=SCREEN)
     parser.add_argument("--n-perturbations", type=numbers, metavar="N,M", help="default: up to twice what was measured")
-    parser.add_argument("--n-cells", type=numbers, metavar="N,M", help="cells per perturbation; default: up to the median")
+    parser.add_argument(
+        "--n-cells", type=numbers, metavar="N,M", help="cells per perturbation; default: up to the median"
+    )
     parser.add_argument("--budget", type=int, help="perturbed cells in all, in place of --n-perturbations")
     parser.add_argument("--n-repeats", type=int, default=10, help="default: 10")
     parser.add_argument("--space", choices=("auto", "text", "response"), default="auto", help="default: auto")

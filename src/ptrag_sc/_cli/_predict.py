@@ -5,7 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
+import zarr
+from anndata.io import read_elem
 
 from ptrag_sc import PTRAG, tl
 from ptrag_sc._cli._results import check_file, read_names, settings_file, write_settings, write_table
@@ -14,7 +17,9 @@ from ptrag_sc._cli._shell import say, show_progress
 from ptrag_sc._cli._train import VECTORS
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._validation import unusable
+from ptrag_sc.data import components
 from ptrag_sc.data._stream import STREAMED
+from ptrag_sc.retrieval import read_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,8 @@ def predict(options: argparse.Namespace) -> None:
     perturbations, n_cells = requests(options)
     model = PTRAG.load(options.model, adata=False, accelerator=options.accelerator)
     adata = read_query(options.controls, model.keys_, options)
-    asked: dict[str, Any] = {"cell_types": options.cell_types, "gene_embedding": _vectors(options)}
+    vectors = _vectors(options, perturbations, model)
+    asked: dict[str, Any] = {"cell_types": options.cell_types, "gene_embedding": vectors}
     # First, because these take seconds and the cells may take hours.
     effects = tl.predict_effects(adata, model, perturbations, level=options.level, **asked)
     seed = options.seed if options.sample else None
@@ -75,20 +81,18 @@ def requests(options: argparse.Namespace) -> tuple[list[str], Any]:
     return wanted, dict(zip(wanted, numbers.astype(int).tolist(), strict=True))
 
 
-def _vectors(options: argparse.Namespace) -> object:
-    """Return the table of genes that was named, or the one that ``train`` left beside the model."""
+def _vectors(options: argparse.Namespace, perturbations: list[str], model: PTRAG) -> object:
+    """Return the table of genes that was named, or the one that ``train`` left beside the model if it helps."""
     beside: Path = options.model / VECTORS
-    if options.gene_embedding is None and beside.is_file():
-        return beside
-    return options.gene_embedding
+    if options.gene_embedding is not None or not beside.is_file():
+        return options.gene_embedding
+    genes = {gene for name in perturbations for gene in components(name, model.keys_.sep)}
+    lacking = genes - set(model.tables_.embedding.genes)
+    return beside if lacking & set(read_embedding(beside).genes) else None
 
 
 def _support(path: Path) -> pd.DataFrame | None:
     """Return what stands beside virtual cells in a file about what they rest on."""
-    import h5py
-    import zarr
-    from anndata.io import read_elem
-
     place = f"uns/{DEFAULT_KEY}/support"
     if path.suffix == ".h5ad":
         with h5py.File(path, "r") as root:
@@ -100,7 +104,9 @@ def _support(path: Path) -> pd.DataFrame | None:
 def by_size(effects: pd.DataFrame) -> pd.DataFrame:
     """Return a table of effects, the largest shifts of each condition first."""
     conditions = ["perturbation", "cell_type"]
-    order = effects.assign(size=-effects["shift"].abs(), at=effects.groupby(conditions, observed=True, sort=False).ngroup())
+    order = effects.assign(
+        size=-effects["shift"].abs(), at=effects.groupby(conditions, observed=True, sort=False).ngroup()
+    )
     return effects.loc[order.sort_values(["at", "size"], kind="stable").index]
 
 
@@ -112,7 +118,9 @@ def genes_in_words(effects: pd.DataFrame) -> str:
         n_called = int(table["call"].sum())
         others = table[~table["own"]].head(N_SHOWN)
         shown = ", ".join(f"{row.gene} {row.shift:+.2f}" for row in others.itertuples())
-        lines.append(f"{perturbation} in {cell_type}: {n_called} genes with an interval that leaves out 0; largest: {shown}.")
+        lines.append(
+            f"{perturbation} in {cell_type}: {n_called} genes with an interval that leaves out 0; largest: {shown}."
+        )
     if len(found) > N_SHOWN:
         lines.append(f"... {len(found)} conditions in all.")
     return "\n".join(lines)

@@ -38,10 +38,8 @@ def keys_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def registered(
-    options: argparse.Namespace, path: Path, *, split_key: str | None, embed: bool = False
-) -> AnnData:
-    """Read a screen and set it up as the options say; ``embed``: with the gene vectors that are named or in the file."""
+def registered(options: argparse.Namespace, path: Path, *, split_key: str | None, embed: bool = False) -> AnnData:
+    """Read a screen and set it up; ``embed``: with the gene vectors that are named or in the file."""
     adata, counts_layer = on_scale(read_file(path, modality=options.modality), options, path)
     if embed:
         kept = _embed(adata, _vectors(options, adata.obs, adata.var_names, {}), options)
@@ -147,9 +145,7 @@ def _drawn(labels: AnnData, options: argparse.Namespace) -> pd.Series:
     return labels.obs[DRAWN].astype(object)
 
 
-def _chosen(
-    whole: AnnData, options: argparse.Namespace, split_key: str, path: Path
-) -> tuple[AnnData, str | None]:
+def _chosen(whole: AnnData, options: argparse.Namespace, split_key: str, path: Path) -> tuple[AnnData, str | None]:
     """Return the screen in memory, on scale, with the genes that are kept, and its layer of counts."""
     n_genes = options.n_genes
     if n_genes is None and whole.n_vars > MAX_GENES:

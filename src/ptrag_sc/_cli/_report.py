@@ -29,7 +29,7 @@ def verdict(summary: pd.DataFrame, *, model: str = "PTRAG") -> str:
     >>> print(verdict(table.assign(low=0.3, high=0.9, difference=0.1, difference_low=-0.1, difference_high=0.2)))
     PTRAG's correlation of predicted and observed shift (pearson_delta) is 0.50, between 0.30 and 0.90.
     Two halves of the same cells agree by 0.80, which no prediction can be expected to exceed.
-    Against the mean shift of all training perturbations (0.40) that is no clear gain: the difference is +0.10 (-0.10 to +0.20).
+    The mean shift of all training perturbations has 0.40, so that is no clear gain: +0.10 (-0.10 to +0.20).
     """
     rows = summary[summary["metric"] == MAIN].set_index("method")
     own = rows.loc[model]
@@ -46,8 +46,8 @@ def verdict(summary: pd.DataFrame, *, model: str = "PTRAG") -> str:
     elif high < -TINY:
         word = "a loss"
     lines.append(
-        f"Against the mean shift of all training perturbations ({floor['mean']:.2f}) that is {word}: "
-        f"the difference is {own['difference']:+.2f} ({low:+.2f} to {high:+.2f})."
+        f"The mean shift of all training perturbations has {floor['mean']:.2f}, so that is {word}: "
+        f"{own['difference']:+.2f} ({low:+.2f} to {high:+.2f})."
     )
     others = rows[(rows["kind"] == "method") & (rows.index != model)]
     if len(others):

@@ -159,7 +159,10 @@ def _size_factors(obs: pd.DataFrame, column: str, sums: np.ndarray, path: Path) 
     per_unit = float(np.median(sums / factor))  # counts for each unit of the factor
     if per_unit <= 1:
         return factor, f"obs[{column!r}]"
-    return factor * per_unit, f"obs[{column!r}], a relative factor, times {per_unit:,.0f}, so that the typical cell fits"
+    return (
+        factor * per_unit,
+        f"obs[{column!r}], a relative factor, times {per_unit:,.0f}, so that the typical cell fits",
+    )
 
 
 def in_columns_of(adata: AnnData, keys: ScreenKeys, options: argparse.Namespace, path: Path) -> AnnData:

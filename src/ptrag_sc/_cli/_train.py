@@ -73,7 +73,9 @@ def known_conditions(adata: AnnData) -> pd.DataFrame:
     screen = read_screen(adata, keys)
     for cell_type in range(len(screen.index.cell_types)):
         require_controls(screen, cell_type)
-    table = usable_conditions(screen.index, read_embedding_table(adata, keys), read_split(adata, keys), keys=keys, seed=0)
+    table = usable_conditions(
+        screen.index, read_embedding_table(adata, keys), read_split(adata, keys), keys=keys, seed=0
+    )
     tested = screen.index.named(table[table["split"] == "test"])
     if tested.empty:
         place = f"adata.obs[{keys.split_key!r}]"
