@@ -89,7 +89,9 @@ def read_names(path: Path) -> pd.DataFrame:
     sep = "\t" if "\t" in head else ","
     columns = [part.strip().strip('"') for part in head.split(sep)]
     if "perturbation" in columns:
-        table = pd.read_csv(path, sep=sep, skipinitialspace=True, dtype={"perturbation": str}, encoding="utf-8-sig")
+        # A gene may be called NA or NAN: only empty fields are missing.
+        how: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
+        table = pd.read_csv(path, sep=sep, skipinitialspace=True, dtype={"perturbation": str}, **how)
         table.columns = table.columns.str.strip()
     elif sep in head:
         problem = f"is a table without a column 'perturbation' (it has {', '.join(columns)})"

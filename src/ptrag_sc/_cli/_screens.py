@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import anndata
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
@@ -56,6 +57,8 @@ def read_file(path: Path, *, modality: str | None = None, backed: bool = False) 
 
 def _read(path: Path, *, backed: bool) -> AnnData | MuData:
     if path.suffix == ".h5ad":
+        with h5py.File(path, "r") as root:
+            backed = backed and "X" in root
         return anndata.read_h5ad(path, backed="r" if backed else None)
     if path.suffix == ".h5mu":
         return mudata.read_h5mu(path)

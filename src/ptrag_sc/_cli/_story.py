@@ -137,6 +137,7 @@ def _abstained(told: Told) -> str:
         low, high = row["pearson_delta_low"], row["pearson_delta_high"]
         text += (
             f" It abstained for {told.asked[0]} too (expected {row['expected_pearson_delta']:.2f}, {low:.2f} to "
-            f"{high:.2f}): most knock-outs of this screen have no effect, so the model cannot know beforehand that this one has."
+            f"{high:.2f}): most knock-outs of this screen have no effect, so the model cannot know beforehand that "
+            "this one has."
         )
     return text
