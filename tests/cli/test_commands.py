@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from argparse import Namespace
 
 import anndata
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from pandas.testing import assert_frame_equal
 
 import ptrag_sc
 from command_line import run
+from ptrag_sc._cli._decide import _signature
 from ptrag_sc._cli._predict import requests
 from ptrag_sc.datasets._log_normalised import log_normalised
 
@@ -112,10 +114,10 @@ def test_a_query_with_other_names_gives_the_same_prediction(virtual_file, traine
     adata.obs["guide"] = adata.obs["guide"].astype(str).replace("non-targeting", "nt")
     adata.write_zarr(tmp_path / "query.zarr")
     names = "--perturbation-key", "guide", "--cell-type-key", "line", "--batch-key", "gem", "--control", "nt"
-    asked = "--perturbations", f"{FIRST},GENE0005", "--n-cells", "20", "--out", tmp_path / "virtual.zarr"
+    asked = "--perturbations", f"{FIRST},GENE0005", "--n-cells", "20", "--out", tmp_path / "virtual.h5ad"
     status, _, err = run("predict", trained_model[0], tmp_path / "query.zarr", *asked, *names, "--quiet")
     assert status == 0, err
-    first, second = anndata.read_h5ad(virtual_file[0]), anndata.read_zarr(tmp_path / "virtual.zarr")
+    first, second = anndata.read_h5ad(virtual_file[0]), anndata.read_h5ad(tmp_path / "virtual.h5ad")
     assert_allclose(first.X.toarray(), second.X.toarray(), rtol=1e-5)
 
 
@@ -123,7 +125,7 @@ def test_a_file_of_perturbations(tmp_path):
     def asked(text, **given):
         (tmp_path / "asked").write_text(text)
         options = {"perturbations": None, "perturbations_file": tmp_path / "asked", "n_cells": None, **given}
-        return requests(type("Options", (), options))
+        return requests(Namespace(**options))
 
     assert asked("A\n\nB+C \n") == (["A", "B+C"], None)
     assert asked("perturbation,n_cells\nA,5\nB+C,7\n") == (["A", "B+C"], {"A": 5, "B+C": 7})
@@ -263,10 +265,6 @@ def test_rank_is_the_table_of_the_function(ridge, screen_file, tmp_path):
 
 
 def test_every_form_of_a_signature(ridge, tmp_path):
-    from argparse import Namespace
-
-    from ptrag_sc._cli._decide import _signature
-
     def read(text):
         (tmp_path / "signature.csv").write_text(text)
         given = {"signature": tmp_path / "signature.csv", "cells": None, "up": None, "down": None, "screen": "s"}
@@ -306,10 +304,14 @@ def test_design_and_power_are_the_tables_of_the_functions(ridge, screen_file, tm
     assert_allclose(table["pearson_delta_pert"], expected["pearson_delta_pert"], atol=1e-5)
 
 
-def test_a_saved_model_ranks_on_its_own_screen(trained_model, screen_file, tmp_path):
-    place = "--model", trained_model[0], "--up", "GENE0000", "--candidates", f"{FIRST},GENE0005"
-    table, _ = decided("rank", screen_file, tmp_path, *place)
-    assert set(table["perturbation"]) == {FIRST, "GENE0005"}
+def test_a_saved_model_knows_what_it_was_trained_on(trained_model, screen_file, tmp_path):
+    known = ptrag_sc.PTRAG.load(trained_model[0], adata=False).known_conditions_
+    measured = set(known.loc[known["cell_type"] == "type_0", "perturbation"])
+    genes = set(map(str, anndata.read_h5ad(screen_file).uns["gene_embedding"]["genes"]))
+    given = "--model", trained_model[0], "--n", len(genes - measured), "--candidates", ",".join(sorted(genes))
+    table, text = decided("design", screen_file, tmp_path, *given)
+    assert set(table["perturbation"]) == genes - measured
+    assert f"{len(genes & measured)} candidates were measured in type_0" in text
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def registered(options: argparse.Namespace, path: Path, *, split_key: str | None
     """Read a screen and set it up; ``embed``: with the gene vectors that are named or in the file."""
     adata, counts_layer = on_scale(read_file(path, modality=options.modality), options, path)
     if embed:
-        kept = _embed(adata, _vectors(options, adata.obs, adata.var_names, {}), options)
+        kept = _embed(adata, _vectors(options, adata.obs, adata.var_names, adata.uns), options)
         if not kept.all():
             adata = adata[kept].copy()
     _set_up(adata, options, counts_layer, split_key)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 import ptrag_sc
@@ -85,7 +86,7 @@ def read_names(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise ValueError(unusable("The file", str(path), "is no text", "Pass one name per line, or a csv.")) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    head = lines[0] if lines else ""
+    head = next(iter(lines), "")
     sep = "\t" if "\t" in head else ","
     columns = [part.strip().strip('"') for part in head.split(sep)]
     if "perturbation" in columns:
@@ -97,9 +98,9 @@ def read_names(path: Path) -> pd.DataFrame:
         problem = f"is a table without a column 'perturbation' (it has {', '.join(columns)})"
         raise ValueError(unusable("The file", str(path), problem, "Name the column 'perturbation'."))
     else:
-        table = pd.DataFrame({"perturbation": lines})
+        table = pd.DataFrame({"perturbation": np.array(lines, dtype=object)})
     table = table.dropna(subset="perturbation")
-    table["perturbation"] = table["perturbation"].str.strip()
+    table = table.assign(perturbation=[name.strip() for name in table["perturbation"]])
     if table.empty:
         raise ValueError(unusable("The file", str(path), "holds no name", "Write one perturbation per line."))
     return table
