@@ -54,6 +54,7 @@ def demo(options: argparse.Namespace) -> None:
     scores = _scores(adata, models, options)
     perturbations = [ASKED[0], *QUIET]
     virtual = tl.perturb(adata, model, perturbations, n_cells=CELLS)
+    assert isinstance(virtual, AnnData)  # no file was named
     tl.effect(adata, predicted=virtual)
     effects = tl.predict_effects(adata, model, perturbations)
     summary = benchmark.summary(scores)
@@ -63,7 +64,7 @@ def demo(options: argparse.Namespace) -> None:
     write_beside(options.out / VIRTUAL, virtual.write_h5ad)
     write_table(options.out / EFFECTS, effects)
     write_table(options.out / SCORES, scores)
-    one = {"perturbation": ASKED[0], "cell_type": "THP-1"}
+    one: dict[str, Any] = {"perturbation": ASKED[0], "cell_type": "THP-1"}
     pictures: dict[str, Any] = {
         "effect": partial(pl.effect, adata, **one),
         "embedding": partial(pl.embedding, adata, predicted=virtual, **one),
@@ -104,7 +105,12 @@ def _scores(adata: AnnData, models: dict[int, PTRAG], options: argparse.Namespac
         "KernelRidge": lambda adata, seed: baselines.KernelRidge(adata).fit(),
         "Stacked": lambda adata, seed: baselines.Stacked(adata).fit(),
     }
-    how = {"seeds": sorted(models), "metrics": METRICS, "n_cells": CELLS, "progress": show_progress(options)}
+    how: dict[str, Any] = {
+        "seeds": sorted(models),
+        "metrics": METRICS,
+        "n_cells": CELLS,
+        "progress": show_progress(options),
+    }
     return benchmark.compare(adata, methods, split=_split, **how)
 
 

@@ -133,8 +133,9 @@ def draw(adata: AnnData, model: PTRAG, tested: pd.DataFrame, summary: pd.DataFra
     """Draw training, scores, and the held-out condition with the largest observed shift."""
     shown = tested.nlargest(PICTURED, "n_cells")
     types = shown["cell_type"].unique()
-    n_cells = min(CELLS, *(_n_controls(adata, cell_type) for cell_type in types))
+    n_cells = min(CELLS, _fewest_controls(adata, types))
     virtual = tl.perturb(adata, model, shown["perturbation"].unique(), cell_types=types, n_cells=n_cells)
+    assert isinstance(virtual, AnnData)  # no file was named
     tl.effect(adata, predicted=virtual)
     effect = adata.uns["ptrag"]["effect"]
     size = effect["conditions"].assign(size=np.linalg.norm(effect["observed"], axis=1))
@@ -160,7 +161,8 @@ def draw(adata: AnnData, model: PTRAG, tested: pd.DataFrame, summary: pd.DataFra
     return pictures
 
 
-def _n_controls(adata: AnnData, cell_type: str) -> int:
-    keys = ScreenKeys.of(adata)
-    index = read_screen(adata, keys).index
-    return len(index.sources(int(np.flatnonzero(index.cell_types == cell_type)[0])))
+def _fewest_controls(adata: AnnData, cell_types: np.ndarray) -> int:
+    """Return the smallest number of control cells that any of these cell types has."""
+    index = read_screen(adata, ScreenKeys.of(adata)).index
+    codes = np.flatnonzero(np.isin(index.cell_types, cell_types))
+    return min(len(index.sources(int(t))) for t in codes)
