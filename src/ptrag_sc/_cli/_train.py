@@ -30,6 +30,7 @@ SCORES = "scores.csv"
 VECTORS = "gene_embedding.npz"
 PICTURES = ("training", "benchmark", "effect", "embedding", "retrieval", "retrieval_matrix", "support")
 WRITTEN = (MODEL_FILE, SCORES, VECTORS, *(f"{picture}.png" for picture in PICTURES))
+DRAWN = ("pearson_delta", "pearson_delta_pert", "effect_slope")  # the metrics of means; scores.csv has all
 PICTURED = 40  # held-out perturbations that cells are generated of for pictures
 CELLS = 500  # of each
 
@@ -143,7 +144,7 @@ def draw(adata: AnnData, model: PTRAG, tested: pd.DataFrame, summary: pd.DataFra
     one = dict(zip(("perturbation", "cell_type"), largest[["perturbation", "cell_type"]].iloc[0], strict=True))
     pictures = Pictures(
         training=partial(pl.training, model),
-        benchmark=partial(pl.benchmark, summary),
+        benchmark=partial(pl.benchmark, summary, metrics=DRAWN),
         effect=partial(pl.effect, adata, **one),
         embedding=partial(pl.embedding, adata, predicted=virtual, **one),
     )
