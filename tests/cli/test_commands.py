@@ -218,6 +218,10 @@ def test_evaluate_writes_the_files_of_cell_eval(virtual_file, screen_file, tmp_p
     evaluated(screen_file, virtual_file[0], tmp_path, "--metrics", "pearson_delta", "--cell-eval", folder)
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h5ad"))
     assert found == [f"type_{t}/{name}.h5ad" for t in (0, 1) for name in ("predicted", "real")]
+    out = "--out", tmp_path / "more.csv", "--cell-eval", folder
+    status, _, err = run("evaluate", screen_file, virtual_file[0], "--normalize", *out)
+    assert (status, (tmp_path / "more.csv").exists()) == (1, False)
+    assert "exists. Pass --overwrite or another folder." in err
 
 
 def test_diagnose_prints_and_writes_the_findings(screen_file, tmp_path):

@@ -81,6 +81,7 @@ def formats(tmp_path_factory):
     mudata.MuData({"rna": adata.copy(), "protein": protein}).write_h5mu(folder / "within.h5mu")
     bare = AnnData(adata.X.copy(), obs=adata.obs[[]].copy(), var=adata.var)
     both = mudata.MuData({"rna": bare, "protein": protein})
+    both.uns["gene_embedding"] = adata.uns["gene_embedding"]
     for column in ("perturbation", "cell_type", "batch"):
         both.obs[column] = adata.obs[column].reindex(both.obs_names)
     both.write_h5mu(folder / "above.h5mu")
@@ -95,6 +96,7 @@ def test_every_format_is_the_same_screen(formats, name):
     assert_array_equal(dense(read.X), adata.X.toarray())
     for column in ("perturbation", "cell_type", "batch"):
         assert list(read.obs[column].astype(str)) == list(adata.obs[column].astype(str))
+    assert_array_equal(read.uns["gene_embedding"]["vectors"], adata.uns["gene_embedding"]["vectors"])
     with_names = Namespace(perturbation_key="perturbation", cell_type_key=None, batch_key=None, control=None, flags={})
     keys = ScreenKeys(perturbation_key="perturbation", control="non-targeting", cell_type_key="cell_type")
     assert in_columns_of(read, keys, with_names, folder / name) is read

@@ -39,6 +39,10 @@ class Compared(NamedTuple):
 def evaluate(options: argparse.Namespace) -> None:
     """Score predicted cells against real ones."""
     check_file(options.out, (".csv",), options)
+    folder = options.cell_eval
+    if folder is not None and not options.overwrite and any(folder.rglob("*.h5ad")):
+        remedy = "Pass --overwrite or another folder."
+        raise FileExistsError(unusable("A file of --cell-eval", str(folder), "exists", remedy))
     compared = _read(options)
     real, predicted, reference, split, centre = compared
     scores = benchmark.evaluate(real, predicted, reference=reference, metrics=options.metrics)

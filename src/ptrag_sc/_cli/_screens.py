@@ -68,7 +68,7 @@ def _read(path: Path, *, backed: bool) -> AnnData | MuData:
 
 
 def _of_mudata(mdata: MuData, path: Path, modality: str | None) -> AnnData:
-    """Return one modality, with those columns that are in the ``obs`` of all."""
+    """Return one modality, with the columns and entries of ``uns`` that stand above all modalities."""
     names = list(mdata.mod)
     name = modality
     if name is None:
@@ -84,6 +84,7 @@ def _of_mudata(mdata: MuData, path: Path, modality: str | None) -> AnnData:
     shared = mdata.obs.reindex(adata.obs_names)
     for column in shared.columns.difference(adata.obs.columns):
         adata.obs[column] = shared[column]
+    adata.uns = {**mdata.uns, **adata.uns}
     logger.info("Modality %r of %s is read.", name, path.name)
     return adata
 
