@@ -19,9 +19,12 @@ def screen_file(tmp_path_factory):
 def trained_model(screen_file, tmp_path_factory):
     """The folder and the output of one run of ``train``."""
     from command_line import run
+    from ptrag_sc._cli import _results
 
     folder = tmp_path_factory.mktemp("run") / "model"
-    status, out, err = run("train", screen_file, "--out", folder, *TRAINING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_results, "DPI", 30)  # large pictures take seconds
+        status, out, err = run("train", screen_file, "--out", folder, *TRAINING)
     assert status == 0, err
     return folder, out
 

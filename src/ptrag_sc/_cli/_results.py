@@ -16,6 +16,7 @@ from ptrag_sc._validation import unusable
 from ptrag_sc.data._files import check_target, make_folder, write_beside
 
 SETTINGS = "settings.json"
+DPI = 150
 NOT_SETTINGS = ("flags", "inputs", "screens", "module", "traceback", "quiet", "no_progress")
 
 
@@ -56,7 +57,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def write_figure(path: Path, draw: Callable[..., Any]) -> None:
     """Draw, and write the figure."""
     figure = draw(show=False, return_fig=True)
-    write_beside(path, partial(figure.savefig, dpi=150, bbox_inches="tight"))
+    write_beside(path, partial(figure.savefig, dpi=DPI, bbox_inches="tight"))
     plt.close(figure)
 
 
