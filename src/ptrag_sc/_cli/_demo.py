@@ -19,6 +19,7 @@ from ptrag_sc._cli import _train
 from ptrag_sc._cli._preparation import prepare
 from ptrag_sc._cli._report import means
 from ptrag_sc._cli._results import SETTINGS, check_folder, write_figure, write_settings, write_table
+from ptrag_sc._cli._screens import read_file
 from ptrag_sc._cli._shell import say, show_progress
 from ptrag_sc._cli._story import Told, story
 from ptrag_sc._constants import MODEL_FILE
@@ -132,8 +133,6 @@ def own_screen(options: argparse.Namespace) -> None:
 
 def _holds_counts(options: argparse.Namespace) -> bool:
     """Return whether X holds whole numbers: the first release normalised these unasked."""
-    from ptrag_sc._cli._screens import read_file
-
     matrix = read_file(options.adata, modality=options.modality).X
     if matrix is None or options.layer is not None or options.counts_layer is not None:
         return False
