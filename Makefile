@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo test test-slow coverage docs lint format clean
 
 demo: $(VENV)/.package
-	$(BIN)/ptrag-sc demo --out demo_output --overwrite --max-epochs 40
+	$(BIN)/ptrag-sc demo --out demo_output --overwrite
 
 test test-slow coverage: export OMP_NUM_THREADS := 1
 test: $(VENV)/.group-test

@@ -138,7 +138,7 @@ def test_a_step_is_judged_when_its_result_arrives():
 PRECISIONS = [{"precision": "64-true"}, {"precision": "bf16-true"}, {"plugins": [HalfPrecision("16-true")]}]
 
 
-@pytest.mark.parametrize("options", PRECISIONS, ids=str)
+@pytest.mark.parametrize("options", PRECISIONS, ids=["64-true", "bf16-true", "plugin"])
 def test_a_precision_of_other_weights_is_refused(screen, options):
     model = new(screen)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}

@@ -80,6 +80,8 @@ def replogle_nadig(
     >>> keys = {"perturbation_key": "gene", "control": "non-targeting", "cell_type_key": "cell_line"}
     >>> ptrag_sc.pp.split(adata, **keys, test_cell_type="hepg2", test_fraction=0.36)  # doctest: +SKIP
     >>> adata = ptrag_sc.datasets.select_training_genes(adata, counts=True)  # doctest: +SKIP
+
+    The same in the shell, with a model at the end, is one call (:doc:`/commands`).
     """
     if path is None:
         file = _downloaded(url, sha256, cache_dir)  # pooch checks it
