@@ -147,6 +147,7 @@ WRONG = {
     "history": (at("state/history", {"loss": {"epoch": [0], "value": []}}), "different lengths"),
     "errors": (at("state/effect_errors/0/square/0", float("nan")), r"holds nan in .*square\[0\]"),
     "errors' genes": (at("state/effect_errors/0/square", [1.0]), "number of genes"),
+    "lost error": (lambda meta, _: meta["state"]["effect_errors"][0].pop("own_variance"), "lacks 'own_variance'"),
     "kind": (at("state/effect_errors/0/kind", "new"), "kind"),
     "support": (at("state/support/center", [1.0]), "number of features"),
     "layers": (at("init_params/n_layers", 10**7), "holds 1 layers, not the 10000000"),

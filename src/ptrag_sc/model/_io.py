@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -78,10 +80,24 @@ def read_model(path: Path) -> ModelFile:
     if not path.is_file():
         remedy = "Pass the folder given to save()."
         raise FileNotFoundError(unusable("A saved model", str(path), "was not found", remedy))
-    try:
+    with refusing(path):
         content = _read(path)
         check_meta(content.meta)
         check_tensors(content.tensors, content.meta)
+    return content
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Make one error, which names the file, of all that its content can cause.
+
+    Raises
+    ------
+    ValueError
+        With what is wrong and what helps.
+    """
+    try:
+        yield
     except _OtherVersionError as error:
         raise ValueError(unusable("The file", str(path), str(error), error.remedy)) from None
     except DamagedError as error:
@@ -90,7 +106,6 @@ def read_model(path: Path) -> ModelFile:
     except Exception as error:  # values that are right by themselves but not together
         problem = f"is not a ptrag_sc model that can be used ({error})"
         raise ValueError(unusable("The file", str(path), problem, REMEDY)) from error
-    return content
 
 
 class _OtherVersionError(Exception):

@@ -68,7 +68,9 @@ def _is(value: object, kind: Kind) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and all(_is(inner, kind[0]) for inner in value)
     if isinstance(kind, dict):
-        return isinstance(value, dict) and all(_is(v, kind.get(name, kind.get(str))) for name, v in value.items())
+        if not isinstance(value, dict) or (str not in kind and set(value) != set(kind)):
+            return False
+        return all(_is(inner, kind.get(name, kind.get(str))) for name, inner in value.items())
     return type(value) is type(kind) and bool(value == kind)
 
 

@@ -18,7 +18,7 @@ from ptrag_sc.data import Drift, OwnEffects, ScreenKeys
 from ptrag_sc.data._files import StrPath, Write, check_place, make_folder, write_together
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.model._attach import Data, attach, check_data
-from ptrag_sc.model._io import ModelFile, n_bytes, read_model, write_model
+from ptrag_sc.model._io import ModelFile, n_bytes, read_model, refusing, write_model
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._saved_data import SavedFiles, read_data, write_data
 from ptrag_sc.model._schema import BASIS, DRIFT, MODULE, VECTORS
@@ -240,7 +240,8 @@ class SavedModel(BaseModelClass):
         check_data(adata)
         files = SavedFiles.of(dir_path, prefix)
         content = read_model(files.model)
-        tables, keys, module_state = unpack(content)
+        with refusing(files.model):
+            tables, keys, module_state = unpack(content)
         saved = content.meta["state"]
         if saved["class"] != cls.__name__:
             problem = f"is a {saved['class']}, not a {cls.__name__}"
@@ -250,9 +251,9 @@ class SavedModel(BaseModelClass):
         model = cls.__new__(cls)  # without the constructor, which computes the tables
         # Data first, as in the constructor, because scvi-tools resets the state of a model that data is attached to.
         attach(model, keys, adata)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+        with torch.random.fork_rng(devices=[]), refusing(files.model):  # the weights drawn here are replaced
             model._build(tables, keys, content.meta["init_params"])
-        model.module.load_state_dict(module_state)
+            model.module.load_state_dict(module_state)
         model.set_size_ = saved["set_size"]
         model.is_trained_ = saved["is_trained"]
         model.n_epochs_ = saved["n_epochs"]
