@@ -80,7 +80,7 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
     counts = _look_like_counts(reader, place=place)
     perturbation = read_labels(adata.obs, keys.perturbation_key)
     labels = {
-        "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
+        "perturbation": canonical_labels(perturbation, control=keys.controls, sep=keys.sep),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
     }
     if place == "real" and keys.time_key is not None and keys.time_key in adata.obs:

@@ -67,6 +67,7 @@ def pack(
         },
         "memory_cell_types": list(tables.cell_types),
         "own_effects": tables.own_effects.to_json(),
+        "control_levels": tables.control_levels,
         "drift_cell_types": [] if tables.drift is None else list(tables.drift.cell_types),
         "init_params": init_params,
         "state": state,
@@ -97,11 +98,12 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         own_effects=OwnEffects.from_json(meta["own_effects"]),
         memory=memory,
         cell_types=tuple(meta.get("memory_cell_types", ())),
+        control_levels=meta.get("control_levels", {}),
         drift=Drift(tuple(meta["drift_cell_types"]), tensors[DRIFT].numpy()) if DRIFT in tensors else None,
     )
     # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
     state = {name.removeprefix(MODULE): tensor for name, tensor in tensors.items() if name.startswith(MODULE)}
-    return tables, ScreenKeys(**meta["keys"]), state
+    return tables, ScreenKeys.from_uns(meta["keys"]), state
 
 
 def history_to_json(history: History | None) -> SavedHistory | None:
@@ -292,5 +294,7 @@ def _attach(model: SavedModel, keys: ScreenKeys, adata: Data) -> None:
     if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
         # The model knows the split of its conditions, so new data needs no column for it.
         keys = replace(keys, split_key=None)
+    if keys.batch_key is not None and keys.batch_key not in keys.container(adata, "batch_key").obs:
+        keys = replace(keys, batch_key=None)  # no model input
     setup(type(model), adata, keys, arguments)
     BaseModelClass.__init__(model, adata)

@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import Drawn, canvas, finish
 from ptrag_sc.pl._retrieval_table import COLOURS, check_value, inches, is_in, name_ticks, retrieval_table, wide
 
@@ -87,7 +88,8 @@ def retrieval_matrix(
         table = table[is_in(table, "cell_type", [cell_type])]
         title = cell_type
     if perturbations is not None:
-        table = table[is_in(table, "perturbation", perturbations)]
+        named = [predicted_label(adata.uns[key], name) for name in perturbations]
+        table = table[is_in(table, "perturbation", named)]
     table = table.groupby(["perturbation", "candidate"], as_index=False)[value].mean()
     matrix = wide(table, "perturbation", "candidate", value)  # NaN: not retrieved
     matrix = matrix.iloc[_leaf_order(matrix.fillna(0).to_numpy(float))]

@@ -111,7 +111,7 @@ def read_predicted(predicted: AnnData, adata: AnnData, screen: Screen, keys: Scr
     perturbation = read_labels(predicted.obs, keys.perturbation_key)
     labels = pd.DataFrame(
         {
-            "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
+            "perturbation": canonical_labels(perturbation, control=keys.controls, sep=keys.sep),
             "cell_type": read_labels(predicted.obs, keys.cell_type_key),
         }
     )
