@@ -246,13 +246,18 @@ def _read_expression(
             remedy = "Put log1p of normalised counts into X, or pass layer=..."
         raise ValueError(unusable("Expression", keys.expression_place, "is missing", remedy))
     own = gene_names(holder, keys.gene_symbols, required=genes is None)
-    reader = CellReader(as_row_matrix(matrix))
-    declared = keys.layer is not None
-    place, base = keys.expression_place, log_base(holder.uns)
-    check_expression(reader, place=place, declared=declared, base=base, query=genes is not None)
-    if genes is None or np.array_equal(own, genes):
-        return reader, own
-    return replace(reader, columns=place_genes(holder, own, genes, missing_genes)), np.asarray(genes)
+    columns = None
+    if genes is not None and not np.array_equal(own, genes):
+        columns = place_genes(holder, own, genes, missing_genes)
+    reader = CellReader(as_row_matrix(matrix), columns)
+    check_expression(
+        reader,
+        place=keys.expression_place,
+        declared=keys.layer is not None,
+        base=log_base(holder.uns),
+        query=genes is not None,
+    )
+    return reader, own if genes is None else np.asarray(genes)
 
 
 def _check_unique(what: str, place: str, names: pd.Index) -> None:

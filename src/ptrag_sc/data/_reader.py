@@ -72,13 +72,18 @@ class CellReader:
             yield part, self.rows(part)
 
     def values(self, size: int = 65536) -> Iterator[np.ndarray]:
-        """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
-        if sp.issparse(self.matrix):
+        """Yield the stored values of the columns that are asked for piece by piece; implicit zeros may be left out."""
+        chosen = None  # all columns, in any order
+        if self.columns is not None and len(np.unique(self.columns[self.columns >= 0])) < self.matrix.shape[1]:
+            chosen = self.columns[self.columns >= 0]
+        if sp.issparse(self.matrix) and chosen is None:
             stored = self.matrix.data  # (number of stored values,)
             yield from np.array_split(stored, max(1, len(stored) // 2**24))
             return
         for start in range(0, self.n_obs, size):
             block = _loaded(self.matrix[start : start + size])  # sparse if a sparse matrix is on disk
+            if chosen is not None:
+                block = block[:, chosen]
             if sp.issparse(block):
                 yield block.data
             else:

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.utils import track
 
-from ptrag_sc._constants import DEFAULT_KEY, SOURCE_SUFFIX, WRITTEN_KEY
+from ptrag_sc._constants import DEFAULT_KEY, RETRIEVAL_SUFFIX, SOURCE_SUFFIX, WRITTEN_KEY
 from ptrag_sc._validation import absent
 from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, population_anndata
 from ptrag_sc.data._counts import CountsUnknown
@@ -256,6 +256,6 @@ class VirtualCells:
         )
 
     def _uns(self) -> dict[str, dict[str, Any]]:
-        names = {"obs": [DEFAULT_KEY + SOURCE_SUFFIX], "uns": [DEFAULT_KEY]}
+        names = {"obs": [DEFAULT_KEY + SOURCE_SUFFIX], "obsm": [DEFAULT_KEY + RETRIEVAL_SUFFIX]}
         found = {**self.run.predictor.describe(self.run.retrieved, self.params), **self.further}
         return {DEFAULT_KEY: found, WRITTEN_KEY: as_uns(names)}

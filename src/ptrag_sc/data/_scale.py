@@ -103,7 +103,25 @@ def check_expression(
         raise ValueError(unusable("Expression", place, problem, "Remove or impute them, or leave these cells out."))
     if declared:
         return found
-    problem, remedy = None, TO_LOGS
+    problem, remedy = why_not_logs(found, base=base, negative=negative)
+    if problem and query and found.largest > LARGEST and found.smallest >= 0 and not found.whole:
+        logger.warning("Expression in %s %s.", place, problem)
+    elif problem:
+        raise ValueError(unusable("Expression", place, problem, remedy))
+    return found
+
+
+def why_not_logs(found: Values, *, base: float | None, negative: bool) -> tuple[str, str]:
+    """Return why values are no log1p of normalised counts, and the remedy; two empty texts if they may be.
+
+    Parameters
+    ----------
+    found
+        What the values look like.
+    base, negative
+        As in :func:`check_expression`.
+    """
+    problem, remedy = "", TO_LOGS
     if found.smallest < 0 and not negative:
         problem = f"holds negative values (smallest {found.smallest:.3g})"
         remedy = "Use log1p of normalised counts, or register scaled data as a layer with layer=..."
@@ -118,11 +136,7 @@ def check_expression(
     elif base is not None:
         problem = f"is a logarithm to base {base:g} (uns['log1p']['base'])"
         remedy = f"Multiply it by log({base:g}): adata.X = adata.X * np.log({base:g}); del adata.uns['log1p']['base']."
-    if problem is not None and query and found.largest > LARGEST and found.smallest >= 0 and not found.whole:
-        logger.warning("Expression in %s %s.", place, problem)
-    elif problem is not None:
-        raise ValueError(unusable("Expression", place, problem, remedy))
-    return found
+    return problem, remedy if problem else ""
 
 
 def level(mean: np.ndarray) -> float:

@@ -1,7 +1,9 @@
-"""Which columns and keys of an object did the package write, and which are the user's, never to be replaced?"""
+"""Which columns and keys of an object did the package write, and which are the user's, never to be replaced?
+
+What stands in ``uns`` is known by its form. The names in ``obs`` and ``obsm`` are written down in ``uns``.
+"""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -15,7 +17,7 @@ DIAGNOSIS = {"findings", "conditions", "groups"}  # what tl.diagnose writes
 
 
 def written(adata: AnnData | MuData, slot: str) -> set[str]:
-    """Return the names in a slot (``"obs"``, ``"obsm"``, ``"uns"``) that the package wrote."""
+    """Return the names in ``obs`` or ``obsm`` that the package wrote."""
     return {str(name) for name in adata.uns.get(WRITTEN_KEY, {}).get(slot, ())}
 
 
@@ -27,7 +29,7 @@ def check_free(adata: AnnData | MuData, **names: Iterable[str]) -> None:
     adata
         The object.
     **names
-        Names for each slot.
+        Names for each slot: ``obs``, ``obsm``, ``uns``.
 
     Raises
     ------
@@ -37,14 +39,16 @@ def check_free(adata: AnnData | MuData, **names: Iterable[str]) -> None:
     for slot, wanted in names.items():
         ours = written(adata, slot)
         for name in wanted:
-            if name in getattr(adata, slot) and name not in ours and not _is_result(adata, slot, name):
-                place = f"adata.{slot}[{name!r}]"
-                remedy = f"Pass another key_added=..., or remove yours: del {place}."
-                raise ValueError(unusable("Something that ptrag_sc did not write", place, "is not replaced", remedy))
+            stored = getattr(adata, slot)
+            if name not in stored or name in ours or (slot == "uns" and _is_result(stored[name])):
+                continue
+            place = f"adata.{slot}[{name!r}]"
+            remedy = f"Pass another key_added=..., or remove yours: del {place}."
+            raise ValueError(unusable("Something that ptrag_sc did not write", place, "is not replaced", remedy))
 
 
 def note_written(adata: AnnData | MuData, **names: Iterable[str]) -> None:
-    """Write down the names for each slot under which the package wrote."""
+    """Write down the names in ``obs`` and ``obsm`` under which the package wrote."""
     noted = {slot: sorted(written(adata, slot) | set(wanted)) for slot, wanted in names.items()}
     adata.uns[WRITTEN_KEY] = {**adata.uns.get(WRITTEN_KEY, {}), **as_uns(noted)}
 
@@ -54,11 +58,8 @@ def as_uns(noted: Mapping[str, Iterable[str]]) -> dict[str, np.ndarray]:
     return {slot: np.array(list(names), dtype=object) for slot, names in noted.items()}
 
 
-def _is_result(adata: AnnData | MuData, slot: str, name: str) -> bool:
-    """Return whether an entry of ``uns`` has the form of one that the package writes, in a file of another object."""
-    if slot != "uns":
-        return False
-    entry: Any = adata.uns[name]
+def _is_result(entry: object) -> bool:
+    """Return whether an entry of ``uns`` has the form of a prediction, a diagnosis or a gene embedding."""
     if not isinstance(entry, Mapping):
         return False
     names = set(entry)

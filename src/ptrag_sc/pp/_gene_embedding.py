@@ -11,7 +11,7 @@ from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, listed, unusable
 from ptrag_sc.data._labels import components, control_names, read_perturbations, read_sep
 from ptrag_sc.data._mudata import require_anndata
-from ptrag_sc.data._user_keys import check_free, note_written
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._same_vectors import warn_of_same_vectors
 from ptrag_sc.retrieval._sources import EmbeddingSource, read_embedding
@@ -113,7 +113,6 @@ def gene_embedding(
     _log(kept, excluded, table.source, labels, sep)
     embedding = GeneEmbedding.from_table(kept, vectors, source=table.source, excluded=excluded)
     warn_of_same_vectors(embedding)
-    note_written(adata, uns=[key_added])
     adata.uns[key_added] = embedding.to_uns()
 
 

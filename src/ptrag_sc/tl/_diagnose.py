@@ -21,7 +21,7 @@ from ptrag_sc.data import (
 )
 from ptrag_sc.data._diagnose import FEW_CELLS, Finding, design_findings, finding
 from ptrag_sc.data._shifts import types_of_batches
-from ptrag_sc.data._user_keys import check_free, note_written
+from ptrag_sc.data._user_keys import check_free
 
 DIAGNOSE_KEY = "diagnose"
 N_PERMUTATIONS = 500
@@ -118,7 +118,6 @@ def diagnose(
     conditions = _conditions(screen, keys.sep, rng)
     findings += [_noise_finding(conditions), _target_finding(conditions), _responder_finding(conditions)]
     report = pd.DataFrame(findings, columns=Finding._fields)
-    note_written(adata, uns=[key_added])
     adata.uns[key_added] = {"findings": report, "conditions": conditions, "groups": groups.reset_index(drop=True)}
     for row in report[report["level"] != "ok"].itertuples():
         sc.logging.info(f"{row.level}: {row.check}: {row.message}")

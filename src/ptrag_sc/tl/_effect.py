@@ -25,7 +25,7 @@ from ptrag_sc.data._gene_names import MissingGenes, gene_names
 from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._shifts import group_means
-from ptrag_sc.data._user_keys import check_free, note_written
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.metrics import effect_slope, pearson_delta
 
 # Arrays that stand beside a prediction.
@@ -89,7 +89,6 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     else:
         result = _compared(adata, holder, key, virtual=predicted is not None)
     entry = adata.uns.get(key, holder.uns[key])  # virtual cells bring their own entry
-    note_written(adata, uns=[key])
     adata.uns[key] = {**entry, "effect": result}
     sc.logging.info(f"added .uns[{key!r}]['effect'] ({len(result['conditions'])} conditions)")
 

@@ -130,7 +130,7 @@ def predict(
     adata.obsm[key_added + RETRIEVAL_SUFFIX] = prediction.weights
     adata.obs[key_added + SOURCE_SUFFIX] = pd.Categorical(sources)
     adata.obs[key_added + PREDICTED_SUFFIX] = done
-    note_written(adata, **beside)
+    note_written(adata, obs=beside["obs"], obsm=beside["obsm"])
     params = {"perturbation": perturbation, "seed": seed, **run.form, "missing_genes": missing_genes}
     adata.uns[key_added] = model.describe(run.retrieved, params)
     predicted_types = np.unique(screen.index.cell_type[(request.query > 0) & done]).tolist()

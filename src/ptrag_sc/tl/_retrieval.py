@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, SETUP_KEY
 from ptrag_sc._validation import check_key
-from ptrag_sc.data._user_keys import check_free, note_written
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.model import PTRAG
 from ptrag_sc.retrieval import cell_type_specificity
 from ptrag_sc.tl._model import check_predictor
@@ -108,6 +108,5 @@ def retrieval(
     if key_added in adata.uns:
         kept = dict(adata.uns[key_added])
         kept.pop("retrieval_null", None)  # of an earlier call: it would not belong to this retrieval
-    note_written(adata, uns=[key_added])
     adata.uns[key_added] = {**kept, **written}
     sc.logging.info(f"added .uns[{key_added!r}]['retrieval'] ({len(table)} rows)")
