@@ -1,5 +1,6 @@
 """Which real and predicted cells belong together?"""
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 

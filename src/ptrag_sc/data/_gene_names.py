@@ -82,16 +82,18 @@ def why_unknown(wanted: Iterable[str], known: Iterable[str]) -> str:
     kinds = kind(wanted), kind(known)
     if kinds[0] != kinds[1]:
         return f"{listed(wanted[:2])} are {kinds[0]}, {listed(known[:2])} are {kinds[1]}"
-    ways = {
-        "differ in upper and lower case only": str.casefold,
-        "differ in the version of the identifier only": lambda name: name.partition(".")[0],
-    }
-    for words, simplified in ways.items():
-        other = {simplified(name): name for name in known}
-        pairs = [(name, other[simplified(name)]) for name in wanted if simplified(name) in other]
-        if (pairs and kinds[0] == "Ensembl identifiers") or (pairs and "case" in words):
-            return f"{pairs[0][0]!r} and {pairs[0][1]!r} {words}"
-    return ""
+    found = _pair([name.casefold() for name in wanted], [name.casefold() for name in known])
+    words = "differ in upper and lower case only"
+    if found is None and kinds[0] != "symbols":
+        found = _pair([name.partition(".")[0] for name in wanted], [name.partition(".")[0] for name in known])
+        words = "differ in the version of the identifier only"
+    return "" if found is None else f"{wanted[found[0]]!r} and {known[found[1]]!r} {words}"
+
+
+def _pair(first: list[str], second: list[str]) -> tuple[int, int] | None:
+    """Return the positions of the first name that is in both lists; None if there is none."""
+    place = {name: i for i, name in enumerate(second)}
+    return next(((i, place[name]) for i, name in enumerate(first) if name in place), None)
 
 
 def column_with(var: pd.DataFrame, wanted: Iterable[str]) -> str | None:
@@ -114,7 +116,7 @@ def var_of(holder: AnnData, column: str | None, genes: np.ndarray) -> pd.DataFra
     var = holder.var.set_axis(gene_names(holder, column)).reindex(genes)
     var.index = pd.Index(np.where(lacking, genes, as_names(holder.var_names)[place]))
     if column in var:
-        var.loc[lacking, column] = genes[lacking]
+        var[column] = np.where(lacking, genes, var[column].astype(object))
     return var
 
 

@@ -31,9 +31,13 @@ def as_anndata(adata: AnnOrMuData, keys: ScreenKeys) -> AnnData:
         owner = keys.container(adata, argument)
         if column is not None and column in owner.obs:
             obs[column] = owner.obs[column].array
+    uns = dict(adata.uns)
+    table = keys.container(adata, "embedding_key").uns.get(keys.embedding_key)
+    if table is not None:
+        uns[keys.embedding_key] = table
     obsm = {name: matrix for name, matrix in adata.obsm.items() if name not in adata.mod}
     layers = dict(holder.layers)
-    return AnnData(holder.X, obs=obs, var=holder.var, uns=dict(adata.uns), obsm=obsm, layers=layers)
+    return AnnData(holder.X, obs=obs, var=holder.var, uns=uns, obsm=obsm, layers=layers)
 
 
 def require_anndata(adata: object, function: str, *, column: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -217,7 +216,7 @@ def as_name_list(names: object, argument: str) -> list[str]:
         If it is neither a string nor a collection.
     """
     # A string is a collection of letters too; a whole number can be a label.
-    if isinstance(names, str | bytes | Integral) and not isinstance(names, bool):
+    if isinstance(names, str | bytes | int | np.integer) and names is not True and names is not False:
         return [label_text(names)]
     if not isinstance(names, Iterable):
         problem = f"is {names!r}"
