@@ -4,7 +4,7 @@
 of arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data._cell_labels import read_index
 from ptrag_sc.data._conditions import UNLABELLED, ConditionIndex
 from ptrag_sc.data._gene_names import MissingGenes, gene_names, place_genes
-from ptrag_sc.data._labels import read_optional_labels
+from ptrag_sc.data._labels import read_labels, read_optional_labels
 from ptrag_sc.data._reader import CellReader, as_row_matrix
 from ptrag_sc.data._scale import check_expression, log_base
 
@@ -120,15 +120,28 @@ class ScreenKeys:
 
 
 class OpenLabelField(CategoricalObsField):
-    """A categorical obs column in which new labels may appear after training.
+    """A categorical obs column of any type, in which new labels may appear after training.
 
     New data may have perturbations, cell types and batches that the model never saw: the package looks names up and
-    never uses the codes of the registry.
+    never uses the codes of the registry. Labels are registered as text, because scvi-tools cannot sort labels of
+    several types.
     """
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Write a code for each cell and return the labels."""
+        return self._registered(adata, [])
 
     def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         """Transfer the field and accept labels that the source did not have."""
-        return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
+        return self._registered(adata_target, state_registry[self.CATEGORICAL_MAPPING_KEY])
+
+    def _registered(self, adata: AnnData, known: Iterable[object]) -> dict[str, Any]:
+        self.validate_field(adata)
+        labels = read_labels(adata.obs, self._original_attr_key)
+        names = dict.fromkeys([*(str(name) for name in known), *sorted(set(labels))])
+        adata.obs[self.attr_key] = pd.Index(list(names)).get_indexer(labels)
+        mapping = np.array(list(names), dtype=object)
+        return {self.CATEGORICAL_MAPPING_KEY: mapping, self.ORIGINAL_ATTR_KEY: self._original_attr_key}
 
 
 # scvi-tools finds the modality of a field through this wrapper.

@@ -22,6 +22,7 @@ from ptrag_sc.data import (
     read_screen,
 )
 from ptrag_sc.data._gene_names import MissingGenes, gene_names
+from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._shifts import group_means
@@ -190,6 +191,7 @@ def _compared(adata: AnnData, holder: AnnData, key: str, *, virtual: bool) -> di
     """Return predicted beside observed shifts."""
     params = dict(holder.uns[key]["params"])
     keys = ScreenKeys.from_uns(params)
+    holder = as_anndata(holder, keys)
     genes = as_names(holder.uns[key]["genes"])  # (G,)
     if virtual:
         genes = gene_names(holder, keys.gene_symbols)  # genes may have been removed from the virtual cells

@@ -10,7 +10,7 @@ from anndata import AnnData
 from ptrag_sc._constants import SOURCE_SUFFIX
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import CellReader, Screen, ScreenKeys, canonical_labels, read_labels
-from ptrag_sc.data._gene_names import gene_names
+from ptrag_sc.data._gene_names import gene_names, why_unknown
 from ptrag_sc.data._partners import without_partner
 from ptrag_sc.data._reader import as_row_matrix
 
@@ -90,9 +90,13 @@ def shared_genes(adata: AnnData, predicted: AnnData, genes: np.ndarray, column: 
         raise ValueError(unusable("Gene names", "predicted.var_names", f"are not unique ({twice})", remedy))
     shared = np.array([gene for gene in genes if gene in own and gene in others], dtype=str)
     if not len(shared):
-        problem = f"share no gene with the reference (genes: {listed(own)}; reference: {listed(genes)})"
-        remedy = "Name genes alike in all objects."
-        raise ValueError(unusable("The predicted cells", "predicted.var_names", problem, remedy))
+        place, names = "predicted", own
+        if not own.intersection(pd.Index(genes)).empty:
+            place, names = "adata", others
+        problem = f"share no gene with the others (genes: {listed(names)}; reference: {listed(genes)})"
+        why = why_unknown(genes, names)
+        remedy = f"Name genes alike in all objects: {why}." if why else "Name genes alike in all objects."
+        raise ValueError(unusable(f"The cells of {place}", f"{place}.var_names", problem, remedy))
     return shared
 
 
