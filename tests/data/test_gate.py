@@ -241,7 +241,7 @@ CALLS = {
         c.adata, c.model, n_perturbations=[4], n_repeats=1, **HERE
     ).select_dtypes(float),
     "tl.power": lambda c: ptrag_sc.tl.power(
-        c.adata, None, n_repeats=2, n_perturbations=[4], n_cells=[6], **HERE
+        c.adata, None, n_repeats=2, n_perturbations=[5], n_cells=[6], **HERE
     ).select_dtypes(float),
     "tl.batch_layout": lambda c: ptrag_sc.tl.batch_layout(c.adata).select_dtypes(float),
     "tl.diagnose": lambda c: ptrag_sc.tl.diagnose(c.adata) or c.adata.uns["diagnose"]["findings"]["value"],

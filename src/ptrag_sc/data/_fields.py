@@ -136,6 +136,8 @@ class OpenLabelField(CategoricalObsField):
         return self._registered(adata_target, state_registry[self.CATEGORICAL_MAPPING_KEY])
 
     def _registered(self, adata: AnnData, known: Iterable[object]) -> dict[str, Any]:
+        if self.is_default:  # no column was named: one label for all cells
+            return super().register_field(adata)
         self.validate_field(adata)
         labels = read_labels(adata.obs, self._original_attr_key)
         names = dict.fromkeys([*(str(name) for name in known), *sorted(set(labels))])

@@ -93,7 +93,7 @@ def shared_genes(adata: AnnData, predicted: AnnData, genes: np.ndarray, column: 
         place, names = "predicted", own
         if not own.intersection(pd.Index(genes)).empty:
             place, names = "adata", others
-        problem = f"share no gene with the others (genes: {listed(names)}; reference: {listed(genes)})"
+        problem = f"share no gene with the reference (genes: {listed(names)}; reference: {listed(genes)})"
         why = why_unknown(genes, names)
         remedy = f"Name genes alike in all objects: {why}." if why else "Name genes alike in all objects."
         raise ValueError(unusable(f"The cells of {place}", f"{place}.var_names", problem, remedy))
