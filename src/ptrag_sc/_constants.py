@@ -1,6 +1,7 @@
 """Which names does the package itself give to things in an AnnData or in a file?"""
 
 SETUP_KEY = "_ptrag_sc"  # adata.uns: the keys that setup_anndata was given
+WRITTEN_KEY = "_ptrag_sc_written"  # adata.uns: names in obs and obsm under which the package wrote
 DEFAULT_KEY = "ptrag"  # adata.obsm / adata.uns: predictions and their parameters
 EMBEDDING_KEY = "gene_embedding"  # adata.uns: the gene embedding table
 PERTURBATION_FIELD = "perturbation"  # scvi registry

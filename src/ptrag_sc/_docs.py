@@ -32,7 +32,9 @@ counts
     ``uns[key]["params"]["counts"]`` is what was done. False: smooth expression, control cell plus predicted shift, as
     in training and for means.
 nonnegative
-    Whether negative predicted expression is set to 0; cells with counts have none.""",
+    Whether negative predicted expression is set to 0; cells with counts have none.
+missing_genes
+    For genes of the model that ``adata`` lacks: ``"error"``, or ``"zero"`` to let their expression start at 0.""",
 }
 
 

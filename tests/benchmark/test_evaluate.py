@@ -289,7 +289,7 @@ def counted(adata):
         (lambda a: AnnData(a.X.toarray() * np.nan, obs=a.obs, var=a.var), ValueError, "predicted holds .* NaN"),
         (lambda a: a[(a.obs["gene"] == "ctl").to_numpy()].copy(), ValueError, "share no perturbed condition"),
         (lambda a: a[:0].copy(), ValueError, "The object in predicted holds no cells"),
-        (counted, ValueError, r"Expression in predicted looks like raw counts .*sc.pp.log1p\(adata\) on it first"),
+        (counted, ValueError, r"Expression in predicted holds raw counts .*sc.pp.log1p\(predicted\) first"),
         (lambda a: AnnData(a.X, obs=a.obs[["gene"]], var=a.var), KeyError, "Column 'line' does not occur"),
     ],
 )
@@ -302,9 +302,9 @@ def test_unusable_predictions_are_refused(halves, change, error, message):
 
 def test_counts_are_refused_on_either_side_unless_registered(halves):
     real, predicted, reference, adata = halves
-    with pytest.raises(ValueError, match="Expression in real looks like raw counts"):
+    with pytest.raises(ValueError, match="Expression in real holds raw counts"):
         evaluate(counted(real), predicted, reference=reference)
-    with pytest.raises(ValueError, match="Expression in real and predicted looks like raw counts"):
+    with pytest.raises(ValueError, match="Expression in real holds raw counts"):
         evaluate(counted(real), counted(predicted), reference=reference)
     for side in (adata, real, predicted):
         side.layers["counts"] = counted(side).X

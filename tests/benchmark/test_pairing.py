@@ -1,5 +1,7 @@
 """Are conditions paired by name, and genes and columns found or refused?"""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pytest
@@ -119,18 +121,19 @@ def test_raw_counts_are_recognised(screen, reference, values, expected, kind):
     x = np.zeros(screen.shape, dtype=np.float32)
     x[:3, 5] = values
     cells = read_cells(anndata.AnnData(kind(x), obs=screen.obs, var=screen.var), reference, place="real")
-    assert cells.counts is expected
+    assert cells.values.are_counts is expected
 
 
 def test_scales_must_agree(screen, reference):
     logs = read_cells(screen, reference, place="real")
-    counts = logs._replace(counts=True)
-    check_scales(logs, logs, layer=None)
-    check_scales(counts, counts, layer="counts")
-    for sides, layer, place in (
-        ((counts, logs), None, "real"),
-        ((logs, counts), "counts", "predicted"),
-        ((counts, counts), None, "real and predicted"),
+    counts = logs._replace(values=logs.values._replace(whole=True))
+    layered = replace(reference, keys=replace(reference.keys, layer="counts"))
+    check_scales(logs, logs, reference)
+    check_scales(counts, counts, layered)
+    for sides, known, message in (
+        ((counts, logs), reference, r"Expression in real holds raw counts .* sc.pp.normalize_total\(real"),
+        ((logs, counts), layered, "Expression in predicted looks like raw counts"),
+        ((logs, counts), reference, "Expression in predicted holds raw counts"),
     ):
-        with pytest.raises(ValueError, match=f"Expression in {place} looks like raw counts"):
-            check_scales(*sides, layer=layer)
+        with pytest.raises(ValueError, match=message):
+            check_scales(*sides, known)

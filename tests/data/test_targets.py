@@ -208,7 +208,7 @@ def moved(x, own):
 
 def scattered(x, own):
     """The same, each by a number of its own."""
-    return np.where(own, np.random.default_rng(0).gamma(0.3, 9.0, x.shape), x).astype(np.float32)
+    return np.where(own, np.minimum(np.random.default_rng(0).gamma(0.3, 9.0, x.shape), 14), x).astype(np.float32)
 
 
 QUERIES = ["G1", "G5", "G0+G1", "G4+G6"]

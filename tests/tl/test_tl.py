@@ -331,8 +331,8 @@ def test_keys_under_which_nothing_may_be_written(trained, key):
     ("options", "message"),
     [
         ({"perturbations": None}, r"perturbations in the request is None. Pass a name or a list"),
-        ({"perturbations": 5}, r"perturbations in the request is 5"),
-        ({"perturbations": "G0", "cell_types": 5}, r"cell_types in the request is 5"),
+        ({"perturbations": 5.5}, r"perturbations in the request is 5.5"),
+        ({"perturbations": "G0", "cell_types": True}, r"cell_types in the request is True"),
         ({"perturbations": "G0", "n_cells": 2.5}, r"n_cells=2.5 in the request is no whole number"),
         ({"perturbations": "G0", "n_cells": True}, r"n_cells=True in the request is no whole number"),
         ({"perturbations": "G0", "seed": "a"}, r"seed='a' in the request is no whole number"),

@@ -34,7 +34,9 @@ from ptrag_sc.data import (
 )
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, check_shifts
 from ptrag_sc.data._dataset import BATCH
+from ptrag_sc.data._gene_names import MissingGenes
 from ptrag_sc.data._intervals import EffectErrors, make_residuals, residual_folds
+from ptrag_sc.data._levels import control_levels
 from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._targets import target_columns
 
@@ -95,6 +97,7 @@ class Baseline(Predictor):
         """
         screen = read_screen(self.adata, self.keys_)
         self.genes_, self.drift_ = screen.genes, learn_drift(screen)
+        self.control_levels_ = control_levels(screen)
         table = self._learnable(screen.index)
         controls = reference_means(screen)
         shifts = mean_shifts(screen.reader, screen.index, table, controls).shift  # (C, G)
@@ -217,7 +220,7 @@ class Baseline(Predictor):
         """Return the registered object."""
         return self.adata
 
-    def read(self, adata: AnnData) -> Screen:
+    def read(self, adata: AnnData, *, missing_genes: MissingGenes | None = None, query: bool = True) -> Screen:
         """Return the arrays of an AnnData, genes in the order of the baseline.
 
         Raises
@@ -227,7 +230,7 @@ class Baseline(Predictor):
         """
         if not self.fitted_:
             raise ValueError(unusable(type(self).__name__, "memory", "was not fitted", "Call fit() first."))
-        return super().read(adata)
+        return super().read(adata, missing_genes=missing_genes, query=query)
 
     def resolve(self, labels: tuple[str, ...], adata: AnnData, gene_embedding: object = None) -> np.ndarray | None:
         """Return None: no embedding is needed."""

@@ -114,7 +114,7 @@ def perturbation_kernel(
     *,
     space: SimilaritySpace,
     gene_embedding: object,
-    sep: str,
+    sep: str | None,
 ) -> PerturbationKernel:
     """Return the kernel of some perturbations in a space.
 
@@ -163,7 +163,7 @@ def text_vectors(
     model: Predictor | None,
     *,
     gene_embedding: object,
-    sep: str,
+    sep: str | None,
 ) -> np.ndarray:
     """Return the embedding (n, D) of each perturbation, from the model's table or else from that of the data or call.
 

@@ -30,7 +30,7 @@ def deviations(conditions: pd.DataFrame, shifts: np.ndarray) -> np.ndarray:
     return shifts - means
 
 
-def own_or_sum(label: str, sep: str, find: Callable[[str], np.ndarray | None]) -> np.ndarray | None:
+def own_or_sum(label: str, sep: str | None, find: Callable[[str], np.ndarray | None]) -> np.ndarray | None:
     """Return what is found for a label, else the sum of what is found for its genes; None if one gene is missing."""
     own = find(label)
     if own is not None:

@@ -38,7 +38,7 @@ class Responses:
         kept = np.linalg.norm(vectors, axis=1) > MIN_RESPONSE  # (P,)
         return cls({name: i for i, name in enumerate(names[kept])}, vectors[kept])
 
-    def of(self, label: str, sep: str) -> np.ndarray | None:
+    def of(self, label: str, sep: str | None) -> np.ndarray | None:
         """Return the response (R,) of a perturbation, or None if it has none.
 
         If a combination was not measured, it is the sum of its genes' responses.
@@ -53,7 +53,7 @@ class Responses:
             return None
         return self.vectors[self.rows[name]]  # (R,)
 
-    def known(self, names: Iterable[str], sep: str) -> tuple[np.ndarray, np.ndarray]:
+    def known(self, names: Iterable[str], sep: str | None) -> tuple[np.ndarray, np.ndarray]:
         """Return which of some perturbations have a response (m,), and these responses (m, R)."""
         found: dict[int, np.ndarray] = {}
         for i, name in enumerate(names):

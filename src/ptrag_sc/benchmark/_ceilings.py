@@ -25,6 +25,7 @@ from ptrag_sc.data import (
     read_screen,
     read_split,
 )
+from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.data._set_sampler import name_hash
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ def _conditions(adata: AnnData, keys: ScreenKeys, index: ConditionIndex, split: 
 def _halves(adata: AnnData, screen: Screen, pairs: list[HalfRows], cells: np.ndarray | None) -> Halves:
     """Cut the object into halves; ``cells`` (n, G), if given, replace the expression of the duplicates."""
     keys = ScreenKeys.of(adata)
+    adata = as_anndata(adata, keys)
     real = np.concatenate([np.flatnonzero(screen.index.is_control), *(pair.real for pair in pairs)])
     duplicate = np.concatenate([pair.duplicate for pair in pairs])  # (n,)
     if cells is not None:

@@ -10,9 +10,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, listed, unusable
-from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
+from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, place_in, read_cells
 from ptrag_sc.data import CellReader, components
+from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._files import check_place, make_folder, write_together
+from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.metrics import Reference
 
@@ -32,8 +34,8 @@ class CellEvalFiles(NamedTuple):
 
 
 def to_cell_eval(
-    real: AnnData,
-    predicted: AnnData,
+    real: AnnOrMuData,
+    predicted: AnnOrMuData,
     folder: str | Path,
     *,
     reference: Reference,
@@ -110,9 +112,10 @@ def to_cell_eval(
     """
     _check_scale(counts, counts_layer)
     real_path, predicted_path = _targets(folder, overwrite=overwrite)
+    real, predicted = as_anndata(real, reference.keys), as_anndata(predicted, reference.keys)
     observed = read_cells(real, reference, place="real")
     guessed = read_cells(predicted, reference, place="predicted")
-    check_scales(observed, guessed, layer=reference.keys.layer)
+    check_scales(observed, guessed, reference)
     panel = _panel(observed, guessed, cell_type, reference)
     controls = _controls(observed, panel[0].cell_type, reference)
     own = np.concatenate([pair.real for pair in panel])  # (n,) rows
@@ -190,7 +193,7 @@ def _count_reader(real: AnnData, layer: str, reference: Reference) -> CellReader
     """Return the raw counts of the real cells, genes in the order of the reference."""
     if layer not in real.layers:
         raise KeyError(absent("Layer", layer, "real.layers", real.layers, "Name the layer of raw counts."))
-    reader = CellReader(as_row_matrix(real.layers[layer]), real.var_names.get_indexer(reference.genes))
+    reader = CellReader(as_row_matrix(real.layers[layer]), place_in(real, reference, place="real"))
     if not all(((values >= 0) & (values == np.rint(values))).all() for values in reader.values()):
         problem = "holds values that are no counts"  # negative or fractional
         raise ValueError(unusable("Layer", f"real.layers[{layer!r}]", problem, "Name the layer of raw counts."))

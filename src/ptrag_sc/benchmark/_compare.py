@@ -1,6 +1,7 @@
 """Which method predicts held-out conditions best, over several splits, compared with floors and ceilings?"""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -17,6 +18,8 @@ from ptrag_sc.benchmark._ceilings import interpolated_duplicate, split_half
 from ptrag_sc.benchmark._evaluate import MetricChoice, chosen_metrics, evaluate
 from ptrag_sc.benchmark._forms import AS_GIVEN, COUNTS, SMOOTH, by_form
 from ptrag_sc.data import Predictor, ScreenKeys, condition_split, read_screen, read_split
+from ptrag_sc.data._mudata import as_anndata
+from ptrag_sc.data._user_keys import note_written
 from ptrag_sc.metrics import Metric, Reference
 from ptrag_sc.model import PTRAG
 
@@ -134,6 +137,7 @@ def compare(
     ['interpolated duplicate', 'mean shift', 'neighbours', 'no effect', 'split half']
     """
     keys = ScreenKeys.of(adata)
+    adata = as_anndata(adata, keys)
     rows = chosen_metrics(metrics)
     seeds = list(seeds)
     _check(keys, methods, seeds)
@@ -142,6 +146,7 @@ def compare(
     # Seed by seed, so that the split is drawn and read once for all methods.
     tasks = [Task(s, name, kind, call) for s in seeds for kind, group in calls for name, call in group.items()]
     adata = adata.copy()  # split writes into it
+    note_written(adata, obs=[str(keys.split_key)])  # and may replace the split of the user there
     parts = []
     ready = None
     for task in track(tasks, description="comparing", disable=not progress):
@@ -189,8 +194,7 @@ class _Ready:
         """Return a registered copy of the object for one method, so that its changes do not reach other methods."""
         copy = self._adata.copy()
         copy.uns.pop("_scvi_uuid", None)  # else this set-up would replace that of the user's object
-        keys: dict[str, Any] = {name: key for name, key in self.keys.to_uns().items() if name != "modalities"}
-        PTRAG.setup_anndata(copy, **keys)
+        PTRAG.setup_anndata(copy, **replace(self.keys, modalities={}).arguments())
         return copy
 
 

@@ -1,21 +1,18 @@
 """How good are predicted cells, condition by condition?"""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from ptrag_sc._validation import absent, unknown
 from ptrag_sc.benchmark._means import Scores, both_ways, comparable_mean, read_mean, values_of_means
-from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells
-from ptrag_sc.data import components
+from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells, warn_of_batches
+from ptrag_sc.benchmark._target_genes import perturbed_genes, target_names, warn_of_unmeasured
+from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.metrics import DEFAULT_METRICS, METRICS, Metric, Reference, t_weights
 from ptrag_sc.metrics._genes import DifferentialExpression, wilcoxon_tests
-
-logger = logging.getLogger(__name__)
 
 TESTED_AT_ONCE = 32  # conditions whose cells are in memory for tests
 COLUMNS = ["perturbation", "cell_type", "metric", "value", "n_real", "n_predicted"]
@@ -25,11 +22,12 @@ Metrics = dict[str, Metric]  # by name
 
 
 def evaluate(
-    real: AnnData,
-    predicted: AnnData,
+    real: AnnOrMuData,
+    predicted: AnnOrMuData,
     *,
     reference: Reference,
     metrics: MetricChoice = None,
+    gene_symbols: str | None = None,
 ) -> pd.DataFrame:
     """Compare predicted with real cells of every condition that is in both objects.
 
@@ -55,6 +53,9 @@ def evaluate(
         :data:`ptrag_sc.metrics.DEFAULT_METRICS`: ``pearson_delta``, ``pearson_delta_pert``, ``pds_cosine``, ``wmse``,
         ``effect_slope``, ``energy_distance``, ``variance_ratio``. A mapping gives rows of your own by name, such as
         those of :func:`pertpy_metric`.
+    gene_symbols
+        Column of ``real.var`` with the names by which perturbations are labelled, so that perturbed genes can be left
+        out where ``var_names`` are others. None: the names at set-up.
 
     Returns
     -------
@@ -86,16 +87,17 @@ def evaluate(
     rows = chosen_metrics(metrics)
     observed = read_cells(real, reference, place="real")
     guessed = read_cells(predicted, reference, place="predicted")
-    check_scales(observed, guessed, layer=reference.keys.layer)
+    check_scales(observed, guessed, reference)
+    warn_of_batches({"real": observed, "predicted": guessed}, reference)
     pairs = pair_conditions(observed, guessed, control=reference.keys.control)
-    n_predicted = sum(perturbation != reference.keys.control for perturbation, _ in guessed.conditions())
-    if n_predicted > len(pairs):
-        logger.info("%d predicted conditions have no real cells and are left out.", n_predicted - len(pairs))
+    names = target_names(real, reference, gene_symbols)  # (G,)
+    if any(row.level == "tests" or "perturbed" in row.reference for row in rows.values()):
+        warn_of_unmeasured(real, pairs, reference, names)
     values: dict[tuple[str, str, str], float] = {}
     # Ranks and weights compare the perturbations of a cell type, so that each cell type is scored as a whole.
     for cell_type, group in groupby(sorted(pairs, key=_cell_type), key=_cell_type):
         panel = list(group)
-        for name, found in _scores(panel, observed, guessed, reference, rows):
+        for name, found in _scores(panel, observed, guessed, reference, rows, names):
             for pair, value in zip(panel, found, strict=True):
                 values[pair.perturbation, cell_type, name] = value
     table = []
@@ -132,14 +134,19 @@ def _cell_type(pair: Pair) -> str:
     return pair.cell_type
 
 
-def _scores(panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics) -> Scores:
-    """Yield each metric's name and its values (P,) for the conditions of one cell type."""
+def _scores(
+    panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics, names: np.ndarray
+) -> Scores:
+    """Yield each metric's name and its values (P,) for the conditions of one cell type.
+
+    ``names`` (G,) are those of the genes by which perturbations are labelled.
+    """
     cell_type = panel[0].cell_type
     t = reference.cell_type_row(cell_type)
     further = {
         "control": reference.control[t],  # (G,)
         "centre": reference.centre[t],  # (G,)
-        "perturbed": _perturbed_genes(panel, reference),  # (G,)
+        "perturbed": perturbed_genes((pair.perturbation for pair in panel), names, reference.keys.sep),  # (G,)
     }
     weighted = any("weights" in row.reference for row in rows.values())
     n_weighted = len(panel) if weighted else 0
@@ -164,7 +171,7 @@ def _scores(panel: list[Pair], real: Cells, predicted: Cells, reference: Referen
     yield from values.items()
     means = real_means, predicted_means
     yield from values_of_means(means, both_ways(panel, means, real, predicted, reference), further, rows)
-    yield from _values_of_tests(panel, real, predicted, reference, rows)
+    yield from _values_of_tests(panel, real, predicted, reference, rows, names)
 
 
 def _read(side: Cells, rows: np.ndarray) -> np.ndarray:
@@ -184,7 +191,9 @@ def _values_of_cells(
             yield name, row.function(*spaces[row.space])
 
 
-def _values_of_tests(panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics) -> Scores:
+def _values_of_tests(
+    panel: list[Pair], real: Cells, predicted: Cells, reference: Reference, rows: Metrics, names: np.ndarray
+) -> Scores:
     """Yield name and values (P,) of the metrics that take tests of every gene."""
     rows = {name: row for name, row in rows.items() if row.level == "tests"}
     if not rows:
@@ -198,17 +207,11 @@ def _values_of_tests(panel: list[Pair], real: Cells, predicted: Cells, reference
         predicted_tests = wilcoxon_tests([predicted.reader.rows(panel[i].predicted) for i in part], control)
         for i, *tests in zip(part, real_tests, predicted_tests, strict=True):
             # A knocked-down gene is trivial to predict, and would count in every condition.
-            kept = ~_perturbed_genes([panel[i]], reference)  # (G,)
+            kept = ~perturbed_genes([panel[i].perturbation], names, reference.keys.sep)  # (G,)
             both = [DifferentialExpression(*(column[kept] for column in test)) for test in tests]
             for name, row in rows.items():
                 values[name][i] = row.function(*both)
     yield from values.items()
-
-
-def _perturbed_genes(panel: list[Pair], reference: Reference) -> np.ndarray:
-    """Return whether each gene (G,) is perturbed in one of the conditions."""
-    names = {gene for pair in panel for gene in components(pair.perturbation, reference.keys.sep)}
-    return np.array([gene in names for gene in reference.genes], dtype=bool)
 
 
 def _control_cells(real: Cells, cell_type: str, reference: Reference) -> np.ndarray:

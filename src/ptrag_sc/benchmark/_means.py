@@ -35,10 +35,7 @@ def read_mean(side: Cells, rows: np.ndarray) -> np.ndarray:
     reader = side.reader
     if not issparse(reader.matrix):
         return reader.rows(rows).mean(0, dtype=np.float64, keepdims=True)
-    mean = np.asarray(reader.matrix[rows].mean(0, dtype=np.float64)).reshape(1, -1)
-    if reader.columns is not None:
-        mean = mean[:, reader.columns]
-    return mean
+    return reader.in_order(np.asarray(reader.matrix[rows].mean(0, dtype=np.float64)).reshape(1, -1))
 
 
 def both_ways(panel: list[Pair], means: Sides, real: Cells, predicted: Cells, reference: Reference) -> list[Sides]:

@@ -1,5 +1,7 @@
 """Which real and predicted cells belong together?"""
 
+import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +12,18 @@ from anndata import AnnData
 from ptrag_sc._constants import PREDICTED_SUFFIX
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, canonical_labels, read_labels
+from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._gene_names import column_with, gene_names, why_unknown
+from ptrag_sc.data._mudata import as_anndata
+from ptrag_sc.data._partners import without_partner
 from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.data._scale import Values, check_expression, level, log_base, warn_of_levels, why_not_logs
+from ptrag_sc.data._shifts import sampled_means
 from ptrag_sc.metrics import Reference
+
+logger = logging.getLogger(__name__)
+
+N_LEVEL = 500  # cells of a cell type whose mean is compared with that of control cells
 
 
 class Cells(NamedTuple):
@@ -19,7 +31,8 @@ class Cells(NamedTuple):
 
     reader: CellReader
     labels: pd.DataFrame  # perturbation (canonical), cell_type, and batch if registered; one row per cell
-    counts: bool  # whether the values look like raw counts
+    values: Values  # what the expression looks like
+    base: float | None  # of its logarithm, None if it is e or not known
     done: np.ndarray  # (n,) False for a row that tl.predict left empty
 
     def conditions(self) -> dict[tuple[str, str], np.ndarray]:
@@ -44,7 +57,7 @@ class Pair(NamedTuple):
     predicted: np.ndarray  # rows
 
 
-def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
+def read_cells(adata: AnnOrMuData, reference: Reference, *, place: str) -> Cells:
     """Return expression, in the gene order of the reference, and labels of one object.
 
     Raises
@@ -55,17 +68,10 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         If the expression contains NaN or infinite values, or gene names are not unique.
     """
     keys = reference.keys
+    adata = as_anndata(adata, keys)
     if not adata.n_obs:
         raise ValueError(unusable("The object", place, "holds no cells", "Pass the cells to compare."))
-    if not adata.var_names.is_unique:
-        twice = listed(adata.var_names[adata.var_names.duplicated()].unique())
-        remedy = "Call var_names_make_unique() on it."
-        raise ValueError(unusable("Gene names", f"{place}.var_names", f"are not unique ({twice})", remedy))
-    columns = adata.var_names.get_indexer(reference.genes)  # (G,), -1 if the object lacks the gene
-    lacking = reference.genes[columns < 0]
-    if len(lacking):
-        problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
-        raise KeyError(unusable("The gene set", f"{place}.var_names", problem, "Compare objects with the same genes."))
+    columns = place_in(adata, reference, place=place)
     matrix = adata.X
     # Predicted cells are in X on the registered scale, even if the object is a copy of real cells with their layers.
     if place == "real" and keys.layer is not None:
@@ -77,10 +83,49 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         raise ValueError(unusable("Expression", place, "is missing", "Put the cells' expression into X."))
     in_order = np.array_equal(columns, np.arange(adata.n_vars))  # then whole rows can be read
     reader = CellReader(as_row_matrix(matrix), None if in_order else columns)
-    counts = _look_like_counts(reader, place=place)
+    values = check_expression(reader, place=place, declared=True)  # scales are compared when both sides are known
+    labels = read_conditions(adata, reference, place=place)
+    done = np.ones(adata.n_obs, dtype=bool)
+    if place == "predicted":
+        done = _predicted_rows(adata)
+    return Cells(reader, labels, values, log_base(adata.uns), done)
+
+
+def place_in(adata: AnnData, reference: Reference, *, place: str) -> np.ndarray:
+    """Return where each gene of the reference (G,) is in an object.
+
+    Raises
+    ------
+    KeyError
+        If genes are missing.
+    ValueError
+        If gene names are not unique.
+    """
+    own = pd.Index(gene_names(adata, reference.keys.gene_symbols))
+    if not own.is_unique:
+        twice = listed(own[own.duplicated()].unique())
+        remedy = "Call var_names_make_unique() on it."
+        raise ValueError(unusable("Gene names", f"{place}.var_names", f"are not unique ({twice})", remedy))
+    columns: np.ndarray = own.get_indexer(reference.genes)  # (G,), -1 if the object lacks the gene
+    lacking = reference.genes[columns < 0]
+    if len(lacking):
+        problem = f"lacks {len(lacking)} of {len(reference.genes)} genes ({listed(lacking)})"
+        remedy = "Compare objects with the same genes."
+        if why := why_unknown(lacking, own):
+            remedy = f"Name genes alike in all objects: {why}"
+            if found := column_with(adata.var, lacking):
+                remedy += f"; {place}.var_names = {place}.var[{found!r}] does so"
+            remedy += "."
+        raise KeyError(unusable("The gene set", f"{place}.var_names", problem, remedy))
+    return columns
+
+
+def read_conditions(adata: AnnData, reference: Reference, *, place: str) -> pd.DataFrame:
+    """Return perturbation (canonical), cell type and, where it is known, batch of every cell."""
+    keys = reference.keys
     perturbation = read_labels(adata.obs, keys.perturbation_key)
     labels = {
-        "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
+        "perturbation": canonical_labels(perturbation, control=keys.controls, sep=keys.sep),
         "cell_type": read_labels(adata.obs, keys.cell_type_key),
     }
     if place == "real" and keys.time_key is not None and keys.time_key in adata.obs:
@@ -88,10 +133,7 @@ def read_cells(adata: AnnData, reference: Reference, *, place: str) -> Cells:
         labels["perturbation"][at_start] = None  # nothing is compared with control cells at the start
     if keys.batch_key is not None and keys.batch_key in adata.obs:
         labels["batch"] = read_labels(adata.obs, keys.batch_key)
-    done = np.ones(adata.n_obs, dtype=bool)
-    if place == "predicted":
-        done = _predicted_rows(adata)
-    return Cells(reader, pd.DataFrame(labels), counts, done)
+    return pd.DataFrame(labels)
 
 
 def _predicted_rows(adata: AnnData) -> np.ndarray:
@@ -104,49 +146,56 @@ def _predicted_rows(adata: AnnData) -> np.ndarray:
     return done
 
 
-def _look_like_counts(reader: CellReader, *, place: str) -> bool:
-    """Return whether all values are whole and some exceed 1.
+def check_scales(real: Cells, predicted: Cells, reference: Reference) -> None:
+    """Refuse values that are no log1p of normalised counts where this is the registered scale, else counts on one side.
+
+    A warning names cell types whose level differs from that of the control cells of the reference.
 
     Raises
     ------
     ValueError
-        If there are NaN or infinite values.
+        The message names the object.
     """
-    n_bad = 0
-    whole = True
-    largest = 0.0
-    for values in reader.values():
-        smallest = values.min(initial=0.0)
-        top = values.max(initial=0.0)
-        if not np.isfinite(smallest + top):  # min and max propagate NaN and infinities
-            n_bad += int(values.size - np.isfinite(values).sum())
-        # The first values are tried alone: for logarithms they nearly always decide, without a look at the rest.
-        whole = whole and smallest >= 0 and all((v == np.rint(v)).all() for v in (values[:64], values))
-        largest = max(largest, float(top))
-    if n_bad:
-        raise ValueError(
-            unusable("Expression", place, f"holds {n_bad} NaN or infinite values", "Leave these cells out.")
-        )
-    return bool(whole and largest > 1)
-
-
-def check_scales(real: Cells, predicted: Cells, *, layer: str | None) -> None:
-    """Refuse raw counts in one object only, and in both if the registered scale is that of ``X``.
-
-    Raises
-    ------
-    ValueError
-        If there are any; the message names the object.
-    """
-    sides = {"real": real.counts, "predicted": predicted.counts}
-    if not any(sides.values()) or (layer is not None and all(sides.values())):
-        return
-    place = " and ".join(name for name, counts in sides.items() if counts)
-    remedy = "Run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) on it first."
-    if layer is not None:
+    sides = {"real": real, "predicted": predicted}
+    layer = reference.keys.layer
+    counts = [name for name, side in sides.items() if side.values.are_counts]
+    if layer is not None and len(counts) == 1:
+        problem = "looks like raw counts (whole numbers), unlike the reference"
         remedy = f"Give both sides on the scale of the registered layer {layer!r}."
-    problem = "looks like raw counts (whole numbers), unlike the reference"
-    raise ValueError(unusable("Expression", place, problem, remedy))
+        raise ValueError(unusable("Expression", counts[0], problem, remedy))
+    for name, side in sides.items():
+        problem, remedy = why_not_logs(side.values, base=side.base, negative=name == "predicted")
+        if layer is None and problem:
+            raise ValueError(unusable("Expression", name, problem, remedy.replace("adata", name)))
+    known = {str(t): level(mean) for t, mean in zip(reference.cell_types, reference.control, strict=True)}
+    for name, side in sides.items():
+        warn_of_levels(_levels(side), known, place=name, other="the reference")
+
+
+def _levels(side: Cells) -> dict[str, float]:
+    """Return the level of the mean of up to 500 cells of each cell type."""
+    rows = {str(t): found[side.done[found]] for t, found in side.labels.groupby("cell_type").indices.items()}
+    rows = {t: found[:: -(-len(found) // N_LEVEL)] for t, found in rows.items() if len(found)}
+    if not rows:
+        return {}
+    means = sampled_means(side.reader, list(rows.values()))  # (T, G)
+    return {t: level(mean) for t, mean in zip(rows, means, strict=True)}
+
+
+def warn_of_batches(sides: Mapping[str, Cells], reference: Reference) -> None:
+    """Name the batches of which the reference knows no control cells."""
+    if not reference.control_of_batch:
+        return
+    for name, side in sides.items():
+        if "batch" not in side.labels:
+            if name == "predicted":
+                logger.info("predicted.obs has no column %r: controls are not matched.", reference.keys.batch_key)
+            continue
+        found = side.labels[["cell_type", "batch"]].dropna().drop_duplicates().itertuples(index=False)
+        known = [f"{batch} of {t}" for t, batch in reference.control_of_batch]
+        result = f"The shifts of its cells in {name} are measured from all control cells of their cell type."
+        pairs = [f"{batch} of {t}" for t, batch in found if t in set(reference.cell_types)]
+        without_partner("Batch", pairs, known, place="the reference", result=result)
 
 
 def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair]:
@@ -161,7 +210,14 @@ def pair_conditions(real: Cells, predicted: Cells, *, control: str) -> list[Pair
     predicted_rows = predicted.conditions()
     shared = sorted(c for c in predicted_rows if c in real_rows and c[0] != control)
     if not shared:
-        names = [listed(sorted({c[0] for c in rows})) for rows in (real_rows, predicted_rows)]
-        problem = f"share no perturbed condition (real: {names[0]}; predicted: {names[1]})"
+        known = [[sorted({c[i] for c in rows}) for rows in (real_rows, predicted_rows)] for i in (0, 1)]
+        i = 0  # perturbations differ, unless they are shared in other cell types
+        if (set(known[0][0]) & set(known[0][1])) - {control}:
+            i = 1
+        what = ("", " in the same cell type")[i]
+        problem = f"share no perturbed condition{what} (real: {listed(known[i][0])}; predicted: {listed(known[i][1])})"
         raise ValueError(unusable("The objects", "evaluate", problem, "Label both with the same names."))
+    asked, known_real = ([f"{p} in {t}" for p, t in rows if p != control] for rows in (predicted_rows, real_rows))
+    result = "They have no real cells and are left out."
+    without_partner("Predicted condition", asked, known_real, place="real", result=result)
     return [Pair(*c, real_rows[c], predicted_rows[c]) for c in shared]

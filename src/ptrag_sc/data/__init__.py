@@ -1,20 +1,19 @@
 """How does an AnnData become cell sets and tensors, and how do predictions become AnnData again?"""
 
 from ._assembly import ROLES
-from ._conditions import (
-    ConditionIndex,
-    as_names,
-    canonical,
-    canonical_labels,
-    components,
-    condition_split,
-    read_labels,
-    read_perturbations,
-)
+from ._conditions import ConditionIndex, condition_split
 from ._dataset import CellSetDataset
 from ._draw_split import draw_split
 from ._drift import Drift, controls_at_end, learn_drift, reference_means
 from ._fields import Screen, ScreenKeys, read_screen, read_split
+from ._labels import (
+    as_names,
+    canonical,
+    canonical_labels,
+    components,
+    read_labels,
+    read_perturbations,
+)
 from ._matching import MATCHINGS, matching_weights
 from ._predictor import Predictor
 from ._reader import CellReader

@@ -8,11 +8,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ptrag_sc._constants import COUNTS_LAYER, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
+from ptrag_sc._constants import COUNTS_LAYER, DEFAULT_KEY, RETRIEVAL_SUFFIX, SOURCE_SUFFIX
 from ptrag_sc._validation import unusable
 from ptrag_sc.data._fields import AnnOrMuData, ScreenKeys
 from ptrag_sc.data._requests import Request
 from ptrag_sc.data._set_sampler import CellSets
+from ptrag_sc.data._user_keys import written
 
 # Kinds of evidence: the query's own response in other cell types, components of a combination, and neighbours.
 ROLES = ("own", "component", "neighbour")
@@ -94,16 +95,25 @@ def source_obs(adata: AnnOrMuData, keys: ScreenKeys) -> pd.DataFrame:
 
     The split is left out because it belongs to the source cell's condition. Columns that scvi-tools or earlier
     predictions wrote are left out too.
+
+    Raises
+    ------
+    ValueError
+        If a column of the user has the name of the one that the source of each predicted cell is written into.
     """
     obs = keys.expression_holder(adata).obs.copy(deep=False)
     for argument in ("perturbation_key", "cell_type_key", "batch_key"):
         column = getattr(keys, argument)
-        if column is not None:
+        if column is not None and column in keys.container(adata, argument).obs:
             obs[column] = keys.container(adata, argument).obs[column].array
     # scvi-tools and earlier predictions describe the source cell, not the predicted one.
-    written = {name + suffix for name in adata.uns for suffix in (SOURCE_SUFFIX, PREDICTED_SUFFIX)}
-    dropped = [c for c in obs if str(c).startswith("_scvi_") or c in written or c == keys.split_key]
-    return obs.drop(columns=dropped)
+    ours = written(adata, "obs")
+    dropped = [c for c in obs if str(c).startswith("_scvi_") or c in ours or c == keys.split_key]
+    obs = obs.drop(columns=dropped)
+    if (taken := DEFAULT_KEY + SOURCE_SUFFIX) in obs:
+        place, remedy = f"adata.obs[{taken!r}]", "Rename it: the name of each source cell is written under this name."
+        raise ValueError(unusable("A column that ptrag_sc did not write", place, "would be replaced", remedy))
+    return obs
 
 
 def population_anndata(

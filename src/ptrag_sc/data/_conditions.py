@@ -1,10 +1,10 @@
 """Which cells belong to which condition, and how are names and integers translated?
 
 A *condition* is (perturbation, cell type). Everything above this file works with the integers of one
-:class:`ConditionIndex`; names become integers here and nowhere else.
+:class:`ConditionIndex`; names become integers here and nowhere else. What a label names is decided in ``_labels.py``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -15,92 +15,9 @@ import pandas as pd
 from ptrag_sc._constants import SPLITS
 from ptrag_sc._validation import absent, listed, unusable
 
+UNLABELLED = ""  # the split of a control cell that has none
+
 Labels = Sequence[str] | np.ndarray  # one label per cell (n,)
-
-
-def components(label: str, sep: str) -> tuple[str, ...]:
-    """Return the perturbed genes of a label in sorted order.
-
-    Raises
-    ------
-    ValueError
-        If a component is empty or occurs twice (``A+A``).
-
-    Examples
-    --------
-    >>> components("B+A", "+")
-    ('A', 'B')
-    """
-    # A numpy string would show its type in messages: np.str_('A+B').
-    label = str(label)
-    parts = sorted(part.strip() for part in label.split(sep))
-    what, place = f"Label {label!r}", "the perturbations"
-    if not all(parts):
-        raise ValueError(unusable(what, place, "has an empty component", f"sep={sep!r}?"))
-    if len(set(parts)) < len(parts):
-        raise ValueError(unusable(what, place, "names a gene twice", "Name each gene once."))
-    return tuple(parts)
-
-
-def canonical(label: str, sep: str) -> str:
-    """Return the label under which ``B+A`` and ``A+B`` are one perturbation.
-
-    Examples
-    --------
-    >>> canonical("B+A", "+")
-    'A+B'
-    """
-    return sep.join(components(label, sep))
-
-
-def as_names(values: Iterable[object]) -> np.ndarray:
-    """Return names as a numpy array of str; pandas 3 and zarr store them in string types of their own."""
-    return np.array([str(value) for value in values], dtype=str)
-
-
-def read_labels(obs: pd.DataFrame, key: str) -> np.ndarray:
-    """Return one obs column as strings (n,), refusing a missing column and missing labels.
-
-    Raises
-    ------
-    KeyError
-        If the column does not exist.
-    ValueError
-        If it holds NaN.
-    """
-    if key not in obs:
-        raise KeyError(absent("Column", key, "adata.obs", obs.columns, "Name an existing column."))
-    column = obs[key]
-    unlabelled = obs.index[column.isna().to_numpy()]
-    if len(unlabelled):
-        problem = f"are missing (NaN) for {len(unlabelled)} cells, the first being {str(unlabelled[0])!r}"
-        raise ValueError(unusable("Labels", f"adata.obs[{key!r}]", problem, "Label or remove these cells."))
-    return column.astype(str).to_numpy(dtype=object)
-
-
-def read_perturbations(obs: pd.DataFrame, key: str, *, control: str, sep: str) -> np.ndarray:
-    """Return the canonical perturbation of every cell (n,); the control label must occur.
-
-    Raises
-    ------
-    ValueError
-        If the control label does not occur or is joined to a gene, or a label names a gene twice (``A+A``).
-    """
-    place = f"adata.obs[{key!r}]"
-    found, codes = np.unique(read_labels(obs, key).astype(str), return_inverse=True)
-    if control not in found:
-        raise ValueError(absent("Control label", control, place, found, "Pass control=<the label of control cells>."))
-    joined = [name for name in found if name != control and control in name.split(sep)]
-    if joined:
-        problem = f"join a gene and the control ({listed(joined)})"
-        raise ValueError(unusable("Labels", place, problem, "Label cells of one perturbed gene with the gene alone."))
-    return canonical_labels(found, control=control, sep=sep)[codes]
-
-
-def canonical_labels(labels: Iterable[str], *, control: str, sep: str) -> np.ndarray:
-    """Return canonical labels (n,); the control label is never taken apart."""
-    canonical_of = {name: canonical(name, sep) for name in set(labels) - {control}}
-    return np.array([canonical_of.get(name, name) for name in labels], dtype=object)
 
 
 @dataclass(frozen=True)
@@ -222,21 +139,26 @@ class ConditionIndex:
 def condition_split(index: ConditionIndex, split: np.ndarray, *, place: str) -> pd.DataFrame:
     """Return ``index.conditions`` with a column ``split``, read from one label per cell.
 
-    Control cells may carry any of the labels: they are inputs everywhere.
+    Control cells may carry any of the labels, or none (NaN): they are inputs everywhere.
 
     Raises
     ------
     ValueError
         If a label is not train, val or test, or one condition carries two of them.
     """
-    if strange := sorted(set(split) - set(SPLITS)):
-        raise ValueError(absent("Split value", strange[0], str(SPLITS), SPLITS, f"Correct {place}."))
     table = index.conditions
+    strange = sorted(set(split) - {*SPLITS, UNLABELLED})
+    if strange:
+        known = f"the values of a split ({listed(SPLITS)})"
+        raise ValueError(absent("Split value", strange[0], known, sorted(set(split)), f"Correct {place}."))
     labels = []
     for p, t in zip(table["perturbation"], table["cell_type"], strict=True):
         found = np.unique(split[index.rows(p, t)])  # labels of the condition's cells
+        what = f"Condition '{index.perturbations[p]} in {index.cell_types[t]}'"
+        if UNLABELLED in found:
+            remedy = f"Label its cells with one of {listed(SPLITS)}; only control cells need no label."
+            raise ValueError(unusable(what, place, "has cells without a label (NaN)", remedy))
         if len(found) > 1:
-            what = f"Condition '{index.perturbations[p]} in {index.cell_types[t]}'"
             problem = f"is split between {listed(found)}"
             raise ValueError(unusable(what, place, problem, "Splits hold out conditions."))
         labels.append(str(found[0]))

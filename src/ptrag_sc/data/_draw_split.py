@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ptrag_sc._constants import SPLITS
-from ptrag_sc.data._conditions import components
+from ptrag_sc.data._labels import components
 
 Holdout = Literal["pair", "perturbation", "cell_type"]
 Fractions = tuple[float, float]  # test, validation
@@ -20,7 +20,7 @@ def draw_split(
     val_fraction: float,
     seed: int,
     test_cell_type: str | None = None,
-    sep: str = "+",
+    sep: str | None = "+",
 ) -> np.ndarray:
     """Draw train, val or test for every condition of a named condition table.
 
@@ -76,7 +76,9 @@ def _draw_pairs(
     return labels
 
 
-def _draw_genes(conditions: pd.DataFrame, fractions: Fractions, sep: str, rng: np.random.Generator) -> np.ndarray:
+def _draw_genes(
+    conditions: pd.DataFrame, fractions: Fractions, sep: str | None, rng: np.random.Generator
+) -> np.ndarray:
     parts = [components(p, sep) for p in conditions["perturbation"]]
     genes = sorted({g for part in parts for g in part})
     of_gene = dict(zip(genes, _allot(len(genes), len(genes), fractions, rng), strict=True))

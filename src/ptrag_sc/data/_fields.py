@@ -4,6 +4,7 @@
 of arrays.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -16,9 +17,12 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, LayerField, 
 
 from ptrag_sc._constants import CELL_TYPE_FIELD, PERTURBATION_FIELD, SETUP_KEY
 from ptrag_sc._validation import absent, listed, unusable
-from ptrag_sc.data._conditions import ConditionIndex, as_names, read_labels, read_perturbations
+from ptrag_sc.data._cell_labels import read_index
+from ptrag_sc.data._conditions import UNLABELLED, ConditionIndex
+from ptrag_sc.data._gene_names import MissingGenes, gene_names, place_genes
+from ptrag_sc.data._labels import read_labels, read_optional_labels
 from ptrag_sc.data._reader import CellReader, as_row_matrix
-from ptrag_sc.data._times import read_start
+from ptrag_sc.data._scale import check_expression, log_base
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -34,16 +38,37 @@ class ScreenKeys:
     split_key: str | None = None
     embedding_key: str = "gene_embedding"
     layer: str | None = None
-    sep: str = "+"
+    sep: str | None = "+"
     counts_layer: str | None = None
     time_key: str | None = None
     start: str | None = None
     modalities: dict[str, str] = field(default_factory=dict)
+    gene_symbols: str | None = None
+    further_controls: tuple[str, ...] = ()  # other labels of control cells; ``control`` names them all
 
-    def to_uns(self) -> dict[str, object]:
-        """Return what can be written to h5ad and zarr (no None)."""
-        # h5ad and zarr cannot store None.
-        return {k: v for k, v in asdict(self).items() if v not in (None, {})}
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """All labels of control cells, the name of the control first."""
+        return (self.control, *self.further_controls)
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return what can be written to h5ad, zarr and JSON."""
+        # None cannot be stored; a separator is never empty, so that "" can stand for none.
+        stored = {**asdict(self), "sep": self.sep or "", "further_controls": list(self.further_controls)}
+        return {name: value for name, value in stored.items() if value is not None and value not in ({}, [])}
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> "ScreenKeys":
+        """Return the keys among what :meth:`to_uns` returned, which may hold other entries too."""
+        found = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
+        found["sep"] = str(found.get("sep", "+")) or None
+        found["further_controls"] = tuple(str(name) for name in found.get("further_controls", ()))
+        return cls(**found)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``setup_anndata`` or ``setup_mudata`` that give these keys."""
+        given = {name: value for name, value in asdict(self).items() if name != "further_controls" and value != {}}
+        return {**given, "control": list(self.controls)}
 
     @classmethod
     def of(cls, adata: AnnOrMuData) -> "ScreenKeys":
@@ -59,7 +84,7 @@ class ScreenKeys:
                 "Call ptrag_sc.PTRAG.setup_anndata(adata, perturbation_key=..., control=..., cell_type_key=...) first."
             )
             raise ValueError(unusable("This object", "memory", "was not set up for ptrag_sc", remedy))
-        return cls(**adata.uns[SETUP_KEY])
+        return cls.from_uns(adata.uns[SETUP_KEY])
 
     def container(self, adata: AnnOrMuData, argument: str) -> AnnOrMuData:
         """Return the object that holds the field of one setup argument: a modality of a MuData, or the object."""
@@ -74,7 +99,11 @@ class ScreenKeys:
         """Return the AnnData whose matrix is the expression."""
         holder = self.container(adata, "layer")
         if not isinstance(holder, AnnData):
-            remedy = "Pass modalities={'layer': <modality of the RNA>}."
+            first = next(iter(holder.mod), "rna")
+            remedy = (
+                f"Pass the modality of the RNA, for example mdata[{first!r}], or set it up with "
+                "ptrag_sc.PTRAG.setup_mudata(mdata, ..., modalities={'layer': <modality of the RNA>})."
+            )
             raise ValueError(unusable("Expression", "the MuData", "is not located", remedy))
         # Rows are row numbers from here on, so one order must hold for labels and expression.
         if holder.n_obs != adata.n_obs or not (holder.obs_names == adata.obs_names).all():
@@ -91,15 +120,30 @@ class ScreenKeys:
 
 
 class OpenLabelField(CategoricalObsField):
-    """A categorical obs column in which new labels may appear after training.
+    """A categorical obs column of any type, in which new labels may appear after training.
 
     New data may have perturbations, cell types and batches that the model never saw: the package looks names up and
-    never uses the codes of the registry.
+    never uses the codes of the registry. Labels are registered as text, because scvi-tools cannot sort labels of
+    several types.
     """
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Write a code for each cell and return the labels."""
+        return self._registered(adata, [])
 
     def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         """Transfer the field and accept labels that the source did not have."""
-        return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
+        return self._registered(adata_target, state_registry[self.CATEGORICAL_MAPPING_KEY])
+
+    def _registered(self, adata: AnnData, known: Iterable[object]) -> dict[str, Any]:
+        if self.is_default:  # no column was named: one label for all cells
+            return super().register_field(adata)
+        self.validate_field(adata)
+        labels = read_labels(adata.obs, self._original_attr_key)
+        names = dict.fromkeys([*(str(name) for name in known), *sorted(set(labels))])
+        adata.obs[self.attr_key] = pd.Index(list(names)).get_indexer(labels)
+        mapping = np.array(list(names), dtype=object)
+        return {self.CATEGORICAL_MAPPING_KEY: mapping, self.ORIGINAL_ATTR_KEY: self._original_attr_key}
 
 
 # scvi-tools finds the modality of a field through this wrapper.
@@ -152,7 +196,14 @@ class Screen:
     counts: CellReader | None = None
 
 
-def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | None = None) -> Screen:
+def read_screen(
+    adata: AnnOrMuData,
+    keys: ScreenKeys,
+    *,
+    genes: np.ndarray | None = None,
+    query: bool = False,
+    missing_genes: MissingGenes | None = None,
+) -> Screen:
     """Read and validate a screen.
 
     Parameters
@@ -163,6 +214,10 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
         Where everything is in it.
     genes
         Genes (G,) of a trained model: columns are put into this order. None takes the object's own.
+    query
+        Whether predictions start from it; see :func:`read_index`.
+    missing_genes
+        For genes that it lacks, see :func:`place_genes`.
 
     Raises
     ------
@@ -177,94 +232,61 @@ def read_screen(adata: AnnOrMuData, keys: ScreenKeys, *, genes: np.ndarray | Non
         remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
         raise TypeError(unusable(repr(adata)[:60], "the place of the data", "is no AnnData or MuData", remedy))
     holder = keys.expression_holder(adata)
-    reader, genes = _read_expression(holder, keys, genes)
-    obs = {name: keys.container(adata, name).obs for name in ("perturbation_key", "cell_type_key", "batch_key")}
-    batch = None
-    if keys.batch_key is not None:
-        batch = read_labels(obs["batch_key"], keys.batch_key)
-    labels = read_perturbations(obs["perturbation_key"], keys.perturbation_key, control=keys.control, sep=keys.sep)
-    times = keys.container(adata, "time_key").obs
-    index = ConditionIndex.from_labels(
-        labels,
-        read_labels(obs["cell_type_key"], keys.cell_type_key),
-        batch,
-        control=keys.control,
-        start=read_start(times, keys.time_key, keys.start, is_control=labels == keys.control),
-    )
+    reader, genes = _read_expression(holder, keys, genes, missing_genes)
+    index = read_index(adata, keys, query=query)
     # Prediction sets are ordered by a hash of the cell names, so that the order of rows does not matter.
-    if not holder.obs_names.is_unique:
-        twice = holder.obs_names[holder.obs_names.duplicated()].unique()
-        problem = f"are not unique ({listed(twice)})"
-        raise ValueError(unusable("Cell names", "adata.obs_names", problem, "Call adata.obs_names_make_unique()."))
+    _check_unique("Cell names", "obs_names", holder.obs_names)
     counts = None
     if keys.counts_layer is not None and keys.counts_layer in holder.layers:
         counts = replace(reader, matrix=as_row_matrix(holder.layers[keys.counts_layer]))
     return Screen(reader, index, genes, holder.obs_names.to_numpy(dtype=object), counts)
 
 
-def _read_expression(holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None) -> tuple[CellReader, np.ndarray]:
+def _read_expression(
+    holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None, missing_genes: MissingGenes | None
+) -> tuple[CellReader, np.ndarray]:
     """Return the checked matrix and its genes (G,), in the order of ``genes`` if given."""
-    if not holder.var_names.is_unique:
-        twice = holder.var_names[holder.var_names.duplicated()].unique()
-        problem = f"are not unique ({listed(twice)})"
-        raise ValueError(unusable("Gene names", "adata.var_names", problem, "Call adata.var_names_make_unique()."))
+    _check_unique("Gene names", "var_names", holder.var_names)
     if keys.layer is not None and keys.layer not in holder.layers:
-        raise KeyError(absent("Layer", keys.layer, "adata.layers", holder.layers, "Pass layer=<an existing layer>."))
+        remedy = "Pass layer=<an existing layer>."
+        if genes is not None:
+            remedy = "The model was set up with this layer: add it, on the same scale."
+        raise KeyError(absent("Layer", keys.layer, "adata.layers", holder.layers, remedy))
     matrix = holder.X
     if keys.layer is not None:
         matrix = holder.layers[keys.layer]
     if matrix is None:
-        remedy = "Put log1p of normalised counts into X, or pass layer=..."
+        remedy = "Put log1p of normalised counts into it."
+        if genes is None:
+            remedy = "Put log1p of normalised counts into X, or pass layer=..."
         raise ValueError(unusable("Expression", keys.expression_place, "is missing", remedy))
-    own = as_names(holder.var_names)
-    reader = CellReader(as_row_matrix(matrix))
-    check_expression(reader, place=keys.expression_place, declared=keys.layer is not None)
-    if genes is None or np.array_equal(own, genes):
-        return reader, own
-    column = pd.Index(own).get_indexer(genes)  # (G,) where each of the model's genes is here; -1: nowhere
-    if (column < 0).any():
-        lacking = np.asarray(genes)[column < 0]
-        problem = f"lacks {len(lacking)} of the model's {len(genes)} genes ({listed(lacking)})"
-        remedy = "Predict on data with the genes that the model was trained on (model.genes_)."
-        raise KeyError(unusable("The gene set", "adata.var_names", problem, remedy))
-    return replace(reader, columns=column), np.asarray(genes)
+    own = gene_names(holder, keys.gene_symbols, required=genes is None)
+    columns = None
+    if genes is not None and not np.array_equal(own, genes):
+        columns = place_genes(holder, own, genes, missing_genes)
+    reader = CellReader(as_row_matrix(matrix), columns)
+    check_expression(
+        reader,
+        place=keys.expression_place,
+        declared=keys.layer is not None,
+        base=log_base(holder.uns),
+        query=genes is not None,
+    )
+    return reader, own if genes is None else np.asarray(genes)
 
 
-def check_expression(reader: CellReader, *, place: str, declared: bool) -> None:
-    """Refuse values that a model cannot learn from.
-
-    NaN and infinities are refused everywhere. Negative values and raw counts are refused only in ``X``, because who
-    names a layer declares its scale.
-
-    Raises
-    ------
-    ValueError
-        With the number and kind of the offending values.
-    """
-    whole = True
-    largest = 0.0
-    for values in reader.values():
-        # First of all, because comparisons with NaN are False and would pass below.
-        n_bad = int(values.size - np.isfinite(values).sum())
-        if n_bad:
-            problem = f"holds {n_bad} NaN or infinite values"
-            raise ValueError(unusable("Expression", place, problem, "Remove or impute them."))
-        if not declared and values.size and values.min() < 0:
-            problem = f"holds negative values (smallest {values.min():.3g})"
-            remedy = "Use log1p of normalised counts, or register scaled data as a layer with layer=..."
-            raise ValueError(unusable("Expression", place, problem, remedy))
-        whole = whole and bool((values == np.rint(values)).all())
-        largest = max(largest, float(values.max(initial=0.0)))
-    # Normalised expression has fractions, so whole numbers everywhere are counts.
-    if not declared and whole:
-        if largest == 0:
-            raise ValueError(unusable("Expression", place, "is zero everywhere", "Load the expression matrix."))
-        remedy = "Run sc.pp.normalize_total(adata, target_sum=1e4) and sc.pp.log1p(adata) first."
-        raise ValueError(unusable("Expression", place, f"holds raw counts (whole numbers up to {largest:g})", remedy))
+def _check_unique(what: str, place: str, names: pd.Index) -> None:
+    if not names.is_unique:
+        problem = f"are not unique ({listed(names[names.duplicated()].unique())})"
+        raise ValueError(unusable(what, f"adata.{place}", problem, f"Call adata.{place}_make_unique()."))
 
 
 def read_split(adata: AnnOrMuData, keys: ScreenKeys) -> np.ndarray | None:
-    """Return the split label of every cell (n,), or None if no ``split_key`` was registered."""
+    """Return the split label of every cell (n,), or None if no ``split_key`` was registered.
+
+    Control cells need no label; :func:`condition_split` refuses perturbed cells without one.
+    """
     if keys.split_key is None:
         return None
-    return read_labels(keys.container(adata, "split_key").obs, keys.split_key).astype(str)
+    obs = keys.container(adata, "split_key").obs
+    return read_optional_labels(obs, keys.split_key, missing=UNLABELLED).astype(str)

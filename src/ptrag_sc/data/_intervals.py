@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ptrag_sc.data._conditions import components
 from ptrag_sc.data._fields import Screen
+from ptrag_sc.data._labels import components
 from ptrag_sc.data._shifts import ControlMeans, Spread, group_moments
 from ptrag_sc.data._targets import measured_targets
 
@@ -41,7 +41,7 @@ class Fold(NamedTuple):
     scored: np.ndarray  # some of them
 
 
-def residual_folds(conditions: pd.DataFrame, sep: str, n_folds: int | None = None) -> list[Fold]:
+def residual_folds(conditions: pd.DataFrame, sep: str | None, n_folds: int | None = None) -> list[Fold]:
     """Return folds of perturbations, each left out everywhere, and in every cell type alone.
 
     A single perturbation is left out with its combinations: a new gene has none.
@@ -192,7 +192,7 @@ def make_residuals(
     rows: np.ndarray,
     controls: ControlMeans,
     genes: np.ndarray,
-    sep: str,
+    sep: str | None,
 ) -> Residuals:
     """Return residuals with all that intervals are learned from.
 

@@ -1,7 +1,7 @@
 """What can be asked of anything that predicts perturbed cells: PTRAG and every baseline?"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,15 @@ import pandas as pd
 from anndata import AnnData
 
 from ptrag_sc._docs import documented
-from ptrag_sc._validation import check_whole, unusable
+from ptrag_sc._validation import check_whole
 from ptrag_sc.data._assembly import ExpectedShifts, PredictedSets, source_obs
-from ptrag_sc.data._conditions import canonical_labels, components
 from ptrag_sc.data._dataset import BATCH
 from ptrag_sc.data._drift import Drift
 from ptrag_sc.data._fields import Screen, ScreenKeys, read_screen
+from ptrag_sc.data._gene_names import MissingGenes, var_of
 from ptrag_sc.data._intervals import EffectErrors
+from ptrag_sc.data._labels import named_perturbations
+from ptrag_sc.data._levels import check_query
 from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
@@ -49,6 +51,8 @@ class Predictor(ABC):
     recoveries_
         For each cell type and kind of candidate that was asked about, how well perturbations were recovered that were
         left out (:func:`ptrag_sc.tl.rank_perturbations`); None: for none yet.
+    control_levels_
+        How large the expression of the control cells of each cell type is, with which queries are compared.
     """
 
     keys_: ScreenKeys
@@ -60,6 +64,7 @@ class Predictor(ABC):
     drift_: Drift | None = None
     effect_errors_: EffectErrors | None = None
     recoveries_: dict[tuple[str, str], Any] | None = None
+    control_levels_: Mapping[str, float] = {}
     _prediction_batch_size = 16
 
     @abstractmethod
@@ -146,9 +151,11 @@ class Predictor(ABC):
         """Return the state that is computed once per call, before any set is generated."""
         return vectors
 
-    def read(self, adata: AnnData) -> Screen:
-        """Return the arrays of an AnnData, genes in the order of the predictor."""
-        return read_screen(adata, self.keys_, genes=self.genes_)
+    def read(self, adata: AnnData, *, missing_genes: MissingGenes | None = None, query: bool = True) -> Screen:
+        """Return the arrays of an AnnData, genes in the order of the predictor; see :func:`read_screen`."""
+        screen = read_screen(adata, self.keys_, genes=self.genes_, query=query, missing_genes=missing_genes)
+        check_query(screen, self.control_levels_)
+        return screen
 
     def run(
         self,
@@ -174,18 +181,8 @@ class Predictor(ABC):
         ValueError
             If none is named, or the control is among them or their components.
         """
-        control = self.keys_.control
-        sep = self.keys_.sep
         names = as_name_list(perturbations, "perturbations")
-        labels = tuple(dict.fromkeys(canonical_labels(names, control=control, sep=sep).tolist()))
-        problem = None
-        if not labels:
-            problem = "are empty"
-        elif held := [label for label in labels if label == control or control in components(label, sep)]:
-            problem = f"hold the control {control!r} (in {held[0]!r})"
-        if problem is not None:
-            raise ValueError(unusable("The perturbations", "the request", problem, "Name perturbed genes."))
-        return labels
+        return named_perturbations(names, control=self.keys_.controls, sep=self.keys_.sep)
 
     @documented
     def predict(
@@ -199,6 +196,7 @@ class Predictor(ABC):
         seed: int | None = None,
         counts: Counts = "auto",
         nonnegative: bool = False,
+        missing_genes: MissingGenes = "error",
     ) -> AnnData:
         """Predict the populations that perturbations would give.
 
@@ -222,6 +220,7 @@ class Predictor(ABC):
             seed=seed,
             counts=counts,
             nonnegative=nonnegative,
+            missing_genes=missing_genes,
         )
         return virtual.in_memory()
 
@@ -237,6 +236,7 @@ class Predictor(ABC):
         seed: int | None,
         counts: Counts,
         nonnegative: bool,
+        missing_genes: MissingGenes = "error",
     ) -> VirtualCells:
         """Plan the populations that perturbations would give; no cell is generated yet.
 
@@ -252,15 +252,15 @@ class Predictor(ABC):
             adata = self.training_data()
         # B+A and A+B are one perturbation, and one that is named twice is predicted once.
         labels = self.canonical_labels(perturbations)
-        screen = self.read(adata)
+        screen = self.read(adata, missing_genes=missing_genes)
         types = find_cell_types(screen, named_cell_types(n_cells) if cell_types is None else cell_types)
         names = [str(screen.index.cell_types[t]) for t in types]
         sizes = read_sizes(n_cells, labels, names, sep=self.keys_.sep)  # (Q, V)
         population = request_population(screen, len(labels), types, n_cells=sizes, set_size=self.set_size_, seed=seed)
         form: dict[str, Any] = {"counts": counts, "nonnegative": nonnegative}
         run = self.run(adata, screen, labels, gene_embedding=gene_embedding, seed=seed, **form)
-        var = self.keys_.expression_holder(adata).var.loc[self.genes_].copy()
-        params = {"seed": seed, **run.form, "n_cells": storable_sizes(n_cells)}
+        var = var_of(self.keys_.expression_holder(adata), self.keys_.gene_symbols, self.genes_)
+        params = {"seed": seed, **run.form, "n_cells": storable_sizes(n_cells), "missing_genes": missing_genes}
         return VirtualCells(run, population, source_obs(adata, self.keys_), var, params)
 
     @abstractmethod
@@ -287,6 +287,8 @@ class Predictor(ABC):
             "candidates": self.candidates_.astype(object),  # (P,)
             "retrieval": retrieved.table(),
         }
+        if self.excluded_:
+            found["excluded"] = np.array(self.excluded_, dtype=object)
         if self.drift_ is not None:
             found["drift"] = self.drift_.to_uns()
         return found

@@ -14,14 +14,14 @@ RowMatrix: TypeAlias = np.ndarray | sp.csr_matrix | CSRDataset  # rows are cheap
 
 @dataclass(frozen=True)
 class CellReader:
-    """Dense rows of an in-memory CSR, dense or backed matrix.
+    """Dense rows of a CSR, dense, backed or dask matrix.
 
     Parameters
     ----------
     matrix
         Cells x genes, stored in the same way as in the AnnData.
     columns
-        Columns to return, in order; None returns all.
+        Columns to return, in order, -1 for a gene that the matrix lacks and that counts as 0; None returns all.
     """
 
     matrix: RowMatrix
@@ -53,13 +53,17 @@ class CellReader:
         else:
             # A matrix on disk reads ascending distinct rows only, so order and duplicates are restored afterwards.
             unique, inverse = np.unique(indices, return_inverse=True)  # (m,), (n,)
-            block = self.matrix[unique]  # (m, genes of the matrix)
-            if sp.issparse(block):
-                block = block.toarray()
-            dense = np.asarray(block)[inverse]
-        if self.columns is not None:
-            dense = dense[:, self.columns]
-        return np.ascontiguousarray(dense, dtype=np.float32)
+            dense = _dense(self.matrix[unique])[inverse]  # (n, genes of the matrix)
+        return np.ascontiguousarray(self.in_order(dense), dtype=np.float32)
+
+    def in_order(self, dense: np.ndarray) -> np.ndarray:
+        """Return the columns of rows of the matrix (n, genes of the matrix) that are asked for (n, G)."""
+        if self.columns is None:
+            return dense
+        chosen = dense[:, self.columns]
+        if (self.columns < 0).any():  # what -1 picks is another gene
+            chosen = np.where(self.columns < 0, 0, chosen)
+        return chosen
 
     def chunks(self, indices: np.ndarray, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (indices, dense rows) in pieces of bounded size."""
@@ -68,17 +72,36 @@ class CellReader:
             yield part, self.rows(part)
 
     def values(self, size: int = 65536) -> Iterator[np.ndarray]:
-        """Yield the stored values of the whole matrix piece by piece; implicit zeros may be left out."""
-        if sp.issparse(self.matrix):
+        """Yield the stored values of the columns that are asked for piece by piece; implicit zeros may be left out."""
+        chosen = None  # all columns, in any order
+        if self.columns is not None and len(np.unique(self.columns[self.columns >= 0])) < self.matrix.shape[1]:
+            chosen = self.columns[self.columns >= 0]
+        if sp.issparse(self.matrix) and chosen is None:
             stored = self.matrix.data  # (number of stored values,)
             yield from np.array_split(stored, max(1, len(stored) // 2**24))
             return
         for start in range(0, self.n_obs, size):
-            block: Any = self.matrix[start : start + size]  # sparse if a sparse matrix is on disk
+            block = _loaded(self.matrix[start : start + size])  # sparse if a sparse matrix is on disk
+            if chosen is not None:
+                block = block[:, chosen]
             if sp.issparse(block):
                 yield block.data
             else:
                 yield np.asarray(block)
+
+
+def _loaded(block: Any) -> Any:
+    """Return rows that are in memory; those of a dask array are computed."""
+    if hasattr(block, "compute"):
+        block = block.compute(scheduler="synchronous")
+    return block
+
+
+def _dense(block: Any) -> np.ndarray:
+    block = _loaded(block)
+    if sp.issparse(block):
+        block = block.toarray()
+    return np.asarray(block)
 
 
 def as_row_matrix(matrix: Any) -> RowMatrix:

@@ -10,6 +10,7 @@ import numpy as np
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.data._deal import deal_sets
 from ptrag_sc.data._fields import Screen
+from ptrag_sc.data._labels import label_text
 from ptrag_sc.data._set_sampler import PlannedSet, name_hash
 from ptrag_sc.data._sizes import ALL
 
@@ -250,12 +251,13 @@ def as_name_list(names: object, argument: str) -> list[str]:
     TypeError
         If it is neither a string nor a collection.
     """
-    if isinstance(names, str):  # a string is a collection of letters too
-        return [names]
+    # A string is a collection of letters too; a whole number can be a label.
+    if isinstance(names, str | bytes | int | np.integer) and names is not True and names is not False:
+        return [label_text(names)]
     if not isinstance(names, Iterable):
         problem = f"is {names!r}"
         raise TypeError(unusable(argument, "the request", problem, "Pass a name or a list of names."))
-    return [str(name) for name in names]
+    return [label_text(name) for name in names]
 
 
 def find_cell_types(screen: Screen, names: Iterable[str] | None) -> list[int]:

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.utils import track
 
-from ptrag_sc._constants import DEFAULT_KEY
+from ptrag_sc._constants import DEFAULT_KEY, RETRIEVAL_SUFFIX, SOURCE_SUFFIX, WRITTEN_KEY
 from ptrag_sc._validation import absent
 from ptrag_sc.data._assembly import PredictedSets, Prediction, assemble, not_finite, population_anndata
 from ptrag_sc.data._counts import CountsUnknown
@@ -26,6 +26,7 @@ from ptrag_sc.data._retrieval_tally import RetrievalTally
 from ptrag_sc.data._set_sampler import CellSets, SequentialSets
 from ptrag_sc.data._stream import check_columns, storable, write_stream
 from ptrag_sc.data._targets import OwnEffects, target_columns
+from ptrag_sc.data._user_keys import as_uns
 
 logger = logging.getLogger(__name__)
 
@@ -272,4 +273,6 @@ class VirtualCells:
         )
 
     def _uns(self) -> dict[str, dict[str, Any]]:
-        return {DEFAULT_KEY: {**self.run.predictor.describe(self.run.retrieved, self.params), **self.further}}
+        names = {"obs": [DEFAULT_KEY + SOURCE_SUFFIX], "obsm": [DEFAULT_KEY + RETRIEVAL_SUFFIX]}
+        found = {**self.run.predictor.describe(self.run.retrieved, self.params), **self.further}
+        return {DEFAULT_KEY: found, WRITTEN_KEY: as_uns(names)}

@@ -12,6 +12,9 @@ from ptrag_sc.data._conditions import condition_split
 from ptrag_sc.data._counts import REMEDY, find_counts
 from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.data._fields import AnnOrMuData, Screen, ScreenKeys, read_screen, read_split, scvi_fields
+from ptrag_sc.data._gene_names import warn_of_targets
+from ptrag_sc.data._labels import read_perturbations
+from ptrag_sc.data._scale import look_at
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +42,18 @@ def setup(
         raise ValueError(unusable("This object", "memory", "is a view of another", "Pass adata.copy()."))
     # All checks come before the first write, so a call that fails leaves the object unchanged.
     screen = read_screen(adata, keys)
+    obs = keys.container(adata, "perturbation_key").obs
+    read_perturbations(obs, keys.perturbation_key, control=keys.controls, sep=keys.sep)  # every label must occur
     _check_counts(screen, keys, adata)
     split = read_split(adata, keys)
     if split is not None:
         condition_split(screen.index, split, place=f"adata.obs[{keys.split_key!r}]")
     if bad := design_warnings(screen.index):
         logger.warning("%s. ptrag_sc.tl.diagnose(adata) has the details.", bad)
+    labels = [str(label) for label in screen.index.perturbations if label != keys.control]
+    warn_of_targets(keys.expression_holder(adata), labels, screen.genes, keys.sep)
+    if keys.layer is not None and look_at(screen.reader).are_counts:
+        logger.warning("%s holds whole numbers: shifts will be differences of raw counts.", keys.expression_place)
     adata.uns[SETUP_KEY] = keys.to_uns()
     fields = scvi_fields(keys, mudata=isinstance(adata, MuData))
     manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)

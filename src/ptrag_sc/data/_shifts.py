@@ -100,8 +100,7 @@ def sampled_means(reader: CellReader, rows: list[np.ndarray]) -> np.ndarray:
     if not sp.issparse(reader.matrix):
         return group_means(reader, joined, np.repeat(np.arange(len(rows)), n), len(rows))[0]
     shares = sp.csr_matrix((np.repeat(1 / n, n), np.arange(len(joined)), np.append(0, np.cumsum(n))))
-    means = (shares @ reader.matrix[joined]).toarray()
-    return means if reader.columns is None else means[:, reader.columns]
+    return reader.in_order((shares @ reader.matrix[joined]).toarray())
 
 
 def types_of_batches(index: ConditionIndex) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ptrag_sc._validation import absent, check_whole, listed, unknown, unusable
-from ptrag_sc.data._conditions import canonical
+from ptrag_sc.data._labels import canonical
 
 NCells: TypeAlias = int | Mapping[str, int] | pd.Series | pd.DataFrame | None
 
@@ -15,7 +15,7 @@ ALL = -1  # each control cell once
 COLUMNS = ("perturbation", "n_cells")
 
 
-def read_sizes(n_cells: NCells, labels: Sequence[str], cell_types: Sequence[str], *, sep: str) -> np.ndarray:
+def read_sizes(n_cells: NCells, labels: Sequence[str], cell_types: Sequence[str], *, sep: str | None) -> np.ndarray:
     """Return the number of cells of each perturbation in each cell type (Q, V): ``ALL``, or 0 for none.
 
     Parameters

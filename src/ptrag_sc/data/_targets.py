@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 
-from ptrag_sc.data._conditions import components
+from ptrag_sc.data._labels import components
 
 MIN_TARGETS = 3  # measured targets that a share is learned from
 MIN_EXPRESSION = 0.05  # a share of less expression than this is noise
@@ -20,7 +20,7 @@ NORMAL = 1.4826  # standard deviation of a normal distribution over its median a
 OF_MEDIAN = 1.25  # standard error of a median over that of a mean
 
 
-def measured_targets(perturbations: np.ndarray, genes: np.ndarray, sep: str) -> np.ndarray:
+def measured_targets(perturbations: np.ndarray, genes: np.ndarray, sep: str | None) -> np.ndarray:
     """Return which genes (G,) each perturbation (C,) targets (C, G)."""
     own = np.zeros((len(perturbations), len(genes)), dtype=bool)
     for row, columns in zip(own, target_columns(perturbations, genes, sep), strict=True):
@@ -28,7 +28,7 @@ def measured_targets(perturbations: np.ndarray, genes: np.ndarray, sep: str) -> 
     return own
 
 
-def target_columns(perturbations: Iterable[str], genes: np.ndarray, sep: str) -> list[np.ndarray]:
+def target_columns(perturbations: Iterable[str], genes: np.ndarray, sep: str | None) -> list[np.ndarray]:
     """Return the columns of the genes (G,) that each perturbation targets."""
     column = {gene: g for g, gene in enumerate(genes.tolist())}
     parts = [components(label, sep) for label in perturbations]
@@ -97,7 +97,7 @@ class OwnEffects(NamedTuple):
         masked: np.ndarray,
         controls: dict[str, np.ndarray],
         genes: np.ndarray,
-        sep: str,
+        sep: str | None,
     ) -> Self:
         """Learn from training conditions.
 

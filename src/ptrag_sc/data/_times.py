@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ptrag_sc._validation import absent, listed, unusable
-from ptrag_sc.data._conditions import read_labels
+from ptrag_sc.data._labels import read_labels
 
 
 def read_start(obs: pd.DataFrame, key: str | None, start: str | None, *, is_control: np.ndarray) -> np.ndarray | None:

@@ -38,7 +38,7 @@ def download(url: str, known_hash: str | None, folder: Path, *, what: str, remed
     OSError
         If the download fails.
     """
-    if not known_hash.rpartition(":")[2]:
+    if not (known_hash or "").rpartition(":")[2]:
         raise ValueError(unusable(what, url, f"has no checksum ({known_hash!r})", "Pass the one that its page shows."))
     file = folder / Path(url).name
     if file.is_file() and hash_matches(str(file), known_hash):

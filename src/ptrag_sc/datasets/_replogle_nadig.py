@@ -13,8 +13,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._validation import absent, check_whole, unusable
-from ptrag_sc.data import read_labels
 from ptrag_sc.data._files import StrPath
+from ptrag_sc.data._labels import read_optional_labels
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.datasets._download import cache_folder, download
 
@@ -158,7 +158,7 @@ def select_training_genes(
     (600, 20)
     """
     check_whole("n_genes", n_genes, "select_training_genes", minimum=1)
-    seen = read_labels(adata.obs, split_key) == "train"  # (n,)
+    seen = read_optional_labels(adata.obs, split_key, missing="train") == "train"  # (n,); only controls may have none
     if not seen.any():
         place = f"adata.obs[{split_key!r}]"
         raise ValueError(unusable("The split", place, "has no cell labelled 'train'", "Split it."))

@@ -46,6 +46,8 @@ def register(model_class: Any, keys: ScreenKeys, adata: AnnOrMuData) -> None:
     if keys.split_key is not None and keys.split_key not in keys.container(adata, "split_key").obs:
         # The model knows the split of its conditions, so new data needs no column for it.
         keys = replace(keys, split_key=None)
+    if keys.batch_key is not None and keys.batch_key not in keys.container(adata, "batch_key").obs:
+        keys = replace(keys, batch_key=None)  # the model has no input for it
     setup(model_class, adata, keys, _setup_arguments(model_class, keys))
 
 

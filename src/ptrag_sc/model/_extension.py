@@ -25,6 +25,7 @@ from ptrag_sc.data import (
     reference_means,
 )
 from ptrag_sc.data._diagnose import design_warnings
+from ptrag_sc.data._levels import control_levels
 from ptrag_sc.model._module import MEMORY
 from ptrag_sc.model._prediction import ModulePredictor
 from ptrag_sc.model._support import CONDITION
@@ -79,7 +80,7 @@ class GrowingMemory(ModulePredictor):
         if memory is None:
             remedy = 'Construct it with memory="response".'
             raise ValueError(unusable("The model", "extend_memory", "has no memory", remedy))
-        screen = self.read(adata)
+        screen = self.read(adata, query=False)
         if bad := design_warnings(screen.index):
             logger.warning("The new experiments: %s.", bad)
         table = self._new_conditions(adata, screen.index, memory)
@@ -113,7 +114,9 @@ class GrowingMemory(ModulePredictor):
             memory=memory,
             cell_types=cell_types,
             drift=drift,
+            control_levels={**control_levels(screen), **self.control_levels_},
         )
+        self.control_levels_ = self.tables_.control_levels
         self.own_effects_, self.drift_, self.recoveries_ = own_effects, drift, None
         self.candidates_ = self.tables_.candidates
         self.split_ = self.tables_.split

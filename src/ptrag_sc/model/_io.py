@@ -155,7 +155,7 @@ def _check_version(number: int, writer: object) -> None:
 
 def _from_3(meta: dict[str, Any]) -> dict[str, Any]:
     """Return the description of format 3 in the present format: what the first files of it lack gets its default."""
-    meta = {"memory_cell_types": [], "drift_cell_types": [], "data_token": None, **meta}
+    meta = {"memory_cell_types": [], "drift_cell_types": [], "data_token": None, "control_levels": {}, **meta}
     genes, state = meta.get("genes", ()), dict(meta.get("state") or {})
     if isinstance(state.get("effect_errors"), list):
         # Without errors of the mean control only the variance between control cells counts.

@@ -147,7 +147,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
         self.keys_, self.tables_, self.init_params_ = keys, tables, params
         self.genes_, self.candidates_, self.split_ = tables.genes, tables.candidates, tables.split
         self.own_effects_, self.effect_errors_, self.recoveries_ = tables.own_effects, None, None
-        self.drift_ = tables.drift
+        self.drift_, self.control_levels_ = tables.drift, tables.control_levels
         self.set_size_, self.excluded_, self.support_ = SET_SIZE, tables.embedding.excluded, None
         self.n_epochs_, self.kept_epoch_, self.epochs_ = 0, None, None
         vectors = tables.embedding.vectors_for(tables.candidates, keys.sep)

@@ -14,6 +14,7 @@ from ptrag_sc._validation import unusable
 from ptrag_sc.data import ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._files import StrPath
+from ptrag_sc.data._labels import control_names, label_text, read_sep
 from ptrag_sc.data._setup import setup
 from ptrag_sc.model._attach import check_data, register
 from ptrag_sc.model._io import read_model, saved_registry
@@ -93,16 +94,17 @@ class RegisteredScreens(BaseModelClass):
         adata: AnnData,
         *,
         perturbation_key: str,
-        control: str,
+        control: object,
         cell_type_key: str,
         batch_key: str | None = None,
         split_key: str | None = None,
         embedding_key: str = "gene_embedding",
         layer: str | None = None,
-        sep: str = "+",
+        sep: str | None = "+",
         counts_layer: str | None = None,
         time_key: str | None = None,
         start: str | None = None,
+        gene_symbols: str | None = None,
     ) -> None:
         """Register the columns of a screen.
 
@@ -113,7 +115,7 @@ class RegisteredScreens(BaseModelClass):
         perturbation_key
             ``obs`` column of the perturbed gene or combination of genes.
         control
-            Its label of unperturbed cells.
+            Its label of unperturbed cells, or a list of labels that count as one control: the first is its name.
         cell_type_key
             ``obs`` column of the cell type or cell line.
         batch_key
@@ -125,7 +127,7 @@ class RegisteredScreens(BaseModelClass):
         layer
             Layer to use in place of ``X``; outputs are on its scale.
         sep
-            Separator of combinations.
+            Separator of combinations; None: labels are never split.
         counts_layer
             Layer of the raw counts of ``X``, from which predicted cells get theirs. None: they are recovered from the
             expression where it is log1p of counts times one factor for each cell.
@@ -135,14 +137,17 @@ class RegisteredScreens(BaseModelClass):
             time; ``cell_type_key`` must be the same label at both times.
         start
             Its label of the start.
+        gene_symbols
+            Column of ``var`` with the names of the genes by which perturbations are labelled, where ``var_names`` are
+            others such as Ensembl identifiers. Results name genes by it. None: ``var_names``.
 
         Raises
         ------
         KeyError
             If a column or layer does not exist.
         ValueError
-            If the control label does not occur, labels are missing, the split cuts a condition, the expression
-            holds NaN, negative values or raw counts, or perturbed cells are at the start.
+            If the control label does not occur or is joined to a gene, labels are missing, the split cuts a condition,
+            the expression is no log1p of normalised counts, or perturbed cells are at the start.
         """
         arguments = cls._get_setup_method_args(**locals())
         setup(cls, adata, _keys(arguments["setup_args"]), arguments)
@@ -153,16 +158,17 @@ class RegisteredScreens(BaseModelClass):
         mdata: MuData,
         *,
         perturbation_key: str,
-        control: str,
+        control: object,
         cell_type_key: str,
         batch_key: str | None = None,
         split_key: str | None = None,
         embedding_key: str = "gene_embedding",
         layer: str | None = None,
-        sep: str = "+",
+        sep: str | None = "+",
         counts_layer: str | None = None,
         time_key: str | None = None,
         start: str | None = None,
+        gene_symbols: str | None = None,
         modalities: dict[str, str],
     ) -> None:
         """Register the columns of a screen in a MuData.
@@ -185,6 +191,12 @@ class RegisteredScreens(BaseModelClass):
 
 def _keys(arguments: dict[str, Any]) -> ScreenKeys:
     """Return the keys; labels that are numbers become the text that they have in ``obs``."""
+    control, *further = control_names(arguments["control"])
     start = arguments["start"]
-    labels = {"control": str(arguments["control"]), "start": None if start is None else str(start)}
+    labels = {
+        "control": control,
+        "further_controls": tuple(further),
+        "sep": read_sep(arguments["sep"]),
+        "start": None if start is None else label_text(start),
+    }
     return ScreenKeys(**{**arguments, **labels})

@@ -61,6 +61,7 @@ def pack(
         },
         "memory_cell_types": list(tables.cell_types),
         "own_effects": tables.own_effects.to_json(),
+        "control_levels": tables.control_levels,
         "drift_cell_types": [] if tables.drift is None else list(tables.drift.cell_types),
         "init_params": init_params,
         "data_token": data_token,
@@ -92,11 +93,12 @@ def unpack(content: ModelFile) -> tuple[TrainingTables, ScreenKeys, dict[str, to
         own_effects=OwnEffects.from_json(meta["own_effects"]),
         memory=memory,
         cell_types=tuple(meta["memory_cell_types"]),
+        control_levels=meta["control_levels"],
         drift=Drift(tuple(meta["drift_cell_types"]), tensors[DRIFT].numpy()) if DRIFT in tensors else None,
     )
     # Tensors of the module have a prefix, so that no name of theirs can be that of a table.
     state = {name.removeprefix(MODULE): tensor for name, tensor in tensors.items() if name.startswith(MODULE)}
-    return tables, ScreenKeys(**meta["keys"]), state
+    return tables, ScreenKeys.from_uns(meta["keys"]), state
 
 
 def history_to_json(history: History | None) -> SavedHistory | None:

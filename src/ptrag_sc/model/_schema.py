@@ -62,6 +62,7 @@ META = {
         "pooled": NUMBER,
         "alone": {"gene": [str], "cell_type": [str], "effect": [NUMBER]},
     },
+    "control_levels": {str: NUMBER},
     "init_params": {str: (str, bool, NUMBER, None)},
     "data_token": (str, None),
     "state": {
@@ -158,7 +159,7 @@ def check_tensors(tensors: Tensors, meta: dict[str, Any]) -> None:
     if params.memory is not None:
         memory = _memory(tensors, sizes, basis)
     _check_module(tensors, params, basis, memory)
-    keys = ScreenKeys(**meta["keys"])
+    keys = ScreenKeys.from_uns(meta["keys"])
     table = GeneEmbedding.from_table(meta["embedding"]["genes"], vectors.float().numpy(), source="the model")
     expected = torch.as_tensor(table.vectors_for(meta["candidates"], keys.sep))  # (P, D)
     if not torch.allclose(tensors[MODULE + "embeddings"].float(), expected, atol=SAME):
@@ -225,8 +226,6 @@ def _check_keys(keys: dict[str, Any]) -> None:
     known = {f.name for f in fields(ScreenKeys)}
     if set(keys) - known or not {"perturbation_key", "control", "cell_type_key"} <= set(keys):
         raise DamagedError(f"holds other keys than those of setup_anndata: {', '.join(sorted(keys))}")
-    if keys.get("sep", "+") == "":
-        raise DamagedError("holds an empty separator in keys/sep")
 
 
 def _check_params(params: dict[str, Any]) -> None:

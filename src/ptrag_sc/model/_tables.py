@@ -1,7 +1,7 @@
 """Which tables does a model compute from the training data before the first step?"""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -32,8 +32,11 @@ from ptrag_sc.data import (
 )
 from ptrag_sc.data._draw_split import Holdout
 from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._levels import control_levels
+from ptrag_sc.data._predicted_labels import LEFT_OUT
 from ptrag_sc.data._shifts import ControlMeans
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory
+from ptrag_sc.retrieval._same_vectors import warn_of_same_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class TrainingTables:
         What the training perturbations did to their own targets.
     drift
         How control cells change from start to end; None if no time is registered.
+    control_levels
+        How large the expression of the control cells of each cell type is.
     """
 
     genes: np.ndarray
@@ -77,6 +82,7 @@ class TrainingTables:
     memory: ResponseMemory | None = None
     cell_types: tuple[str, ...] = ()
     drift: Drift | None = None
+    control_levels: dict[str, float] = field(default_factory=dict)
 
 
 def training_tables(
@@ -100,6 +106,7 @@ def training_tables(
     """
     screen = read_screen(adata, keys)
     embedding = read_embedding_table(adata, keys)
+    _warn_of_table(embedding, screen, keys)
     split = usable_conditions(screen.index, embedding, read_split(adata, keys), keys=keys, seed=seed)
     train = split[split["split"] == "train"]
     if train.empty:
@@ -134,8 +141,17 @@ def training_tables(
         memory=memory,
         cell_types=cell_types,
         drift=learn_drift(screen),
+        control_levels=control_levels(screen),
     )
     return tables, screen
+
+
+def _warn_of_table(embedding: GeneEmbedding, screen: Screen, keys: ScreenKeys) -> None:
+    """Log a warning if two genes of the labels have the same vector."""
+    labels = [str(name) for name in screen.index.perturbations if name != keys.control]
+    named = {gene for label in labels for gene in components(label, keys.sep)} & set(embedding.genes.tolist())
+    if named:
+        warn_of_same_vectors(embedding.subset(sorted(named)))
 
 
 def learn_own_effects(
@@ -201,7 +217,7 @@ def usable_conditions(
     excluded = np.array([not set(part).isdisjoint(embedding.excluded) for part in parts], dtype=bool)  # (C,)
     if excluded.any():
         shown = listed(np.unique(names[excluded]))
-        logger.warning("Left out %d conditions without gene embedding: %s.", excluded.sum(), shown)
+        logger.warning("Left out %d conditions of which a gene %s: %s.", excluded.sum(), LEFT_OUT, shown)
     embedding.vectors_for(np.unique(names[~excluded]), keys.sep)  # raises if another gene has no vector
     table = table.assign(split="train")
     if split is not None:
@@ -219,7 +235,7 @@ def usable_conditions(
     return table
 
 
-def _own_split(conditions: pd.DataFrame, seed: int, sep: str) -> np.ndarray:
+def _own_split(conditions: pd.DataFrame, seed: int, sep: str | None) -> np.ndarray:
     """Return split labels (C,) that hold out a tenth of the conditions for validation.
 
     With several cell types pairs are held out, otherwise genes. If many genes share combinations, holding out genes can

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import CONTROL_COLOUR, LINE_COLOUR, OBSERVED_COLOUR, SMALL, Drawn, canvas, finish, result, unit
 from ptrag_sc.pl._labels import Labels
 
@@ -68,6 +69,7 @@ def effect(
     >>> ptrag_sc.pl.effect(adata, perturbation="STAT1", cell_type="THP-1")  # doctest: +SKIP
     """
     effects = _effects(adata, key)
+    perturbation = predicted_label(adata.uns[key], perturbation)
     condition = _row(effects["conditions"], perturbation, cell_type)
     observed = np.asarray(effects["observed"])[condition.name]  # (G,)
     predicted = np.asarray(effects["predicted"])[condition.name]  # (G,)

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from scipy.sparse import issparse
@@ -10,6 +11,10 @@ from scipy.sparse import issparse
 from ptrag_sc._constants import DEFAULT_KEY, PREDICTED_SUFFIX
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, unknown, unusable
+from ptrag_sc.data import ScreenKeys, canonical_labels, read_labels
+from ptrag_sc.data._gene_names import gene_names
+from ptrag_sc.data._mudata import as_anndata
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import (
     CONTROL_COLOUR,
     OBSERVED_COLOUR,
@@ -99,6 +104,9 @@ def embedding(
     if basis not in BASES:
         raise ValueError(absent("Basis", basis, "the table of bases", BASES, "Pass one of these as basis=..."))
     holder = adata if predicted is None else predicted
+    keys = ScreenKeys.from_uns(result(holder, key, "params"))
+    adata, holder = as_anndata(adata, keys), as_anndata(holder, keys)
+    perturbation = predicted_label(holder.uns[key], perturbation)
     alone = predicted is None and key + PREDICTED_SUFFIX not in adata.obs
     rows = _rows(adata, holder, key, perturbation, cell_type, alone=alone)
     rng = np.random.default_rng(seed)
@@ -108,15 +116,14 @@ def embedding(
     if alone:
         layer = None  # virtual cells are in X, whatever the layer of the model is
     fitted = [name for name in rows if alone or name != "predicted"]
-    cells = _expression(adata, np.concatenate([drawn[name] for name in fitted]), genes, layer)  # (n, G)
-    if min(cells.shape) < 3:
-        problem = f"has {len(cells)} observed cells x {cells.shape[1]} genes; a plane needs three of each"
-        remedy = "Choose a condition with more cells."
-        raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
+    shown = np.concatenate([drawn[name] for name in fitted])  # (n,)
+    cells = _expression(adata, shown, genes, layer, keys.gene_symbols)  # (n, G)
+    _check_enough(cells, perturbation, cell_type)
     if alone:
         projected = _control_mean(adata, key, perturbation, cell_type)  # (1, G), or none
     else:
-        projected = _virtual(holder, drawn["predicted"], genes, key, alone=predicted is not None)  # (m, G)
+        of_result = predicted is not None
+        projected = _virtual(holder, drawn["predicted"], genes, key, keys.gene_symbols, alone=of_result)  # (m, G)
     plane = BASES[basis](cells, projected, seed)
     ends = np.cumsum([len(drawn[name]) for name in fitted])[:-1]
     groups = dict(zip(fitted, np.split(plane.observed, ends), strict=True))
@@ -134,6 +141,14 @@ def embedding(
     ax.set(xlabel=plane.axes[0], ylabel=plane.axes[1], xticks=[], yticks=[])
     ax.set_title(f"{perturbation} in {cell_type}", loc="left")
     return finish(ax, given=given, show=show, return_fig=return_fig)
+
+
+def _check_enough(cells: np.ndarray, perturbation: str, cell_type: str) -> None:
+    """Refuse cells (n, G) that no plane can be fitted to."""
+    if min(cells.shape) < 3:
+        problem = f"has {len(cells)} observed cells x {cells.shape[1]} genes; a plane needs three of each"
+        remedy = "Choose a condition with more cells."
+        raise ValueError(unusable("Condition", f"{perturbation!r} in {cell_type!r}", problem, remedy))
 
 
 def _rows(
@@ -156,7 +171,7 @@ def _rows(
             predicted_as = np.full(len(labels), params["perturbation"])
     is_predicted &= predicted_as == perturbation
     if perturbation == params["control"] or not is_predicted.any():
-        known = [name for name in np.unique(predicted_as) if name != params["control"]]
+        known = [name for name in np.unique(predicted_as.astype(str)) if name != params["control"]]
         remedy = "Run ptrag_sc.tl.predict for it first."
         raise ValueError(unknown("Perturbation", [perturbation], f"the predictions of key {key!r}", known, remedy))
     if not (is_predicted & (predicted_types == cell_type)).any():
@@ -195,26 +210,33 @@ def _control_mean(adata: AnnData, key: str, perturbation: str, cell_type: str) -
 
 def _labels(adata: AnnData, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return perturbation and cell type of every cell (N,)."""
-    labels, types = (adata.obs[params[name]].astype(str).to_numpy() for name in ("perturbation_key", "cell_type_key"))
-    return labels, types
+    keys = ScreenKeys.from_uns(params)
+    labels = read_labels(adata.obs, keys.perturbation_key)
+    labels = canonical_labels(labels, control=keys.controls, sep=keys.sep)
+    return labels, read_labels(adata.obs, keys.cell_type_key)
 
 
-def _virtual(holder: AnnData, rows: np.ndarray, genes: list[str], key: str, *, alone: bool) -> np.ndarray:
+def _virtual(
+    holder: AnnData, rows: np.ndarray, genes: list[str], key: str, symbols: str | None, *, alone: bool
+) -> np.ndarray:
     """Return predicted cells (m, G)."""
     if alone:
-        return _dense(holder[rows, genes].X)
+        return _dense(holder[rows, pd.Index(gene_names(holder, symbols)).get_indexer(genes)].X)
     return _dense(holder.obsm[key][rows])
 
 
-def _expression(adata: AnnData, rows: np.ndarray, genes: list[str], layer: str | None) -> np.ndarray:
+def _expression(
+    adata: AnnData, rows: np.ndarray, genes: list[str], layer: str | None, symbols: str | None
+) -> np.ndarray:
     """Return the observed expression (n, G) of the predicted genes, on the scale of the predictions."""
-    missing = [gene for gene in genes if gene not in adata.var_names]
+    known = pd.Index(gene_names(adata, symbols))
+    missing = [gene for gene in genes if gene not in known]
     if missing:
         remedy = "Plot the AnnData that was predicted, before genes are removed."
-        raise ValueError(unknown("Gene", missing, "adata.var_names", adata.var_names, remedy))
+        raise ValueError(unknown("Gene", missing, "adata.var_names", known, remedy))
     if layer is not None and layer not in adata.layers:
         raise KeyError(absent("Layer", layer, "adata.layers", adata.layers, "Pass layer=..."))
-    cells = adata[rows, genes]
+    cells = adata[rows, known.get_indexer(genes)]
     return _dense(cells.X if layer is None else cells.layers[layer])
 
 

@@ -11,6 +11,7 @@ from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
 from ptrag_sc._validation import absent, check_whole, unknown
 from ptrag_sc.data import as_names
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import (
     CONTROL_COLOUR,
     LINE_COLOUR,
@@ -138,6 +139,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 def _of_cells(adata: AnnData, key: str, perturbation: str, cell_type: str | None, n_genes: int) -> Shown:
     """Return the effects that stand beside predicted cells."""
     effects = result(adata, key, "effects")
+    perturbation = predicted_label(adata.uns[key], perturbation)
     row, cell_type = _row(effects["conditions"], perturbation, cell_type)
     top = _largest(np.asarray(effects["shift"])[row], n_genes)
     names = [str(name) for name in np.asarray(effects["neighbours"])[row] if name]

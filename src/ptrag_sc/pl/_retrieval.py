@@ -13,6 +13,7 @@ from matplotlib.transforms import BboxTransformTo, ScaledTranslation, blended_tr
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import LINE_COLOUR, SMALL, Drawn, canvas, finish
 from ptrag_sc.pl._retrieval_table import COLOURS, check_value, inches, is_in, name_ticks, retrieval_table, wide
 
@@ -83,6 +84,7 @@ def retrieval(
     >>> ptrag_sc.pl.retrieval(adata, perturbation="STAT1")  # doctest: +SKIP
     """
     table = retrieval_table(adata, key)
+    perturbation = predicted_label(adata.uns[key], perturbation)
     table = table[is_in(table, "perturbation", [perturbation])]
     if cell_types is not None:
         table = table[is_in(table, "cell_type", cell_types)]

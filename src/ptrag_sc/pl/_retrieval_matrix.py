@@ -14,6 +14,7 @@ from scipy.spatial.distance import pdist
 
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._docs import documented
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.pl._finish import SMALL, Drawn, canvas, finish
 from ptrag_sc.pl._retrieval_table import COLOURS, check_value, inches, is_in, name_ticks, retrieval_table, wide
 
@@ -94,7 +95,8 @@ def retrieval_matrix(
         table = table[is_in(table, "cell_type", [cell_type])]
         title = cell_type
     if perturbations is not None:
-        table = table[is_in(table, "perturbation", perturbations)]
+        named = [predicted_label(adata.uns[key], name) for name in perturbations]
+        table = table[is_in(table, "perturbation", named)]
     table = table.groupby(["perturbation", "candidate"], as_index=False)[value].mean()
     matrix = wide(table, "perturbation", "candidate", value)  # NaN: not retrieved
     if matrix.notna().any(axis=None):  # else nothing is known, and the picture says so

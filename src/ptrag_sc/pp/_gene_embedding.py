@@ -9,8 +9,11 @@ from anndata import AnnData
 
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, listed, unusable
-from ptrag_sc.data._conditions import components, read_perturbations
+from ptrag_sc.data._labels import components, control_names, read_perturbations, read_sep
+from ptrag_sc.data._mudata import require_anndata
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
+from ptrag_sc.retrieval._same_vectors import warn_of_same_vectors
 from ptrag_sc.retrieval._sources import EmbeddingSource, read_embedding
 
 MISSING = ("error", "drop")
@@ -23,9 +26,9 @@ def gene_embedding(
     source: EmbeddingSource = "genept",
     *,
     perturbation_key: str,
-    control: str,
+    control: object,
     genes: Iterable[str] | None = None,
-    sep: str = "+",
+    sep: str | None = "+",
     aliases: Mapping[str, str] | None = None,
     missing: Literal["error", "drop"] = "error",
     key_added: str = EMBEDDING_KEY,
@@ -49,18 +52,18 @@ def gene_embedding(
     perturbation_key
         Column of ``adata.obs`` with the perturbation labels.
     control
-        Label of the control cells; it has no vector.
+        Label of the control cells, or a list of labels that count as one control; it has no vector.
     genes
         Further genes or combinations that are to be predicted, although no cell has them as its perturbation.
     sep
-        What joins the genes of a combination in a label.
+        What joins the genes of a combination in a label; None: labels are never split.
     aliases
         Symbol in the source for each gene whose label differs from it.
     missing
         For genes that the source lacks: ``"error"``, or ``"drop"`` to list them under ``excluded``. Their conditions
         are then left out of training and prediction; no cell is deleted.
     key_added
-        Key of ``adata.uns``; an existing entry is replaced.
+        Key of ``adata.uns``. An earlier table of this function is replaced, anything else is refused.
     source_name
         Name under which the source is kept, so that tables of one source are recognised as such: a model takes vectors
         of new genes from another AnnData only if their source has the same name. None: ``"genept"``, the name of the
@@ -78,7 +81,8 @@ def gene_embedding(
         If the column does not exist, the kind of source is unknown, or genes have no vector (the message names the
         closest symbols).
     ValueError
-        If the control label is absent, labels are NaN, or the table cannot be used.
+        If the control label is absent, labels are NaN, the table cannot be used, or ``adata.uns[key_added]`` is
+        something that this function did not write.
 
     Examples
     --------
@@ -98,11 +102,14 @@ def gene_embedding(
     check_key(key_added, "pp.gene_embedding")
     if source_name is not None and not str(source_name).strip():
         raise ValueError(unusable(f"source_name={source_name!r}", "pp.gene_embedding", "is no name", "Pass a text."))
+    require_anndata(adata, "ptrag_sc.pp.gene_embedding", column=perturbation_key)
+    check_free(adata, uns=[key_added])
+    sep = read_sep(sep)
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     if isinstance(genes, str):  # else its letters would be taken for genes
         genes = [genes]
-    measured = np.unique(labels[labels != control].astype(str))
-    wanted = _genes_of([*measured, *(genes or ())], sep)
+    labels = labels[labels != control_names(control)[0]]
+    wanted = _genes_of([*np.unique(labels.astype(str)), *(genes or ())], sep)
     if not wanted:
         remedy = "Pass genes=[...] with what is to be predicted."
         raise ValueError(unusable("Labels", f"adata.obs[{perturbation_key!r}]", "name the control only", remedy))
@@ -114,16 +121,17 @@ def gene_embedding(
     excluded = [gene for gene, symbol in symbols.items() if symbol not in present]
     vectors = table.rows([symbols[gene] for gene in kept])
     name = table.source if source_name is None else str(source_name)
-    _log(kept, excluded, name, labels[labels != control], sep)
+    _log(kept, excluded, name, labels, sep)
     embedding = GeneEmbedding.from_table(kept, vectors, source=name, excluded=excluded)
+    warn_of_same_vectors(embedding)
     adata.uns[key_added] = embedding.to_uns()
 
 
-def _genes_of(labels: Iterable[str], sep: str) -> list[str]:
+def _genes_of(labels: Iterable[str], sep: str | None) -> list[str]:
     return sorted({gene for label in labels for gene in components(label, sep)})
 
 
-def _log(kept: list[str], excluded: list[str], source: str, labels: np.ndarray, sep: str) -> None:
+def _log(kept: list[str], excluded: list[str], source: str, labels: np.ndarray, sep: str | None) -> None:
     """Log how many genes have a vector, and which perturbations and cells lose theirs."""
     logger.info("%d genes have a vector in %r.", len(kept), source)
     if not excluded:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Shaped
 from numpy.typing import ArrayLike
 
 from ptrag_sc._validation import listed, unknown, unusable
-from ptrag_sc.data._conditions import components
+from ptrag_sc.data._labels import components, joined
 
 UNIT_TOLERANCE = 1e-6  # a norm this close to 1 differs by float32 rounding only, so the row is not rescaled
 CANCELLED = 1e-5  # a sum of unit vectors this short is rounding, not a direction
@@ -126,7 +126,7 @@ class GeneEmbedding:
         excluded = np.array(self.excluded, dtype=str)
         return {"genes": self.genes, "vectors": self.vectors, "source": self.source, "excluded": excluded}
 
-    def missing(self, labels: Iterable[str], sep: str) -> list[str]:
+    def missing(self, labels: Iterable[str], sep: str | None) -> list[str]:
         """Return the genes of some perturbation labels that have no vector, sorted.
 
         Examples
@@ -160,7 +160,7 @@ class GeneEmbedding:
             raise KeyError(unknown("Gene", missing, f"the gene embedding {self.source!r}", position, remedy))
         return self.vectors[[position[gene] for gene in wanted]]
 
-    def vectors_for(self, labels: Iterable[str], sep: str) -> Float32[np.ndarray, "m D"]:
+    def vectors_for(self, labels: Iterable[str], sep: str | None) -> Float32[np.ndarray, "m D"]:
         """Return one unit vector for each perturbation label.
 
         A single gene has its row. A combination has the sum of the rows of its genes, scaled to unit norm, so the order
@@ -195,7 +195,7 @@ class GeneEmbedding:
         sums = np.add.reduceat(rows, first, axis=0, dtype=np.float64)  # (m, D)
         # The rows of single genes stay exact instead of being divided by a norm that is 1 up to rounding.
         norms = np.where(lengths == 1, 1.0, np.linalg.norm(sums, axis=1))  # (m,)
-        cancelled = [sep.join(part) for part, norm in zip(parts, norms, strict=True) if norm < CANCELLED]
+        cancelled = [joined(part, sep) for part, norm in zip(parts, norms, strict=True) if norm < CANCELLED]
         _refuse(cancelled, "has vectors that cancel in", "Such a combination cannot be predicted.", self.source)
         return (sums / norms[:, None]).astype(np.float32)
 

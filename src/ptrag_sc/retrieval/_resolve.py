@@ -4,6 +4,7 @@ import numpy as np
 
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.data import components
+from ptrag_sc.data._predicted_labels import LEFT_OUT
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
 from ptrag_sc.retrieval._sources import read_embedding
 
@@ -12,7 +13,13 @@ SAME_DIRECTION = 0.999  # smallest cosine at which two vectors of a gene count a
 
 
 def resolve_vectors(
-    labels: tuple[str, ...], own: GeneEmbedding, *, table: object = None, key: str, sep: str, extra: object = None
+    labels: tuple[str, ...],
+    own: GeneEmbedding,
+    *,
+    table: object = None,
+    key: str,
+    sep: str | None,
+    extra: object = None,
 ) -> np.ndarray:
     """Return one unit vector per canonical label (Q, D).
 
@@ -57,6 +64,9 @@ def resolve_vectors(
     if lacking and extra is not None:
         _take(found, _read_extra(extra, own, lacking), lacking)
     missing = [g for g in genes if g not in found]
+    if dropped := sorted(set(missing) & set(own.excluded)):
+        remedy = "Pass gene_embedding=<a table of the same source that holds it>."
+        raise KeyError(unusable(f"Gene {dropped[0]!r}", "the request", LEFT_OUT, remedy))
     if missing:
         raise KeyError(unknown("Gene", missing, "the model's gene embedding", known, REMEDY))
     merged = GeneEmbedding.from_table(np.array(genes), np.stack([found[g] for g in genes]), source=own.source)

@@ -10,8 +10,9 @@ import pandas as pd
 from ptrag_sc._constants import SETUP_KEY
 from ptrag_sc._validation import check_whole, listed, unknown, unusable
 from ptrag_sc.baselines._known import Known, SimilaritySpace, perturbation_kernel
-from ptrag_sc.data import Predictor, ScreenKeys, canonical_labels, components
+from ptrag_sc.data import Predictor, ScreenKeys
 from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._labels import named_perturbations
 from ptrag_sc.data._requests import as_name_list
 from ptrag_sc.retrieval import RemainingVariance
 from ptrag_sc.tl._model import check_predictor
@@ -146,14 +147,14 @@ def design(
     return table
 
 
-def _control_and_sep(adata: AnnOrMuData | None, model: Predictor | None) -> tuple[str | None, str]:
-    """Return the control label, if there is one, and the separator of combinations."""
+def _control_and_sep(adata: AnnOrMuData | None, model: Predictor | None) -> tuple[tuple[str, ...], str | None]:
+    """Return the labels of the control, if there are any, and the separator of combinations."""
     if model is not None:
-        return model.keys_.control, model.keys_.sep
+        return model.keys_.controls, model.keys_.sep
     if adata is not None and SETUP_KEY in adata.uns:
         keys = ScreenKeys.of(adata)
-        return keys.control, keys.sep
-    return None, "+"
+        return keys.controls, keys.sep
+    return (), "+"
 
 
 def _labels(adata: AnnOrMuData | None, model: Predictor | None, **names: object) -> dict[str, list[str] | None]:
@@ -167,13 +168,8 @@ def _labels(adata: AnnOrMuData | None, model: Predictor | None, **names: object)
             found[argument] = None
             continue
         given = as_name_list(values, argument)
-        labels = list(dict.fromkeys(canonical_labels(given, control=control or "", sep=sep).tolist()))
-        if control is not None and any(control in components(label, sep) for label in labels if label != control):
-            labels = [control]
-        if control is not None and control in labels:
-            problem = f"hold the control {control!r}"
-            raise ValueError(unusable(f"The {argument}", PLACE, problem, "Name perturbed genes."))
-        found[argument] = labels
+        labels = named_perturbations(given, control=control, sep=sep, what=argument) if given else ()
+        found[argument] = list(labels)
     return found
 
 

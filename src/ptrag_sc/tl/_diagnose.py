@@ -21,6 +21,7 @@ from ptrag_sc.data import (
 )
 from ptrag_sc.data._diagnose import FEW_CELLS, Finding, design_findings, finding
 from ptrag_sc.data._shifts import types_of_batches
+from ptrag_sc.data._user_keys import check_free
 
 DIAGNOSE_KEY = "diagnose"
 N_PERMUTATIONS = 500
@@ -98,6 +99,7 @@ def diagnose(
     """
     keys = ScreenKeys.of(adata)
     check_key(key_added, "tl.diagnose", taken=(keys.embedding_key,))
+    check_free(adata, uns=[key_added])
     check_whole("set_size", set_size, "tl.diagnose", minimum=1)
     check_whole("seed", seed, "tl.diagnose")
     screen = read_screen(adata, keys)
@@ -207,7 +209,7 @@ def _drift_finding(name: str, kind: str, groups: pd.DataFrame) -> Finding:
     return finding(name, share, message, note=0.0, warning=warning)
 
 
-def _conditions(screen: Screen, sep: str, rng: np.random.Generator) -> pd.DataFrame:
+def _conditions(screen: Screen, sep: str | None, rng: np.random.Generator) -> pd.DataFrame:
     """Return how far the target gene of each condition moves, what is noise, and which share of the cells responds."""
     index = screen.index
     codes = index.conditions

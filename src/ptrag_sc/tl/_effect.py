@@ -21,8 +21,12 @@ from ptrag_sc.data import (
     read_labels,
     read_screen,
 )
+from ptrag_sc.data._gene_names import MissingGenes, gene_names
+from ptrag_sc.data._mudata import as_anndata
+from ptrag_sc.data._predicted_labels import predicted_label
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._shifts import group_means
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.metrics import effect_slope, pearson_delta
 
 # Arrays that stand beside a prediction.
@@ -76,6 +80,7 @@ def effect(adata: AnnData, *, key: str = DEFAULT_KEY, predicted: AnnData | None 
     20
     """
     holder = adata if predicted is None else predicted
+    check_free(adata, uns=[key])
     alone = predicted is None and key not in adata.obsm
     # An object that virtual cells were compared with has their entry in uns, but is not them.
     if "genes" not in holder.uns.get(key, {}) or (alone and key + SOURCE_SUFFIX not in adata.obs):
@@ -136,8 +141,7 @@ def effect_table(
     conditions = found["conditions"]
     kept = np.ones(len(conditions), dtype=bool)
     if perturbation is not None:
-        sep = ScreenKeys.__dataclass_fields__["sep"].default
-        wanted = canonical(perturbation, str(adata.uns[key]["params"].get("sep", sep)))
+        wanted = predicted_label(adata.uns[key], perturbation)
         kept &= _chosen("Perturbation", wanted, conditions["perturbation"], "perturbation=")
     if cell_type is not None:
         kept &= _chosen("Cell type", str(cell_type), conditions["cell_type"], "cell_type=")
@@ -166,9 +170,9 @@ def _virtual_alone(adata: AnnData, key: str) -> dict[str, Any]:
         problem = "has no effects beside its cells"
         remedy = "Pass the object with control cells and predicted=<this one>, or call ptrag_sc.tl.predict_effects."
         raise KeyError(unusable("The prediction", f".uns[{key!r}]", problem, remedy))
-    params = adata.uns[key]["params"]
-    labels = read_labels(adata.obs, params["perturbation_key"])
-    counted = pd.DataFrame({"perturbation": labels, "cell_type": read_labels(adata.obs, params["cell_type_key"])})
+    keys = ScreenKeys.from_uns(adata.uns[key]["params"])
+    labels = canonical_labels(read_labels(adata.obs, keys.perturbation_key), control=keys.controls, sep=keys.sep)
+    counted = pd.DataFrame({"perturbation": labels, "cell_type": read_labels(adata.obs, keys.cell_type_key)})
     n = counted.value_counts()
     conditions = kept["conditions"]
     table = conditions.assign(
@@ -186,11 +190,13 @@ def _virtual_alone(adata: AnnData, key: str) -> dict[str, Any]:
 def _compared(adata: AnnData, holder: AnnData, key: str, *, virtual: bool) -> dict[str, Any]:
     """Return predicted beside observed shifts."""
     params = dict(holder.uns[key]["params"])
+    keys = ScreenKeys.from_uns(params)
+    holder = as_anndata(holder, keys)
     genes = as_names(holder.uns[key]["genes"])  # (G,)
     if virtual:
-        genes = as_names(holder.var_names)  # genes may have been removed from the virtual cells
-    keys = ScreenKeys(**{name: params[name] for name in ScreenKeys.__dataclass_fields__ if name in params})
-    screen = read_screen(adata, keys, genes=genes)
+        genes = gene_names(holder, keys.gene_symbols)  # genes may have been removed from the virtual cells
+    lacking: MissingGenes | None = "zero" if params.get("missing_genes") == "zero" else None  # as when it was predicted
+    screen = read_screen(adata, keys, genes=genes, query=True, missing_genes=lacking)
     table, shifts = _predicted_shifts(holder, adata, screen, keys, key, virtual=virtual)  # shifts (C, G)
     kept = holder.uns[key].get("effects")
     if kept is not None and params.get("counts"):  # the draws of counts would only add noise
@@ -253,7 +259,7 @@ def _predicted_shifts(
     """
     params = holder.uns[key]["params"]
     labels = read_labels(holder.obs, keys.perturbation_key)
-    labels = canonical_labels(labels, control=keys.control, sep=keys.sep)  # (N,)
+    labels = canonical_labels(labels, control=keys.controls, sep=keys.sep)  # (N,)
     if virtual:
         matrix = holder.X  # (N, G)
         chosen = np.ones(len(labels), dtype=bool)

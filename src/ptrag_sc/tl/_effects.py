@@ -12,6 +12,7 @@ from ptrag_sc._docs import documented
 from ptrag_sc._validation import unusable
 from ptrag_sc.data import Predictor
 from ptrag_sc.data._assembly import ExpectedShifts
+from ptrag_sc.data._gene_names import MissingGenes
 from ptrag_sc.data._intervals import KNOWN, UNSEEN, Controls
 from ptrag_sc.data._requests import find_cell_types
 from ptrag_sc.data._run import Run
@@ -194,6 +195,7 @@ def predict_effects(
     cell_types: str | Iterable[str] | None = None,
     gene_embedding: object = None,
     level: float = LEVEL,
+    missing_genes: MissingGenes = "error",
 ) -> pd.DataFrame:
     """Predict which genes perturbations change, with intervals, without generating cells.
 
@@ -215,6 +217,8 @@ def predict_effects(
         Table (any source of :func:`ptrag_sc.pp.gene_embedding`) for genes that neither the model nor ``adata`` knows.
     level
         Share of perturbations whose observed shift lies in the interval.
+    missing_genes
+        As in :func:`perturb`.
 
     Returns
     -------
@@ -258,7 +262,7 @@ def predict_effects(
     check_predictor(model)
     check_level(level)
     labels = model.canonical_labels(perturbations)
-    screen = model.read(adata)
+    screen = model.read(adata, missing_genes=missing_genes)
     types = find_cell_types(screen, cell_types)
     run = model.run(adata, screen, labels, gene_embedding=gene_embedding)
     model.learn_effect_errors()

@@ -10,6 +10,8 @@ from anndata import AnnData
 from ptrag_sc._constants import SOURCE_SUFFIX
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import CellReader, Screen, ScreenKeys, canonical_labels, read_labels
+from ptrag_sc.data._gene_names import gene_names, why_unknown
+from ptrag_sc.data._partners import without_partner
 from ptrag_sc.data._reader import as_row_matrix
 
 MAX_RATIO = 3  # of the largest predicted to the largest observed value, on one scale
@@ -73,23 +75,28 @@ def mean_of_cells(cells: np.ndarray, batch: np.ndarray, scores: np.ndarray | Non
     return CellMean(mean, square, covariance)
 
 
-def shared_genes(adata: AnnData, predicted: AnnData, genes: np.ndarray) -> np.ndarray:
-    """Return the genes of a reference (G,) that both objects have.
+def shared_genes(adata: AnnData, predicted: AnnData, genes: np.ndarray, column: str | None) -> np.ndarray:
+    """Return the genes of a reference (G,) that both objects have; ``column`` of ``var`` names them.
 
     Raises
     ------
     ValueError
         If there is none, or gene names of the predicted cells are not unique.
     """
-    if not predicted.var_names.is_unique:
-        twice = listed(predicted.var_names[predicted.var_names.duplicated()].unique())
+    own, others = (pd.Index(gene_names(one, column)) for one in (predicted, adata))
+    if not own.is_unique:
+        twice = listed(own[own.duplicated()].unique())
         remedy = "Call predicted.var_names_make_unique()."
         raise ValueError(unusable("Gene names", "predicted.var_names", f"are not unique ({twice})", remedy))
-    shared = np.array([gene for gene in genes if gene in predicted.var_names and gene in adata.var_names], dtype=str)
+    shared = np.array([gene for gene in genes if gene in own and gene in others], dtype=str)
     if not len(shared):
-        problem = f"share no gene with the reference (genes: {listed(predicted.var_names)}; reference: {listed(genes)})"
-        remedy = "Name genes alike in all objects."
-        raise ValueError(unusable("The predicted cells", "predicted.var_names", problem, remedy))
+        place, names = "predicted", own
+        if not own.intersection(pd.Index(genes)).empty:
+            place, names = "adata", others
+        problem = f"share no gene with the reference (genes: {listed(names)}; reference: {listed(genes)})"
+        why = why_unknown(genes, names)
+        remedy = f"Name genes alike in all objects: {why}." if why else "Name genes alike in all objects."
+        raise ValueError(unusable(f"The cells of {place}", f"{place}.var_names", problem, remedy))
     return shared
 
 
@@ -105,13 +112,13 @@ def read_predicted(predicted: AnnData, adata: AnnData, screen: Screen, keys: Scr
     """
     if not predicted.n_obs or predicted.X is None:
         raise ValueError(unusable("The object", "predicted", "holds no cells in X", "Pass the predicted cells."))
-    columns = predicted.var_names.get_indexer(screen.genes)
+    columns = pd.Index(gene_names(predicted, keys.gene_symbols)).get_indexer(screen.genes)
     reader = CellReader(as_row_matrix(predicted.X), columns)
     _check_scale(reader, screen)
     perturbation = read_labels(predicted.obs, keys.perturbation_key)
     labels = pd.DataFrame(
         {
-            "perturbation": canonical_labels(perturbation, control=keys.control, sep=keys.sep),
+            "perturbation": canonical_labels(perturbation, control=keys.controls, sep=keys.sep),
             "cell_type": read_labels(predicted.obs, keys.cell_type_key),
         }
     )
@@ -122,6 +129,8 @@ def read_predicted(predicted: AnnData, adata: AnnData, screen: Screen, keys: Scr
         first = ~known.duplicated()
         wanted = pd.MultiIndex.from_arrays([labels["cell_type"], read_labels(predicted.obs, keys.batch_key)])
         place = known[first].get_indexer(wanted)  # (N,)
+        pairs = [[f"{batch} of {t}" for t, batch in index.unique()] for index in (wanted, known)]
+        without_partner("Batch", *pairs, place="the observed cells", result="Controls of its cells are not matched.")
         batch = np.where(place < 0, -1, screen.index.batch[first][place])
     sources = None
     if key + SOURCE_SUFFIX in predicted.obs:

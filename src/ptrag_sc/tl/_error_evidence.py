@@ -74,7 +74,7 @@ def mean_shifts_of(reference: Reference, genes: np.ndarray) -> dict[str, np.ndar
 
 
 def measured_evidence(
-    screen: Screen, train: pd.DataFrame, table: pd.DataFrame, mean: dict[str, np.ndarray], sep: str
+    screen: Screen, train: pd.DataFrame, table: pd.DataFrame, mean: dict[str, np.ndarray], sep: str | None
 ) -> Evidence:
     """Return what retrieved perturbations did as it was measured, without a model.
 

@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     category: np.ndarray | None  # (n,) category of every cell of the screen
 
     def inputs(
-        self, labels: list[str], evidence: Evidence, train: pd.DataFrame, *, shared: bool, sep: str
+        self, labels: list[str], evidence: Evidence, train: pd.DataFrame, *, shared: bool, sep: str | None
     ) -> tuple[ErrorTerms, ErrorNoise]:
         """Return errors and noise of C conditions.
 

@@ -9,6 +9,8 @@ from anndata import AnnData
 from ptrag_sc._constants import DEFAULT_KEY
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data import Predictor, Screen, read_labels, read_screen
+from ptrag_sc.data._gene_names import gene_names
+from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.metrics import Reference
 from ptrag_sc.metrics._error_parts import CAUSES, ErrorNoise, error_parts
 from ptrag_sc.tl._error_cells import PredictedCells, read_predicted, shared_genes
@@ -130,8 +132,9 @@ def explain_error(
     if model is not None:
         check_predictor(model)
     keys = reference.keys
-    screen = read_screen(adata, keys, genes=shared_genes(adata, predicted, reference.genes))
-    names, member = read_groups(groups, adata.var, screen.genes)
+    adata, predicted = as_anndata(adata, keys), as_anndata(predicted, keys)
+    screen = read_screen(adata, keys, genes=shared_genes(adata, predicted, reference.genes, keys.gene_symbols))
+    names, member = read_groups(groups, adata.var.set_axis(gene_names(adata, keys.gene_symbols)), screen.genes)
     cells = read_predicted(predicted, adata, screen, keys, key)
     conditions = _conditions(screen, cells, keys.control)
     train = learned_conditions(adata, screen, keys)

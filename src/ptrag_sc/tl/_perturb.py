@@ -10,6 +10,7 @@ from anndata import AnnData
 from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
 from ptrag_sc.data._files import check_target
+from ptrag_sc.data._gene_names import MissingGenes
 from ptrag_sc.data._run import Counts
 from ptrag_sc.data._sizes import NCells
 from ptrag_sc.data._stream import STREAMED
@@ -29,6 +30,7 @@ def perturb(
     seed: int | None = None,
     counts: Counts = "auto",
     nonnegative: bool = False,
+    missing_genes: MissingGenes = "error",
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -125,6 +127,7 @@ def perturb(
         seed=seed,
         counts=counts,
         nonnegative=nonnegative,
+        missing_genes=missing_genes,
     )
     effects = effects_of(model, virtual.run, virtual.population.cell_types, asked=virtual.population.asks)
     if effects is not None:

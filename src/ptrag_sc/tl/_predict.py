@@ -8,8 +8,11 @@ from anndata import AnnData
 from ptrag_sc._constants import COUNTS_SUFFIX, DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
+from ptrag_sc.data._gene_names import MissingGenes
+from ptrag_sc.data._predicted_labels import LEFT_OUT
 from ptrag_sc.data._requests import request_cells
 from ptrag_sc.data._run import Counts
+from ptrag_sc.data._user_keys import check_free, note_written
 from ptrag_sc.tl._effects import effects_of
 from ptrag_sc.tl._model import check_predictor
 
@@ -23,6 +26,7 @@ def predict(
     seed: int | None = None,
     counts: Counts = "auto",
     nonnegative: bool = False,
+    missing_genes: MissingGenes = "error",
     copy: bool = False,
 ) -> AnnData | None:
     """Predict one cell for every cell and write the predictions into the AnnData.
@@ -41,13 +45,15 @@ def predict(
         None: every cell is predicted under its own label. A name: the *control* cells are predicted under that
         perturbation, and other rows are NaN.
     key_added
-        Where results are written; an existing key is replaced.
+        Where results are written. An earlier prediction under this name is replaced, anything else is refused.
     seed
         None: deterministic gates and a fixed draw of control cells. An integer samples both.
     counts
         As in :func:`perturb`.
     nonnegative
         Whether negative predicted expression is set to 0; cells with counts have none.
+    missing_genes
+        As in :func:`perturb`.
     copy
         Whether to write to a copy and return it.
 
@@ -60,9 +66,9 @@ def predict(
         (name of the control cell), ``.obs[key_added + "_predicted"]`` (False for a row that was not predicted: it
         stores nothing in a CSR matrix and is NaN in a dense one) and ``.uns[key_added]`` with ``params``, ``genes``,
         ``candidates``, ``effects`` (as :func:`perturb` writes them) and ``retrieval`` (long DataFrame, see
-        :meth:`ptrag_sc.PTRAG.get_retrieval`). :class:`ptrag_sc.PTRAG` also writes ``support``: what the prediction of
-        each condition rests on and, if the training had validation conditions, its expected errors (estimated from the
-        errors in ``support_calibration``).
+        :meth:`ptrag_sc.PTRAG.get_retrieval`). ``.uns["_ptrag_sc_written"]`` lists these names. :class:`ptrag_sc.PTRAG`
+        also writes ``support``: what the prediction of each condition rests on and, if the training had validation
+        conditions, its expected errors (estimated from the errors in ``support_calibration``).
 
     Raises
     ------
@@ -71,7 +77,8 @@ def predict(
     TypeError
         If several perturbations are named, or ``model`` is not a fitted model.
     ValueError
-        If a cell type has no controls, or labels or expression cannot be used.
+        If a cell type has no controls, labels or expression cannot be used, or something that is not an earlier
+        prediction stands where results are written.
 
     Warnings
     --------
@@ -101,7 +108,13 @@ def predict(
         check_whole("seed", seed, "tl.predict")
     if copy:
         adata = adata.copy()
-    screen = model.read(adata)
+    beside = {
+        "obs": [key_added + SOURCE_SUFFIX, key_added + PREDICTED_SUFFIX],
+        "obsm": [key_added, key_added + COUNTS_SUFFIX, key_added + RETRIEVAL_SUFFIX],
+        "uns": [key_added],
+    }
+    check_free(adata, **beside)
+    screen = model.read(adata, missing_genes=missing_genes)
     labels, assigned = _assign(screen, model, perturbation)
     request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
     run = model.run(adata, screen, labels, seed=seed, counts=counts, nonnegative=nonnegative)
@@ -117,7 +130,8 @@ def predict(
     adata.obsm[key_added + RETRIEVAL_SUFFIX] = prediction.weights
     adata.obs[key_added + SOURCE_SUFFIX] = pd.Categorical(sources)
     adata.obs[key_added + PREDICTED_SUFFIX] = done
-    params = {"perturbation": perturbation, "seed": seed, **run.form}
+    note_written(adata, obs=beside["obs"], obsm=beside["obsm"])
+    params = {"perturbation": perturbation, "seed": seed, **run.form, "missing_genes": missing_genes}
     adata.uns[key_added] = model.describe(run.retrieved, params)
     predicted_types = np.unique(screen.index.cell_type[(request.query > 0) & done]).tolist()
     effects = effects_of(model, run, predicted_types)
@@ -155,5 +169,5 @@ def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple
     of_code = np.array([query.get(name, -1) for name in index.perturbations])  # (n_perturbations,)
     n_left_out = int((of_code < 0).sum())
     if n_left_out:
-        sc.logging.warning(f"{n_left_out} perturbations were excluded: they have no gene embedding; their rows are NaN")
+        sc.logging.warning(f"{n_left_out} perturbations have no prediction, because a gene {LEFT_OUT}")
     return tuple(known), of_code[index.perturbation]

@@ -111,7 +111,7 @@ def _predicted(
     return _Scored(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
-def _folds(refits: Refits, here: np.ndarray, sep: str, kind: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _folds(refits: Refits, here: np.ndarray, sep: str | None, kind: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows that are left out together, and those of them that are scored in the cell type."""
     for fold in residual_folds(refits.conditions, sep, N_FOLDS):
         scored = fold.scored[here[fold.scored]]

@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from ptrag_sc._constants import DEFAULT_KEY, SETUP_KEY
 from ptrag_sc._validation import check_key
+from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.model import PTRAG
 from ptrag_sc.retrieval import cell_type_specificity
 from ptrag_sc.tl._model import check_predictor
@@ -87,6 +88,7 @@ def retrieval(
     """
     check_predictor(model, PTRAG)
     check_key(key_added, "tl.retrieval", taken=(model.keys_.embedding_key, SETUP_KEY))
+    check_free(adata, uns=[key_added])
     retrieve = partial(
         model.get_retrieval,
         adata,

@@ -9,7 +9,11 @@ import pandas as pd
 from anndata import AnnData
 
 from ptrag_sc._validation import listed, unusable
-from ptrag_sc.data import Predictor, Screen
+from ptrag_sc.data import CellReader, Predictor, Screen
+from ptrag_sc.data._gene_names import gene_names, why_unknown
+from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.data._scale import check_expression, log_base
+from ptrag_sc.data._shifts import sampled_means
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +101,9 @@ def _in_genes(name: str, one: _One, genes: pd.Index) -> tuple[np.ndarray, np.nda
     values[place[known]] = given.to_numpy(float)[known]
     if not values.any():
         problem = "has no change of any gene that was measured"
-        remedy = f"Use the names in var_names, such as {listed(genes[:2])}."
+        remedy = f"Use the names in model.genes_, such as {listed(genes[:2])}."
+        if why := why_unknown(given.index, genes):
+            remedy = f"Use the names in model.genes_: {why}."
         raise ValueError(unusable(what, "the request", problem, remedy))
     counted = np.full(len(genes), one.is_list)
     counted[place[known]] = True
@@ -121,7 +127,10 @@ class _Cells(NamedTuple):
             matrix = group.X if layer is None else group.layers[layer]
             if not group.n_obs:
                 raise ValueError(unusable("A group of cells", "signature", "is empty", "Choose at least one cell."))
-            return pd.Series(np.asarray(matrix.mean(0)).ravel(), index=group.var_names.astype(str))
+            reader = CellReader(as_row_matrix(matrix))
+            check_expression(reader, place="a group of cells", declared=layer is not None, base=log_base(group.uns))
+            names = gene_names(group, self.model.keys_.gene_symbols)
+            return pd.Series(sampled_means(reader, [np.arange(group.n_obs)])[0], index=names)
         mask = np.asarray(group)
         if mask.dtype != bool or mask.shape != (self.adata.n_obs,):
             problem = f"is no boolean mask of the {self.adata.n_obs} cells of adata (it has shape {mask.shape})"
