@@ -59,7 +59,7 @@ def test_results_name_genes_by_symbol():
     assert set(table["gene"]) == set(adata.var["symbol"])
     assert table.loc[table["own"], "gene"].unique().tolist() == ["G0"]
     ptrag_sc.tl.effect(adata, predicted=virtual)
-    assert adata.uns["ptrag"]["effect"]["genes"].tolist() == adata.var["symbol"].tolist()
+    assert virtual.uns["ptrag"]["effect"]["genes"].tolist() == adata.var["symbol"].tolist()
     ptrag_sc.pl.embedding(adata, predicted=virtual, perturbation="G1+G0", cell_type="K562", show=False)
 
 

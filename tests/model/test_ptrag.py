@@ -413,7 +413,7 @@ def test_missing_embeddings_are_an_error_or_excluded_by_name(caplog):
     with caplog.at_level(logging.WARNING):
         ptrag_sc.pp.gene_embedding(adata, table, perturbation_key="gene", control="ctl", missing="drop")
         model = train_small(adata, max_epochs=1)
-    assert "Left out 4 conditions without gene embedding" in caplog.text
+    assert "Left out 4 conditions of which a gene was left out of the gene embedding" in caplog.text
     assert not model.split_["perturbation"].str.contains("G0").any()
     without = adata.obs["gene"].str.contains("G0").to_numpy(dtype=bool)
     for counts in (False, True):

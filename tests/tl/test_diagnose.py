@@ -183,6 +183,7 @@ def test_the_plot_shows_every_check_and_bad_requests_are_refused():
     with pytest.raises(KeyError, match=r"tl\.diagnose"):
         adata.uns["diagnose"] = {}
         ptrag_sc.pl.diagnose(adata)
+    del adata.uns["diagnose"]
     findings, *_ = report(adata)
     ax = ptrag_sc.pl.diagnose(adata)
     shown = [text.get_text() for text in ax.texts]

@@ -31,7 +31,7 @@ def saved_registry(meta: dict[str, Any]) -> dict[str, Any]:
     """Return what a model was set up with, in the form of a registry of scvi-tools without data."""
     keys = meta["keys"]
     return {
-        "scvi_version": meta.get("scvi_version", ""),  # older files do not say
+        "scvi_version": meta["scvi_version"],  # "" in older files, which do not say
         "model_name": meta["state"]["class"],
         "setup_method_name": "setup_mudata" if keys.get("modalities") else "setup_anndata",
         "setup_args": dict(keys),
@@ -155,7 +155,14 @@ def _check_version(number: int, writer: object) -> None:
 
 def _from_3(meta: dict[str, Any]) -> dict[str, Any]:
     """Return the description of format 3 in the present format: what the first files of it lack gets its default."""
-    meta = {"memory_cell_types": [], "drift_cell_types": [], "data_token": None, "control_levels": {}, **meta}
+    meta = {
+        "memory_cell_types": [],
+        "drift_cell_types": [],
+        "data_token": None,
+        "control_levels": {},
+        "scvi_version": "",
+        **meta,
+    }
     genes, state = meta.get("genes", ()), dict(meta.get("state") or {})
     if isinstance(state.get("effect_errors"), list):
         # Without errors of the mean control only the variance between control cells counts.

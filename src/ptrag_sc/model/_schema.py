@@ -45,6 +45,7 @@ ERRORS = {
 META = {
     "format": int,
     "version": str,
+    "scvi_version": str,
     "keys": {str: (str, [str], {str: str}, None)},
     "genes": [str],
     "candidates": [str],

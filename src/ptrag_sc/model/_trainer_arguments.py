@@ -10,7 +10,8 @@ from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
 SETS = "because every epoch draws its own sets"
-OF_RUNNER = ("ckpt_path",)  # scvi-tools' TrainRunner takes it from the arguments of the trainer
+# scvi-tools takes the first from the arguments of the trainer; the second is refused with a reason of its own.
+OF_RUNNER = ("ckpt_path", "load_best_on_end")
 NOT_GIVEN = {"module", "table", "plan_kwargs", "loss_kwargs"}  # arguments of the plan that are not the user's
 REPLACED = {"overfit_batches": "limit_train_batches=1, limit_val_batches=0"}  # what to pass instead
 

@@ -226,9 +226,8 @@ def predict_effects(
         One row per perturbation, cell type and gene. ``control`` (mean expression of the control cells), ``shift``,
         ``lower``, ``upper`` (all on the scale of the registered expression), ``call`` (the interval, widened by the
         error of the controls, leaves out 0), ``own`` (the gene is a target of the perturbation), ``agreement`` (share
-        of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the training perturbation
-        that contributes most; the perturbation itself stands for what it did in other cell types) and
-        ``neighbour_shift`` (what it did). Intervals are NaN for a cell type in which nothing was measured (of targets
+        of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the perturbation that
+        contributes most; the perturbation itself: what it did in other cell types) and ``neighbour_shift`` (its own). Intervals are NaN for a cell type in which nothing was measured (of targets
         also with a single control cell), and infinite with too few targets or perturbations; the last three are NaN if
         nothing is retrieved.
 
@@ -291,8 +290,7 @@ def predict_effects(
     table: dict[str, object] = {name: column.ravel() for name, column in values.items()}
     for name, (code, categories) in codes.items():
         table[name] = pd.Categorical.from_codes(np.broadcast_to(code, shape).ravel(), categories)
-    order = ["perturbation", "cell_type", "gene", *COLUMNS]
-    effects = pd.DataFrame({name: table[name] for name in order}, copy=False)
+    effects = pd.DataFrame({name: table[name] for name in ("perturbation", "cell_type", "gene", *COLUMNS)}, copy=False)
     effects.attrs = {"level": level, "layer": model.keys_.layer}
     return effects
 
