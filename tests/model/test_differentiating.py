@@ -1,7 +1,5 @@
 """Does a model with time recover effects, and what happens to control cells with a learned residual?"""
 
-import json
-
 import numpy as np
 import pytest
 import scvi
@@ -11,7 +9,6 @@ import ptrag_sc
 from ptrag_sc.data import read_screen
 from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.data._null_sets import WithNullSets
-from ptrag_sc.model._io import read_model, write_model
 from ptrag_sc.model._objective import training_losses
 from ptrag_sc.model._sets import training_sets
 from screens import SMALL, TRAIN, set_up_screen, train_small
@@ -144,25 +141,6 @@ def test_training_saving_and_growing(adata, tmp_path, residual):
     again.extend_memory(adata)
     assert again.drift_.cell_types == ("type_0", "type_1")
     np.testing.assert_allclose(again.drift_.mean[0], model.drift_.mean[0])
-
-
-def test_files_without_time_or_residual_can_be_read(hidden, trained, tmp_path):
-    trained.save(tmp_path)
-    content = read_model(tmp_path / "model.pt")
-    assert "drift" not in content.tensors
-    del (
-        content.meta["drift_cell_types"],
-        content.meta["init_params"]["residual"],
-        content.meta["init_params"]["null_weight"],
-    )
-    json.dumps(content.meta)
-    write_model(tmp_path / "model.pt", content)
-    old = ptrag_sc.PTRAG.load(tmp_path, trained.adata, accelerator="cpu")
-    assert old.drift_ is None
-    assert old.module.params.residual == "anchored"
-    names = ["G0", "G1"]
-    first, second = (m.predict(trained.adata, perturbations=names, counts=False).X for m in (trained, old))
-    np.testing.assert_array_equal(first, second)
 
 
 def test_a_hidden_residual_changes_control_cells(hidden, trained):

@@ -157,7 +157,7 @@ WRONG = {
     "loss": (at("init_params/loss", "none"), "'none' does not occur"),
     "parameter": (at("init_params/more", 1), "other parameters"),
     "candidates of all": (at("init_params/n_candidates", 99), "n_candidates than"),
-    "keys": (at("keys/sep", ""), "empty separator"),
+    "keys": (at("keys/sep", ""), "not in the gene embedding"),
     "unknown key": (at("keys/seperator", "+"), "other keys"),
     "share": (at("own_effects/pooled", "x"), "own_effects/pooled"),
     "memory": (at("init_params/memory", None), "unknown tensor|of shape|as "),
@@ -267,7 +267,7 @@ def test_tensors_of_every_layout_come_back(tmp_path):
         assert found["tensors"][name].dtype == expected.dtype
         assert torch.equal(found["tensors"][name], expected)
     torch.save({"a": [whole]}, tmp_path / "a.pt")
-    with pytest.raises(DamagedError, match="EMPTY_LIST"):
+    with pytest.raises(DamagedError, match="a list where a tensor was expected"):
         read_stored(tmp_path / "a.pt")
 
 

@@ -67,7 +67,7 @@ def demo(options: argparse.Namespace) -> None:
     write_table(options.out / SCORES, scores)
     one: dict[str, Any] = {"perturbation": ASKED[0], "cell_type": "THP-1"}
     pictures: dict[str, Any] = {
-        "effect": partial(pl.effect, adata, **one),
+        "effect": partial(pl.effect, virtual, **one),
         "embedding": partial(pl.embedding, adata, predicted=virtual, **one),
         "retrieval": partial(pl.retrieval, virtual, perturbation=ASKED[0]),
         "predicted_effects": partial(pl.predicted_effects, virtual, **one),

@@ -61,7 +61,7 @@ def _answered(told: Told) -> str:
 
 def _shifts(told: Told) -> pd.DataFrame:
     """Return predicted and observed shift of each gene but the target, the largest predicted first."""
-    found = told.adata.uns[DEFAULT_KEY]["effect"]
+    found = told.virtual.uns[DEFAULT_KEY]["effect"]
     row = int(np.flatnonzero(found["conditions"]["perturbation"] == told.asked[0])[0])
     table = told.effects[(told.effects["perturbation"] == told.asked[0]) & ~told.effects["own"]]
     observed = pd.Series(found["observed"][row], index=np.asarray(found["genes"], dtype=str))
@@ -86,7 +86,7 @@ def _observed(told: Told) -> str:
     table = _shifts(told)
     shown = ", ".join(f"{row.gene} {row.observed:+.2f}" for row in table.head(N_GENES).itertuples())
     within = ((table["observed"] >= table["lower"]) & (table["observed"] <= table["upper"])).mean()
-    conditions = told.adata.uns[DEFAULT_KEY]["effect"]["conditions"].set_index("perturbation")
+    conditions = told.virtual.uns[DEFAULT_KEY]["effect"]["conditions"].set_index("perturbation")
     row = conditions.loc[told.asked[0]]
     return (
         f"Observed in the hidden cells: {shown}. Over all genes the predicted and the observed shift correlate by "

@@ -138,14 +138,14 @@ def draw(adata: AnnData, model: PTRAG, tested: pd.DataFrame, summary: pd.DataFra
     virtual = tl.perturb(adata, model, shown["perturbation"].unique(), cell_types=types, n_cells=n_cells)
     assert isinstance(virtual, AnnData)  # no file was named
     tl.effect(adata, predicted=virtual)
-    effect = adata.uns["ptrag"]["effect"]
+    effect = virtual.uns["ptrag"]["effect"]
     size = effect["conditions"].assign(size=np.linalg.norm(effect["observed"], axis=1))
     largest = shown[["perturbation", "cell_type"]].merge(size).nlargest(1, "size")
     one = dict(zip(("perturbation", "cell_type"), largest[["perturbation", "cell_type"]].iloc[0], strict=True))
     pictures = Pictures(
         training=partial(pl.training, model),
         benchmark=partial(pl.benchmark, summary, metrics=DRAWN),
-        effect=partial(pl.effect, adata, **one),
+        effect=partial(pl.effect, virtual, **one),
         embedding=partial(pl.embedding, adata, predicted=virtual, **one),
     )
     if not virtual.uns["ptrag"]["retrieval"].empty:

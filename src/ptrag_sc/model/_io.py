@@ -66,8 +66,15 @@ def n_bytes(content: ModelFile) -> int:
     return sum(tensor.nbytes for tensor in content.tensors.values())
 
 
-def read_model(path: Path) -> ModelFile:
+def read_model(path: Path, *, has_own_module: bool = False) -> ModelFile:
     """Read a file of :func:`write_model`, or of one of the earlier formats that are known, and check all of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    has_own_module
+        Whether the model's class builds a module of its own, whose tensors only that class knows.
 
     Raises
     ------
@@ -83,7 +90,7 @@ def read_model(path: Path) -> ModelFile:
     with refusing(path):
         content = _read(path)
         check_meta(content.meta)
-        check_tensors(content.tensors, content.meta)
+        check_tensors(content.tensors, content.meta, has_own_module=has_own_module)
     return content
 
 

@@ -19,7 +19,7 @@ from ptrag_sc.data._files import StrPath, Write, check_place, make_folder, write
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.model._attach import Data, attach, check_data
 from ptrag_sc.model._io import ModelFile, n_bytes, read_model, refusing, write_model
-from ptrag_sc.model._module import MEMORY
+from ptrag_sc.model._module import MEMORY, PTRAGModule
 from ptrag_sc.model._saved_data import SavedFiles, read_data, write_data
 from ptrag_sc.model._schema import BASIS, DRIFT, MODULE, VECTORS
 from ptrag_sc.model._support import Calibration
@@ -241,7 +241,7 @@ class SavedModel(BaseModelClass):
         """
         check_data(adata)
         files = SavedFiles.of(dir_path, prefix)
-        content = read_model(files.model)
+        content = read_model(files.model, has_own_module=cls._module_cls is not PTRAGModule)
         with refusing(files.model):
             tables, keys, module_state = unpack(content)
         saved = content.meta["state"]

@@ -132,7 +132,7 @@ def _check_support(support: dict[str, Any]) -> None:
         raise DamagedError(f"holds another number of features or outcomes in state/support than {len(FEATURES)}")
 
 
-def check_tensors(tensors: Tensors, meta: dict[str, Any]) -> None:
+def check_tensors(tensors: Tensors, meta: dict[str, Any], *, has_own_module: bool) -> None:
     """Refuse tensors whose names, shapes, types or values do not fit the description, which is checked.
 
     Raises
@@ -159,7 +159,8 @@ def check_tensors(tensors: Tensors, meta: dict[str, Any]) -> None:
     memory = None
     if params.memory is not None:
         memory = _memory(tensors, sizes, basis)
-    _check_module(tensors, params, basis, memory)
+    if not has_own_module:
+        _check_module(tensors, params, basis, memory)
     keys = ScreenKeys.from_uns(meta["keys"])
     table = GeneEmbedding.from_table(meta["embedding"]["genes"], vectors.float().numpy(), source="the model")
     expected = torch.as_tensor(table.vectors_for(meta["candidates"], keys.sep))  # (P, D)

@@ -227,9 +227,9 @@ def predict_effects(
         ``lower``, ``upper`` (all on the scale of the registered expression), ``call`` (the interval, widened by the
         error of the controls, leaves out 0), ``own`` (the gene is a target of the perturbation), ``agreement`` (share
         of the weight of what was retrieved whose shift has the same sign), ``neighbour`` (the perturbation that
-        contributes most; the perturbation itself: what it did in other cell types) and ``neighbour_shift`` (its own). Intervals are NaN for a cell type in which nothing was measured (of targets
-        also with a single control cell), and infinite with too few targets or perturbations; the last three are NaN if
-        nothing is retrieved.
+        contributes most; the perturbation itself: what it did in other cell types) and ``neighbour_shift`` (its own).
+        Intervals are NaN for a cell type in which nothing was measured (of targets also with a single control cell),
+        and infinite with too few targets or perturbations; the last three are NaN if nothing is retrieved.
 
     Raises
     ------
