@@ -55,7 +55,12 @@ def add_columns(
     )
     group.add_argument("--batch-key", metavar="COLUMN", help="experimental batch, within which controls are matched")
     if sep:
-        group.add_argument("--sep", default="+", help="separator of the genes of a combination; default: %(default)s")
+        group.add_argument(
+            "--sep",
+            default="+",
+            type=lambda text: text or None,
+            help="separator of the genes of a combination, '' if labels are never split; default: %(default)s",
+        )
     if split:
         group.add_argument("--split-key", metavar="COLUMN", help="labels train, val and test; default: drawn")
 

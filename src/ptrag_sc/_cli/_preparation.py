@@ -110,8 +110,7 @@ def _embed(labels: AnnData, vectors: GeneEmbedding, options: argparse.Namespace)
     keys = keys_of(options)
     del keys["cell_type_key"]
     table = pd.DataFrame(vectors.vectors, index=vectors.genes)
-    ptrag_sc.pp.gene_embedding(labels, table, **keys, missing="drop")
-    labels.uns[EMBEDDING_KEY]["source"] = vectors.source
+    ptrag_sc.pp.gene_embedding(labels, table, **keys, missing="drop", source_name=vectors.source)
     excluded = set(labels.uns[EMBEDDING_KEY]["excluded"])
     names, codes = np.unique(
         read_perturbations(labels.obs, options.perturbation_key, control=options.control, sep=options.sep).astype(str),
