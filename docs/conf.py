@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
@@ -59,10 +60,11 @@ bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
 html_theme = "sphinx_book_theme"
-html_title = project
+html_title = f"{project} {version}"
+html_sidebars = {"**": ["navbar-logo.html", "icon-links.html", "sbt-sidebar-nav.html"]}  # the header has the search
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
-html_css_files = ["mathml.css"]
+html_css_files = ["mathml.css", "pages.css"]
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False}
 
 # Notebooks live in tutorials/, beside the package; Sphinx reads only what stands below docs/.

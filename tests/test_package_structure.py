@@ -10,8 +10,6 @@ import tomllib
 from dataclasses import is_dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -232,26 +230,3 @@ def test_api_pages_list_what_is_public():
         f"ptrag_sc.{s}.{name}" for s in SUBPACKAGES for name in importlib.import_module(f"ptrag_sc.{s}").__all__
     }
     assert listed == exported | {"ptrag_sc.PTRAG"}
-
-
-def test_quickstart_of_the_readme():
-    """The code of the README, on a smaller screen and for one epoch."""
-    code = re.search(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )[1]
-    smaller = {
-        "simulated(seed=0)": "simulated(seed=0, n_cells=800, n_genes=80, n_perturbations=12, n_cell_types=2)",
-        "PTRAG(adata)": "PTRAG(adata, n_candidates=4)",
-        "train()": "train(max_epochs=1, enable_progress_bar=False, logger=False)",
-    }
-    for written, run in smaller.items():
-        assert written in code
-        code = code.replace(written, run)
-    names = {}
-    exec(code, names)
-    adata, virtual, query = names["adata"], names["virtual"], names["held_out"]["perturbation"]
-    assert np.isfinite(adata.obsm["ptrag"].data).all()
-    assert names["effects"]["gene"].nunique() == adata.n_vars
-    assert set(virtual.obs["perturbation"]) == {query}
-    assert virtual.n_obs == (adata.obs["perturbation"] == "non-targeting").sum()
-    plt.close("all")
