@@ -108,7 +108,9 @@ def new_cell_type():
     middle = [np.mean(r) for r in found.values()]
     spread = [1.96 * np.std(r) / len(r) ** 0.5 for r in found.values()]
     ax.errorbar(list(found), middle, spread, marker="o", color="#0072B2", capsize=3)
-    ax.set(xlabel="perturbations measured in the new cell type", ylabel="r of predicted and observed shift", ylim=(0, 1))
+    ax.set(
+        xlabel="perturbations measured in the new cell type", ylabel="r of predicted and observed shift", ylim=(0, 1)
+    )
     ax.set_title("40 perturbations not measured in it", loc="left", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     save("new_cell_type", figure)

@@ -23,7 +23,7 @@ def test_ten_lines_print_what_is_shown(capsys):
     exec(code, names)
     (printed, numbers), (shown, expected) = _rows(capsys.readouterr().out), _rows(block("text"))
     assert printed == shown
-    # Shifts to the last digit; the intervals depend a little on random numbers, which a fresh process always draws alike.
+    # Shifts agree to the last digit, intervals less closely.
     np.testing.assert_allclose(numbers[:, [0, 3]], expected[:, [0, 3]], atol=0.011)
     np.testing.assert_allclose(numbers, expected, atol=0.05)
     adata, top = names["adata"], names["effects"].head(8)
