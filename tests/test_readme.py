@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ptrag_sc._cli._parser import make_parser
+from ptrag_sc.data import _intervals
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -17,15 +18,14 @@ def block(language):
     return re.search(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
 
 
-def test_ten_lines_print_what_is_shown(capsys):
+def test_ten_lines_print_what_is_shown(capsys, monkeypatch):
+    monkeypatch.setattr(_intervals, "MAX_FOLDS", 30)  # as for users; other tests take fewer
     code, names = block("python"), {}
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 10
     exec(code, names)
     (printed, numbers), (shown, expected) = _rows(capsys.readouterr().out), _rows(block("text"))
     assert printed == shown
-    # Shifts agree to the last digit, intervals less closely.
-    np.testing.assert_allclose(numbers[:, [0, 3]], expected[:, [0, 3]], atol=0.011)
-    np.testing.assert_allclose(numbers, expected, atol=0.05)
+    np.testing.assert_allclose(numbers, expected, atol=0.011)  # the last digit may differ between machines
     adata, top = names["adata"], names["effects"].head(8)
     knocked_out, control = (adata[adata.obs["perturbation"] == p].to_df() for p in ("JAK2", "non-targeting"))
     observed = (knocked_out.mean() - control.mean())[top["gene"]].to_numpy()
