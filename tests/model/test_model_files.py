@@ -158,6 +158,7 @@ WRONG = {
     "parameter": (at("init_params/more", 1), "other parameters"),
     "candidates of all": (at("init_params/n_candidates", 99), "n_candidates than"),
     "keys": (at("keys/sep", ""), "not in the gene embedding"),
+    "no cell type": (at("keys/cell_type_key", None), "keys/cell_type_key"),
     "unknown key": (at("keys/separators", "+"), "other keys"),
     "share": (at("own_effects/pooled", "x"), "own_effects/pooled"),
     "memory": (at("init_params/memory", None), "unknown tensor|of shape|as "),

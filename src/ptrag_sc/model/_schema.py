@@ -228,6 +228,8 @@ def _check_keys(keys: dict[str, Any]) -> None:
     known = {f.name for f in fields(ScreenKeys)}
     if set(keys) - known or not {"perturbation_key", "control", "cell_type_key"} <= set(keys):
         raise DamagedError(f"holds other keys than those of setup_anndata: {', '.join(sorted(keys))}")
+    for name in ("perturbation_key", "control", "cell_type_key"):
+        check_kind(keys[name], str, f"keys/{name}")
 
 
 def _check_params(params: dict[str, Any]) -> None:
