@@ -18,6 +18,14 @@ EVERY = {**TRAIN, "check_val_every_n_epoch": 1}
 N_STEPS = 2  # in an epoch
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """Processes that a shell starts in the background ignore Ctrl-C."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @pytest.fixture(scope="module")
 def screen():
     adata = make_screen()
