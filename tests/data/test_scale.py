@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import anndata
+import dask.array
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -185,9 +186,8 @@ def test_blocks_of_dask_are_computed():
 
 
 def test_real_dask_arrays_give_the_same_model():
-    dask = pytest.importorskip("dask.array")
     adata, other = make_screen(n_obs=240), make_screen(n_obs=240)
-    other.X = dask.from_array(other.X, chunks=(100, 30), asarray=False)
+    other.X = dask.array.from_array(other.X, chunks=(100, 30), asarray=False)
     found = []
     for each in (adata, other):
         ptrag_sc.PTRAG.setup_anndata(each, **KEYS)

@@ -105,7 +105,6 @@ def test_the_table_of_predicted_effects_is_drawn_too(adata):
         predicted_effects(table, perturbation="JAK3")
 
 
-@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="numpy 1 has no such strings")
 def test_names_may_be_those_that_zarr_reads(adata):
     expected = names_of(predicted_effects(adata, perturbation="JAK2"))
     effects = adata.uns["ptrag"]["effects"]

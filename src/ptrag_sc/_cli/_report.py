@@ -28,7 +28,7 @@ def verdict(summary: pd.DataFrame, *, model: str = "PTRAG") -> str:
     >>> table = pd.DataFrame(rows, columns=["method", "kind", "mean"]).assign(metric="pearson_delta")
     >>> print(verdict(table.assign(low=0.3, high=0.9, difference=0.1, difference_low=-0.1, difference_high=0.2)))
     PTRAG's correlation of predicted and observed shift (pearson_delta) is 0.50, between 0.30 and 0.90.
-    Two halves of the same cells agree by 0.80, which no prediction can be expected to exceed.
+    Two halves of the same cells agree by 0.80: a score near it is as good as these cells can tell.
     The mean shift of all training perturbations has 0.40, so that is no clear gain: +0.10 (-0.10 to +0.20).
     """
     rows = summary[summary["metric"] == MAIN].set_index("method")
@@ -36,8 +36,8 @@ def verdict(summary: pd.DataFrame, *, model: str = "PTRAG") -> str:
     lines = [f"{model}'s {IN_WORDS} is {own['mean']:.2f}, between {own['low']:.2f} and {own['high']:.2f}."]
     if "split half" in rows.index and np.isfinite(rows.loc["split half", "mean"]):
         ceiling = rows.loc["split half", "mean"]
-        text = "Two halves of the same cells agree by"
-        lines.append(f"{text} {ceiling:.2f}, which no prediction can be expected to exceed.")
+        text = "a score near it is as good as these cells can tell"
+        lines.append(f"Two halves of the same cells agree by {ceiling:.2f}: {text}.")
     floor = rows.loc["mean shift"]
     low, high = own["difference_low"], own["difference_high"]
     word = "no clear gain"

@@ -232,7 +232,7 @@ def _clear_killed(target: Path) -> None:
         try:
             # A process that lives holds the lock of its folder, so two writes to one target do not disturb each other.
             lock.acquire(timeout=0)
-        except (Timeout, OSError, NotImplementedError):
+        except (Timeout, OSError, NotImplementedError):  # alive, or not to be told where files cannot be locked
             continue
         lock.release()
         _restore(folder, target)
