@@ -5,6 +5,7 @@ import pytest
 
 from baselines.oracles import mean_of, predicted_shift, slow_response, slow_shifts, three_lines, vector
 from ptrag_sc.baselines import KernelRidge
+from ptrag_sc.baselines._kernel_ridge import Fit
 from ptrag_sc.retrieval import KernelRidge as Ridge
 from ptrag_sc.retrieval import similarity_kernel
 from ptrag_sc.retrieval._kernel import PENALTIES, _sketch
@@ -126,3 +127,13 @@ def test_the_sketch_of_many_outcomes_chooses_the_penalty_of_all_of_them():
         assert Ridge.fit(known, outcomes).penalty == PENALTIES[int(np.argmin(errors))]
     np.testing.assert_array_equal(_sketch(outcomes[:, :200]), outcomes[:, :200])
     np.testing.assert_allclose(np.square(_sketch(outcomes)).sum(), np.square(outcomes).sum(), rtol=0.02)
+
+
+def test_few_and_many_queries_have_the_same_answer() -> None:
+    """Few are answered without the coefficients, which cost as much as the answers to P queries."""
+    rng = np.random.default_rng(0)
+    fit = Fit.of(rng.normal(size=(20, 7)), rng.normal(size=(20, 4)), None, None)
+    queries = rng.normal(size=(5, 4))
+    few, many = (fit.predict(queries, None, n_asked=n) for n in (5, 21))
+    np.testing.assert_allclose(few, many, atol=1e-5)
+    assert np.ptp(many, axis=0).min() > 1e-4  # not the mean alone
