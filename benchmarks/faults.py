@@ -39,6 +39,7 @@ from ptrag_sc.data import _run
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
 LIMIT_S, LIMIT_MB = 2.0, 300
 EXPECTED = {"refused", "same", "done"}
+ROWS = []  # one for each attack, of what was counted
 
 
 def small_model(folder):
@@ -99,6 +100,7 @@ def in_a_child(work, timeout=60):
 def report(attack, results):
     """Print how many attempts of an attack were bad, and the kinds of bad ones."""
     bad = Counter(text for text in results if text not in EXPECTED)
+    ROWS.append({"attack": attack, "n": len(results), "bad": sum(bad.values())})
     print(f"{attack:45s} n {len(results):5d}   bad {sum(bad.values()):5d}", flush=True)
     for text, n in bad.most_common(8):
         print(f"    {n:5d} x {text}")
@@ -546,6 +548,7 @@ def main():
     parser.add_argument("attacks", nargs="*", help=f"some of {', '.join(ATTACKS)}; none: all")
     parser.add_argument("--n", type=int, help="attempts of each attack; none: as many as the attack needs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="file that the counts are added to, as lines of JSON")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -556,7 +559,11 @@ def main():
             random.seed(options.seed)
             options.work = folder / name
             options.work.mkdir()
+            ROWS.clear()
             ATTACKS[name](options)
+            if options.out is not None:
+                with options.out.open("a") as file:
+                    file.writelines(json.dumps({"group": name, **row}) + "\n" for row in ROWS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=20, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("signals", "kills", "diverging"))
+    parser.add_argument("--out", type=Path, help="file that the counts are added to, as lines of JSON")
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -232,6 +233,9 @@ def main() -> None:
         rows += killed(chosen.n, rng, whole, digests)
     if chosen.only in (None, "diverging"):
         rows += diverging()
+    if chosen.out is not None:
+        with chosen.out.open("a") as file:
+            file.writelines(json.dumps({"group": chosen.only or "all", **row}) + "\n" for row in rows)
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     print(json.dumps({"attacks": int(table["n"].sum()), "bad": int(table["bad"].sum())}))

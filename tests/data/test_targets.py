@@ -39,9 +39,10 @@ def as_arrays(shifts):
 
 def learned_from(shifts, controls, genes=GENES):
     names, types, array = as_arrays(shifts)
-    masked = masked_shifts(array, measured_targets(names, genes, "+"), types)
+    own = measured_targets(names, genes, "+")
+    masked = masked_shifts(array, own, types)
     table = pd.DataFrame({"perturbation": names, "cell_type": types})
-    return OwnEffects.learn(table, array, masked, controls, genes, "+")
+    return OwnEffects.learn(table, array, masked, own, controls, genes)
 
 
 def test_targets_are_the_measured_components():

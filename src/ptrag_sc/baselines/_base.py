@@ -115,9 +115,7 @@ class Baseline(Predictor):
         is_train = (named["split"] == "train").to_numpy()  # (C,)
         masked = masked_shifts(shifts, own, named["cell_type"].to_numpy(), among=is_train)
         if self._changes_targets:
-            self.own_effects_ = OwnEffects.learn(
-                named[is_train], shifts[is_train], masked[is_train], controls, self.genes_, self.keys_.sep
-            )
+            self.own_effects_ = OwnEffects.learn(named, shifts, masked, own & is_train[:, None], controls, self.genes_)
         self._learn(named, masked)
 
     def learn_effect_errors(self) -> None:

@@ -5,6 +5,7 @@ order of its genes. Everything in the package that reads a label reads it here.
 """
 
 from collections.abc import Hashable, Iterable
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +26,8 @@ def label_text(value: object) -> str:
     >>> label_text(b"STAT1"), label_text(3.0), label_text(np.int64(3)), label_text(" K562 ")
     ('STAT1', '3', '3', 'K562')
     """
+    if type(value) is str:  # most are, and a screen has many
+        return value.strip()
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):
@@ -85,6 +88,7 @@ def control_names(control: Control) -> tuple[str, ...]:
     return names
 
 
+@lru_cache(maxsize=2**17)  # the labels of a screen are taken apart many times
 def _parts(label: str, sep: str | None) -> tuple[str, ...]:
     """Return the parts of a label in sorted order, without blanks."""
     if sep is None:
@@ -107,6 +111,8 @@ def components(label: str, sep: str | None) -> tuple[str, ...]:
     """
     label = label_text(label)
     parts = _parts(label, sep)
+    if len(parts) == 1 and parts[0]:
+        return parts
     what, place = f"Label {label!r}", "the perturbations"
     if not all(parts):
         raise ValueError(unusable(what, place, "has an empty component", f"sep={sep!r}? {NEVER}"))

@@ -95,11 +95,11 @@ class OwnEffects(NamedTuple):
         conditions: pd.DataFrame,
         shifts: np.ndarray,
         masked: np.ndarray,
+        own: np.ndarray,
         controls: dict[str, np.ndarray],
         genes: np.ndarray,
-        sep: str | None,
     ) -> Self:
-        """Learn from training conditions.
+        """Learn from the targets of conditions.
 
         Parameters
         ----------
@@ -107,14 +107,16 @@ class OwnEffects(NamedTuple):
             Columns ``perturbation``, ``cell_type`` (names) of C conditions.
         shifts, masked
             Their shifts (C, G) before and after :func:`masked_shifts`.
+        own
+            Which genes each of them targets (C, G); False in a condition that nothing is learned from.
         controls
             Mean control expression (G,) of each cell type.
-        genes, sep
-            Genes (G,), and the separator of combinations.
+        genes
+            Genes (G,).
         """
         names = conditions["perturbation"].to_numpy(dtype=str)
         types = conditions["cell_type"].to_numpy(dtype=str)
-        c, g = np.nonzero(measured_targets(names, genes, sep))
+        c, g = np.nonzero(own)
         effect = shifts[c, g] - masked[c, g]  # (targets,)
         level = np.array([controls[types[i]][j] for i, j in zip(c, g, strict=True)])  # (targets,)
         shares = {}

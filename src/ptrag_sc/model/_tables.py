@@ -162,7 +162,7 @@ def learn_own_effects(
     own = measured_targets(named["perturbation"].to_numpy(), screen.genes, keys.sep)
     masked = masked_shifts(shifts, own, conditions["cell_type"].to_numpy())
     of_type = dict(zip(screen.index.cell_types, controls.cell_type, strict=True))
-    return masked, OwnEffects.learn(named, shifts, masked, of_type, screen.genes, keys.sep)
+    return masked, OwnEffects.learn(named, shifts, masked, own, of_type, screen.genes)
 
 
 def training_memory(

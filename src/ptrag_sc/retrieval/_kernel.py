@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-import torch
+from scipy.linalg import cho_factor
+from scipy.linalg.lapack import dpotri
 
 TEXT_WIDTH = 0.2  # of the kernel on a gene embedding alone
 BESIDE_WIDTH = 1.0  # of the same beside a kernel on responses, which tell most
@@ -117,9 +118,12 @@ class KernelRidge:
 
 def _inverse(kernel: np.ndarray, diagonal: float) -> np.ndarray:
     """Return the inverse of a positive semidefinite kernel (P, P) with a positive number added to its diagonal."""
-    regular = torch.from_numpy(np.array(kernel, dtype=np.float64))
-    regular.diagonal().add_(diagonal)
-    return torch.cholesky_inverse(torch.linalg.cholesky(regular)).numpy()
+    regular = np.array(kernel, dtype=np.float64, order="F")
+    regular[np.diag_indices_from(regular)] += diagonal
+    factor, _ = cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
+    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # the upper triangle is not written
+    lower = np.tril(inverse)
+    return lower + np.tril(lower, -1).T
 
 
 def _residual(inverse: np.ndarray, diagonal: float, deviations: np.ndarray) -> np.ndarray:

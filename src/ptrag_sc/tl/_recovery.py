@@ -66,7 +66,7 @@ def _recover(model: Predictor, refits: Refits, cell_type: str, kind: str) -> Rec
     if here.sum() < MIN_SCORED:
         return None
     own = measured_targets(refits.conditions["perturbation"].to_numpy(), model.genes_, model.keys_.sep)
-    masked = masked_shifts(refits.shifts, own, types)
+    masked = masked_shifts(refits.shifts, own, types)  # (C, G)
     mean, size = masked[here].mean(0), float(np.median(np.linalg.norm(masked[here], axis=1)))
     vectors = model.resolve(tuple(refits.conditions["perturbation"]), model.training_data())
     scored = _predicted(model, refits, masked, here, vectors, cell_type, kind)
@@ -124,13 +124,16 @@ def _agreement(scored: _Scored, truth: np.ndarray, own: np.ndarray) -> tuple[np.
 
     Own targets do not count.
     """
-    deviation = np.where(own, 0.0, scored.shift - scored.mean)  # (n, G)
-    strength = np.linalg.norm(deviation, axis=1)
-    observed = truth - scored.mean
-    n = (~own).sum(1, keepdims=True)
-    a, b = (np.where(own, 0.0, x - np.where(own, 0.0, x).sum(1, keepdims=True) / n) for x in (deviation, observed))
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    correlation = np.where(size > TINY, (a * b).sum(1) / np.maximum(size, TINY), np.nan)
+    correlation, strength = np.full(len(truth), np.nan), np.zeros(len(truth))
+    for i, counted in enumerate(~own):  # (G,)
+        deviation = (scored.shift[i] - scored.mean[i])[counted]
+        observed = (truth[i] - scored.mean[i])[counted]
+        strength[i] = np.linalg.norm(deviation)
+        deviation -= deviation.mean()
+        observed -= observed.mean()
+        size = np.linalg.norm(deviation) * np.linalg.norm(observed)
+        if size > TINY:
+            correlation[i] = deviation @ observed / size
     return correlation, strength
 
 
