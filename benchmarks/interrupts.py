@@ -63,7 +63,7 @@ def digest(model: PTRAG) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def state(model: PTRAG, error: BaseException | None) -> dict:
+def state(model: PTRAG, error: BaseException | None, handlers: list) -> dict:
     """Return what is left of a model."""
     history = model.history or {}
     losses = history.get("train_loss")
@@ -86,8 +86,7 @@ def state(model: PTRAG, error: BaseException | None) -> dict:
         "history is true": epochs == list(range(model.n_epochs_)),
         "kept": model.kept_epoch_ is None or model.kept_epoch_ < model.n_epochs_,
         "eval": not model.module.training,
-        "handlers": signal.getsignal(signal.SIGINT) == signal.default_int_handler
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "handlers": handlers == [signal.default_int_handler, signal.SIG_DFL],
         "epochs": model.n_epochs_,
         "digest": digest(model),
     }
@@ -129,7 +128,12 @@ def trained(
         model.train(EPOCHS, **OPTIONS, callbacks=[Begun(pipe, fails_at)], resume=resume, early_stopping=False)
     except BaseException as raised:
         error = raised
-    return state(model, error)
+    return state(model, error, ignore_signals())
+
+
+def ignore_signals() -> list:
+    """Ignore what is sent when the training is over, and return the handlers that stood there."""
+    return [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 def is_usable(found: dict | None, error: str, validation: str) -> bool:
@@ -167,7 +171,8 @@ def signalled(n: int, rng: np.random.Generator, whole: dict[tuple, float]) -> li
             seconds = float(rng.uniform(0, whole[memory, validation]))
             pair = [(seconds, signal.SIGINT), (float(rng.exponential(0.05)), signal.SIGINT)]
             found.append(attack(pair, memory, validation))
-        bad = [one for one in found if not is_usable({**(one or {}), "support": True}, "KeyboardInterrupt", validation)]
+        found = [one and {**one, "support": True} for one in found]
+        bad = [one for one in found if not is_usable(one, "KeyboardInterrupt", validation)]
         rows.append({"attack": "Ctrl-C twice", "memory": memory, "validation": validation, "n": n, "bad": len(bad)})
         print(rows[-1], bad[:1], flush=True)
     return rows
@@ -200,7 +205,7 @@ def diverging() -> list[dict]:
                 model.train(EPOCHS, **OPTIONS, plan_kwargs={"lr": lr})
             except FloatingPointError as raised:
                 error = raised
-            found = state(model, error)
+            found = state(model, error, [])
             named = error is None or " in " in str(error)
             bad = not (found["finite"] and named and (error is not None or found["predicted"] is True))
             kinds = {"memory": memory, "retrieval": retrieval, "validation": validation}
