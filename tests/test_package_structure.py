@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,12 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.re
 every_subpackage = pytest.mark.parametrize("subpackage", SUBPACKAGES)
 
 
+@cache
 def parsed(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def functions(path):
     return [node for node in ast.walk(parsed(path)) if isinstance(node, FUNCTIONS)]
 

@@ -196,8 +196,8 @@ def test_mean_shift_of_an_unseen_cell_type_is_the_mean_of_all_conditions():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.2, 0.03, np.inf])
-@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("temperature", [0.2, np.inf])
+@pytest.mark.parametrize("k", [3, 20])
 @pytest.mark.parametrize(
     ("query", "line"),
     [("G1", "RPE1"), ("G1", "K562"), ("G5", "RPE1"), ("G2+G3", "K562"), ("G1+G0", "RPE1"), ("G6+G4", "K562")],

@@ -69,6 +69,7 @@ def test_published_variants_train_predict_and_come_back(evidence, screen, tmp_pa
     assert predicted.X.std() > 0
 
 
+@pytest.mark.slow
 def test_a_task_writes_its_scores_and_the_page_shows_them(evidence, tmp_path, monkeypatch):
     small = ptrag_sc.datasets.simulated(n_cells=500, n_genes=40, n_perturbations=12, n_cell_types=2)
     task = evidence.TASKS["simulated"]._replace(load=lambda: small)

@@ -83,7 +83,7 @@ def targets_of(rng, n, n_genes, share=0.4):
     return error, own, level, sampling
 
 
-@pytest.mark.parametrize("n", [9, 40])
+@pytest.mark.parametrize("n", [9, pytest.param(40, marks=pytest.mark.slow)])
 def test_intervals_at_own_targets_cover(n):
     rng, covered = np.random.default_rng(1), []
     for _ in range(600):

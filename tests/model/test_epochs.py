@@ -81,6 +81,7 @@ def test_a_checkpoint_with_nothing_left_to_train(screen, tmp_path, memory):
     assert_has(again, dict(first.module.named_parameters()))
 
 
+@pytest.mark.slow
 def test_what_an_interruption_left_is_to_be_beaten_by_the_next_training(screen):
     model, record = new(screen), Record()
     fails(model, "on_train_epoch_start", 4, callbacks=[record], batch_size=4)

@@ -104,6 +104,7 @@ def test_the_memory_does_not_learn_from_the_loss_of_the_generator(screen, monkey
     assert len(reached["generated"]) > 0
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_never_kept(screen):
     plan = plan_of(screen)
     start = np.full((1, 4, 11), 2.0)
@@ -187,6 +188,7 @@ class Watch(Callback):
         self.keep = next(c for c in trainer.callbacks if isinstance(c, KeepBest))
 
 
+@pytest.mark.slow
 def test_the_kept_loss_is_that_of_the_kept_weights(screen, monkeypatch):
     """Validated again, by the check before a further training, the kept weights have the lowest loss that was seen."""
     monkeypatch.setattr(_trainer, "surpasses", lambda gains: True)  # no weights are refused
@@ -402,6 +404,7 @@ def test_combinations_in_the_call_change_no_sampled_prediction(trained, screen):
     assert torch.equal(more, three[..., [0, 1, 2, 4, 5, 6, 7]])
 
 
+@pytest.mark.slow
 @pytest.mark.shapes
 def test_two_runs_with_one_seed_are_bitwise_equal(trained):
     other = train_kept(screen_of())

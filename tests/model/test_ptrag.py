@@ -283,6 +283,7 @@ def test_further_training_goes_on_with_the_epochs(screen, memory):
     assert model.kept_epoch_ == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", either_form)
 def test_a_further_training_that_harms_changes_no_weight(screen, memory):
     model = train_small(screen, max_epochs=24, memory=memory)
@@ -292,6 +293,7 @@ def test_a_further_training_that_harms_changes_no_weight(screen, memory):
     assert model.kept_epoch_ == kept
 
 
+@pytest.mark.slow
 def test_resuming_does_not_forget_the_weights_to_beat(screen, tmp_path, monkeypatch):
     monkeypatch.setattr(scvi.settings, "logging_dir", tmp_path)
     scvi.settings.seed = 0

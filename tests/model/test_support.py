@@ -187,7 +187,10 @@ def screen():
     return adata
 
 
-@pytest.mark.parametrize("options", [{"memory": "response"}, {"memory": "response", "retrieval": "none"}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [{"memory": "response"}, pytest.param({"memory": "response", "retrieval": "none"}, marks=pytest.mark.slow), {}],
+)
 def test_predictions_carry_their_support(screen, options, tmp_path):
     model = train_small(screen, max_epochs=2, **options)
     virtual = ptrag_sc.tl.perturb(screen, model, ["G0", "G5"])
@@ -230,7 +233,8 @@ def test_a_cell_type_with_one_control_is_left_out_of_the_calibration(screen):
     assert set(model.support_.conditions["cell_type"]) == {"K562"}
 
 
-@pytest.mark.parametrize("memory", ["response", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["response", None])
 def test_without_any_effect_the_model_abstains(memory):
     """Few controls, whose noise is in the predicted and in the observed shift."""
     expected, abstained = [], []

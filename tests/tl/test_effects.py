@@ -295,6 +295,7 @@ def test_validation_conditions_that_chose_weights_answer_nothing(adata):
     np.testing.assert_allclose(found, half_width[others], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_has_the_same_intervals(adata, tmp_path):
     model = ptrag_sc.PTRAG(adata, **{**SMALL, "memory": "response"})
     model.train(1, **TRAIN)

@@ -236,7 +236,7 @@ def test_a_backed_screen_streams(trained, in_small_pieces, tmp_path):
 
 
 @zarr_is_slow
-@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("is_there", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_failure_leaves_no_trace(trained, in_small_pieces, tmp_path, suffix, is_there, monkeypatch):
     adata, path, calls = small_screen(), tmp_path / f"virtual.{suffix}", []
     if is_there:
@@ -262,6 +262,7 @@ def test_a_failure_leaves_no_trace(trained, in_small_pieces, tmp_path, suffix, i
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_moved_in_leaves_the_old_one(tmp_path, monkeypatch):
     adata, path = small_screen(), tmp_path / "virtual.zarr"
     ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)

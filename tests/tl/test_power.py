@@ -14,7 +14,7 @@ from ptrag_sc.baselines import MeanShift
 from ptrag_sc.baselines._refitted import Refitted, deviation_correlation
 from ptrag_sc.data import CellReader
 from ptrag_sc.data._shifts import sampled_means
-from ptrag_sc.tl._extrapolation import Growth, Measured
+from ptrag_sc.tl._extrapolation import Growth, Measured, _growth, _slopes
 
 SIZES = {"n_perturbations": [8, 16, 60], "n_cells": [3, 6]}
 TESTED, POOL = np.arange(0, 48, 3), np.setdiff1d(np.arange(48), np.arange(0, 48, 3))
@@ -155,6 +155,13 @@ def test_formula_is_found_again_beyond_what_was_measured():
     far = np.array([160.0, 320]), np.array([36.0, 72])
     np.testing.assert_allclose(found.at(*far), true.at(*far), atol=2e-3)
     assert np.isclose(true.at(np.array(1e9), np.array(1e9)), 0.35)
+
+
+def test_slopes_are_those_of_the_formula():
+    n, c, values = np.array([20.0, 40, 80]), np.array([30.0, 60, 100]), np.array([0.5, np.log(50), 1.3, np.log(15)])
+    steps = 1e-6 * np.eye(4)
+    slow = [(_growth(values + step, n, c) - _growth(values - step, n, c)) / 2e-6 for step in steps]
+    np.testing.assert_allclose(_slopes(values, n, c), np.stack(slow, axis=1), atol=1e-9)
 
 
 def test_bootstrap_draws_repeats_and_perturbations():

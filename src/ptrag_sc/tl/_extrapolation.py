@@ -40,6 +40,7 @@ class Growth(NamedTuple):
         found = least_squares(
             lambda values: _growth(values, n, c) - accuracy,
             first,
+            jac=lambda values: _slopes(values, n, c),
             bounds=(LOWEST, HIGHEST),
             x_scale=(0.1, 1, 0.3, 1),
             ftol=TOLERANCE,
@@ -53,6 +54,17 @@ def _growth(values: np.ndarray, n: np.ndarray, c: np.ndarray) -> np.ndarray:
     a, log_b, q, log_k = values
     m = n * c / (c + np.exp(log_k))
     return a * (m / (m + np.exp(log_b))) ** q
+
+
+def _slopes(values: np.ndarray, n: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Return the derivatives of the accuracy by the four values (s, 4)."""
+    a, log_b, q, log_k = values
+    lost = np.exp(log_k) / (c + np.exp(log_k))  # of each perturbation, to noise
+    m = n * (1 - lost)
+    share = m / (m + np.exp(log_b))
+    reached = share**q
+    by_m = a * q * reached * (1 - share)  # by log m
+    return np.stack([reached, -by_m, a * reached * np.log(share), -by_m * lost], axis=1)
 
 
 class Measured(NamedTuple):
