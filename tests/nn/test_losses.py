@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ptrag_sc.nn import LOSSES, energy_distance, mean_distance
+from ptrag_sc.nn import BLENDED, LOSSES, energy_distance, mean_distance
 from ptrag_sc.nn import _losses as losses
 
 
@@ -35,6 +35,22 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     whole = energy_distance(*arguments)
     monkeypatch.setattr(losses, "ROWS", 3)
     torch.testing.assert_close(energy_distance(*arguments), whole)
+
+
+def test_every_loss_has_one_of_blends():
+    assert set(BLENDED) == set(LOSSES)
+
+
+@pytest.mark.parametrize("rows", [2048, 3])
+def test_blends_have_the_losses_of_their_cells(monkeypatch, rows):
+    monkeypatch.setattr(losses, "ROWS", rows)
+    first, y, *masks = sets(3, n=(7, 5), m=(6, 7))
+    second = first.flip(2) + 0.3
+    shares = (0.0, 0.3, 1.0)
+    slow = [energy_distance((1 - s) * first + s * second, y, *masks) for s in shares]
+    torch.testing.assert_close(losses.blended_energy_distances(first, second, shares, y, *masks), torch.stack(slow))
+    near = losses.blended_energy_distances(first.float(), second.float(), shares, y.float(), *masks)
+    torch.testing.assert_close(near, torch.stack(slow).float(), atol=1e-5, rtol=1e-4)
 
 
 def test_padding_is_never_read_and_gets_no_gradient():

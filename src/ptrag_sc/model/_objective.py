@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ptrag_sc.nn import LOSSES, masked_mean, mean_distance
+from ptrag_sc.nn import BLENDED, LOSSES, masked_mean, mean_distance
 from ptrag_sc.retrieval import agreement
 
 SHARES = tuple(i / 10 for i in range(11))  # of the memory in the answer: the one that validates best is kept
@@ -61,21 +61,22 @@ def validation_losses(
     """
     target, outputs = _without_targets(tensors, outputs)
     masks = tensors["control_mask"], tensors["target_mask"]
-    metrics = {}
-    answers = [outputs["generated"]]
-    if "recalled" in outputs:
-        answers = [s * outputs["recalled"] + (1 - s) * outputs["generated"] for s in SHARES]
-        start = masked_mean(tensors["control_cells"], masks[0]) + mean  # (B, G) control and mean shift
-        shown = torch.ones_like(start, dtype=torch.bool)
-        if "targets" in tensors:
-            shown = ~tensors["targets"]
-        predicted = torch.stack([masked_mean(cells, masks[0]) - start for cells in answers])  # (n, B, G)
-        true = masked_mean(target, masks[1]) - start
-        metrics["agreement"] = agreement(predicted * shown, true * shown, mean * shown).T
-    losses = [LOSSES[loss](cells, target, *masks) for cells in answers]
-    metrics["of_sets"] = torch.stack(losses, dim=1)  # (B, n)
-    metrics["set_loss"] = metrics["of_sets"].mean(0).min()
-    return metrics
+    if "recalled" not in outputs:
+        of_sets = LOSSES[loss](outputs["generated"], target, *masks)[:, None]  # (B, 1)
+        return {"of_sets": of_sets, "set_loss": of_sets.mean()}
+    start = masked_mean(tensors["control_cells"], masks[0]) + mean  # (B, G) control and mean shift
+    shown = torch.ones_like(start, dtype=torch.bool)
+    if "targets" in tensors:
+        shown = ~tensors["targets"]
+    generated, recalled = (masked_mean(outputs[name], masks[0]) - start for name in ("generated", "recalled"))
+    predicted = torch.stack([s * recalled + (1 - s) * generated for s in SHARES])  # (n, B, G)
+    true = masked_mean(target, masks[1]) - start
+    of_blends = BLENDED[loss](outputs["generated"], outputs["recalled"], SHARES, target, *masks)  # (n, B)
+    return {
+        "agreement": agreement(predicted * shown, true * shown, mean * shown).T,
+        "of_sets": of_blends.T,
+        "set_loss": of_blends.mean(1).min(),
+    }
 
 
 def _without_targets(

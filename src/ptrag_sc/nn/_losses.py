@@ -1,6 +1,6 @@
 """How far is a generated population from the observed one?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,9 +27,13 @@ def energy_distance(
     Tensor
         One value per set (B,), in units of the features; it can be slightly negative.
     """
+    return _u_statistic(*summed_distances(x, y, x_mask, y_mask), x_mask, y_mask)
+
+
+def _u_statistic(cross: Tensor, within_x: Tensor, within_y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+    """Return the squared energy distance from sums of distances of pairs."""
     n = x_mask.sum(1)  # (B,)
     m = y_mask.sum(1)  # (B,)
-    cross, within_x, within_y = summed_distances(x, y, x_mask, y_mask)
     return 2 * cross / (n * m) - within_x / (n * (n - 1)).clamp(min=1) - within_y / (m * (m - 1)).clamp(min=1)
 
 
@@ -95,20 +99,75 @@ class _Cells(NamedTuple):
 
 def _summed_distance(first: _Cells, second: _Cells, *, own: bool) -> Tensor:
     """Return the sum of the distances of all real pairs (B,); ``own``: both are one set, whose diagonal is left out."""
-    column = torch.arange(second.values.shape[1], device=second.values.device)  # (T,)
     total = first.values.new_zeros(len(first.values))  # (B,)
     # The distances of a block of rows exist at a time, so that memory stays bounded.
     for start in range(0, first.values.shape[1], ROWS):
         rows = slice(start, start + ROWS)
         product = first.values[:, rows] @ second.values.transpose(1, 2)  # (B, ROWS, T)
         square = first.square[:, rows, None] + second.square[:, None] - 2 * product  # (B, ROWS, T)
-        # Rounding can give a negative square. A NaN is not <= 0, so it is used and shows in the loss.
-        used = first.mask[:, rows, None] & second.mask[:, None] & ~(square <= 0)
-        if own:
-            used = used & (column != column[rows, None])
-        # The gradient of the root is infinite at 0: there 1 takes the place of the square, and the pair adds nothing.
-        total = total + (torch.where(used, square, 1.0).sqrt() * used).sum((1, 2))
+        total = total + _rooted(square, first.mask[:, rows], second.mask, start if own else None)
     return total
 
 
+def _rooted(square: Tensor, first: Tensor, second: Tensor, start: int | None) -> Tensor:
+    """Return the sum (B,) of the roots of squared distances (B, ROWS, T) of real pairs.
+
+    Parameters
+    ----------
+    square
+        Squared distances of a block of rows.
+    first, second
+        Which cells of both sets are real (B, ROWS), (B, T).
+    start
+        Number of the block's first cell if both sets are one, whose diagonal is left out; else None.
+    """
+    # Rounding can give a negative square. A NaN is not <= 0, so it is used and shows in the loss.
+    used = first[:, :, None] & second[:, None] & ~(square <= 0)
+    if start is not None:
+        column = torch.arange(square.shape[2], device=square.device)  # (T,)
+        used = used & (column != column[start : start + square.shape[1], None])
+    # The gradient of the root is infinite at 0: there 1 takes the place of the square, and the pair adds nothing.
+    return (torch.where(used, square, 1.0).sqrt() * used).sum((1, 2))
+
+
+def blended_energy_distances(
+    first: Float[Tensor, "B S G"],
+    second: Float[Tensor, "B S G"],
+    shares: Sequence[float],
+    y: Float[Tensor, "B T G"],
+    x_mask: Bool[Tensor, "B S"],
+    y_mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "N B"]:
+    """Return the :func:`energy_distance` of ``(1 - share) * first + share * second`` from ``y`` for each share.
+
+    A squared distance of blends is a polynomial of the share, whose coefficients are products of the two sets. So seven
+    products of sets over all genes serve any number of shares.
+    """
+    with torch.autocast(y.device.type, enabled=False):  # as in summed_distances
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        centre = masked_mean(y, y_mask)[:, None]  # (B, 1, G)
+        a, b, y = first.to(y.dtype) - centre, second.to(y.dtype) - centre, y - centre
+        aa, ab, bb = a.square().sum(-1), (a * b).sum(-1), b.square().sum(-1)  # (B, S) each
+        norms = [(1 - s) ** 2 * aa + 2 * s * (1 - s) * ab + s**2 * bb for s in shares]
+        whole = _Cells(y, y.square().sum(-1), y_mask)
+        cross = y.new_zeros(len(shares), len(y))  # (N, B)
+        within_x = torch.zeros_like(cross)
+        for start in range(0, a.shape[1], ROWS):
+            rows = slice(start, start + ROWS)
+            real = x_mask[:, rows]
+            a_y, b_y = (x[:, rows] @ y.transpose(1, 2) for x in (a, b))  # (B, ROWS, T)
+            a_a, b_b = (x[:, rows] @ x.transpose(1, 2) for x in (a, b))  # (B, ROWS, S)
+            a_b = a[:, rows] @ b.transpose(1, 2) + b[:, rows] @ a.transpose(1, 2)
+            for n, s in enumerate(shares):
+                to_y = (1 - s) * a_y + s * b_y
+                to_x = (1 - s) ** 2 * a_a + s * (1 - s) * a_b + s**2 * b_b
+                norm = norms[n][:, rows, None]
+                cross[n] += _rooted(norm + whole.square[:, None] - 2 * to_y, real, y_mask, None)
+                within_x[n] += _rooted(norm + norms[n][:, None] - 2 * to_x, real, x_mask, start)
+        within_y = _summed_distance(whole, whole, own=True)
+    return _u_statistic(cross, within_x, within_y, x_mask, y_mask)
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {"energy_distance": energy_distance}
+# The same of blends of two sets: validation compares many shares of the memory.
+BLENDED: dict[str, Callable[..., Tensor]] = {"energy_distance": blended_energy_distances}
