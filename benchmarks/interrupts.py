@@ -88,6 +88,7 @@ def state(model: PTRAG, error: BaseException | None, handlers: list) -> dict:
         "eval": not model.module.training,
         "handlers": handlers == [signal.default_int_handler, signal.SIG_DFL],
         "epochs": model.n_epochs_,
+        "steps": 0 if model.trainer is None else model.trainer.global_step,
         "digest": digest(model),
     }
 
@@ -140,7 +141,10 @@ def is_usable(found: dict | None, error: str, validation: str) -> bool:
     """Return whether a training that was ended left what is promised."""
     if found is None:
         return False
-    ok = ("trained", "finite", "predicted", "history is true", "kept", "eval", "handlers")
+    ok = ["finite", "history is true", "kept", "eval", "handlers"]
+    if found["steps"] == 0:  # nothing was learned, so the model is as it was
+        return all(found[name] is True for name in ok) and not found["trained"] and found["error"] == error
+    ok += ["trained", "predicted"]
     with_support = found["support"] or validation == "none"
     came_late = found["error"] == "NoneType" and found["epochs"] == EPOCHS
     return all(found[name] is True for name in ok) and with_support and (found["error"] == error or came_late)
