@@ -41,9 +41,13 @@ class Begun(Callback):
     def __init__(self, pipe: int, fails_at: int | None = None):
         self.pipe = pipe
         self.fails_at = fails_at
+        self.steps = 0
 
     def setup(self, trainer, plan, stage):
         os.write(self.pipe, b"x")
+
+    def on_before_zero_grad(self, trainer, plan, optimizer):
+        self.steps = trainer.global_step + 1
 
     def on_train_batch_end(self, trainer, plan, *_):
         if trainer.global_step == self.fails_at:
@@ -63,7 +67,7 @@ def digest(model: PTRAG) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def state(model: PTRAG, error: BaseException | None, handlers: list) -> dict:
+def state(model: PTRAG, error: BaseException | None, handlers: list, steps: int) -> dict:
     """Return what is left of a model."""
     history = model.history or {}
     losses = history.get("train_loss")
@@ -88,7 +92,7 @@ def state(model: PTRAG, error: BaseException | None, handlers: list) -> dict:
         "eval": not model.module.training,
         "handlers": handlers == [signal.default_int_handler, signal.SIG_DFL],
         "epochs": model.n_epochs_,
-        "steps": 0 if model.trainer is None else model.trainer.global_step,
+        "steps": steps,
         "digest": digest(model),
     }
 
@@ -124,12 +128,12 @@ def trained(
 ) -> dict:
     """Train in this process and report."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    model, error = new(validation, memory=memory), None
+    model, error, begun = new(validation, memory=memory), None, Begun(pipe, fails_at)
     try:
-        model.train(EPOCHS, **OPTIONS, callbacks=[Begun(pipe, fails_at)], resume=resume, early_stopping=False)
+        model.train(EPOCHS, **OPTIONS, callbacks=[begun], resume=resume, early_stopping=False)
     except BaseException as raised:
         error = raised
-    return state(model, error, ignore_signals())
+    return state(model, error, ignore_signals(), begun.steps)
 
 
 def ignore_signals() -> list:
@@ -209,7 +213,7 @@ def diverging() -> list[dict]:
                 model.train(EPOCHS, **OPTIONS, plan_kwargs={"lr": lr})
             except FloatingPointError as raised:
                 error = raised
-            found = state(model, error, [])
+            found = state(model, error, [], 1)
             named = error is None or " in " in str(error)
             bad = not (found["finite"] and named and (error is not None or found["predicted"] is True))
             kinds = {"memory": memory, "retrieval": retrieval, "validation": validation}
