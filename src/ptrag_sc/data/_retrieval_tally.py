@@ -69,6 +69,11 @@ class RetrievalTally:
                 n_cells=n_cells,
             )
 
+    def keep(self, query: np.ndarray, cell_type: np.ndarray) -> None:
+        """Forget all conditions but those of some cells (m,)."""
+        kept = set(zip(query.tolist(), cell_type.tolist(), strict=True))
+        self._sums = {condition: sums for condition, sums in self._sums.items() if condition in kept}
+
     def _conditions(self) -> list[tuple[str, str, _Sums]]:
         """Return the sums of every condition but the controls, in order."""
         return [

@@ -185,6 +185,14 @@ class Run:
             yield sets, predicted
 
 
+def sets_at_once(largest: int, batch_size: int) -> int:
+    """Return how many sets, the largest of ``largest`` cells, are one piece of about ``CHUNK`` output rows.
+
+    Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
+    """
+    return max(1, CHUNK // (largest * batch_size)) * batch_size
+
+
 def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, counts: Counts) -> Realisation | None:
     if counts not in ("auto", True, False):
         known = ("auto", True, False)
@@ -248,9 +256,7 @@ class VirtualCells:
         # Columns are converted and checked before the first cell is generated: an error after hours would be too late.
         stored = replace(self, obs=storable(self.obs), var=storable(self.var))
         check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
-        # Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
-        batch_size = self.run.predictor._prediction_batch_size
-        n_sets = max(1, CHUNK // (self.population.largest * batch_size)) * batch_size
+        n_sets = sets_at_once(self.population.largest, self.run.predictor._prediction_batch_size)
         n_pieces = self.population.n_pieces(n_sets)
         requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
         pieces = map(stored._piece, requests)
