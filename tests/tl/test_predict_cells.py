@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 import ptrag_sc
 from ptrag_sc.data import _pieces, _predictor, _run
+from ptrag_sc.tl._chosen import chosen_rows
 from screens import KEYS, make_screen
 
 
@@ -19,11 +20,18 @@ def in_small_pieces(monkeypatch):
     monkeypatch.setattr(_pieces, "AT_ONCE", 64)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adata():
+    """Cells to predict, which no test changes."""
     screen = make_screen(n_obs=240)
     ptrag_sc.PTRAG.setup_anndata(screen, **KEYS, batch_key="gem")
     return screen
+
+
+@pytest.fixture
+def whole(trained, adata, in_small_pieces):
+    """All cells predicted."""
+    return ptrag_sc.tl.predict(adata, trained, copy=True)
 
 
 def assert_same_rows(found, expected, rows):
@@ -65,81 +73,72 @@ def test_pieces_are_the_whole(trained, adata, in_small_pieces, counts):
     pd.testing.assert_frame_equal(found.uns["ptrag"]["retrieval"], expected.uns["ptrag"]["retrieval"])
 
 
-def some_names(adata):
-    return list(adata.obs_names[[200, 3, 77]])
-
-
+NAMED = ["cell200", "cell3", "cell77"]
+SOME = [3, 77, 200]
 CHOICES = {
-    "mask": lambda a: (a.obs["gene"] == "G1").to_numpy(),
-    "series": lambda a: a.obs["gene"] == "G1",
-    "shuffled series": lambda a: (a.obs["gene"] == "G1").sample(frac=1, random_state=0),
-    "mask with gaps": lambda a: pd.Series(a.obs["gene"] == "G1", dtype="boolean").where(a.obs["gem"] == "b1"),
-    "list of bool": lambda a: (a.obs["gene"] == "G1").tolist(),
-    "names": some_names,
-    "index": lambda a: a.obs_names[[200, 3, 77]],
-    "one name": lambda a: a.obs_names[5],
-    "rows": lambda a: [200, 3, 77],
-    "one row": lambda a: np.int64(7),
-    "range": lambda a: range(5),
-    "control": lambda a: a.obs["gene"] == "ctl",
+    "mask": (lambda a: (a.obs["gene"] == "G1").to_numpy(), "G1"),
+    "series": (lambda a: a.obs["gene"] == "G1", "G1"),
+    "shuffled series": (lambda a: (a.obs["gene"] == "G1").sample(frac=1, random_state=0), "G1"),
+    "series of objects": (lambda a: (a.obs["gene"] == "G1").astype(object), "G1"),
+    "list of bool": (lambda a: (a.obs["gene"] == "G1").tolist(), "G1"),
+    "gaps": (lambda a: pd.Series(a.obs["gene"] == "G1", dtype="boolean").where(a.obs["gene"] != "G2"), "G1"),
+    "names": (lambda a: NAMED, SOME),
+    "a name twice": (lambda a: (*NAMED, NAMED[0]), SOME),
+    "array of names": (lambda a: np.array(NAMED), SOME),
+    "index": (lambda a: a.obs_names[[200, 3, 77]], SOME),
+    "series of names": (lambda a: pd.Series(NAMED, dtype="string"), SOME),
+    "categories": (lambda a: pd.Categorical(NAMED), SOME),
+    "rows": (lambda a: [200, 3, 77], SOME),
+    "set of rows": (lambda a: {200, 3, 77}, SOME),
+    "unsigned rows": (lambda a: np.array(SOME, dtype=np.uint8), SOME),
+    "one name": (lambda a: a.obs_names[5], [5]),
+    "one row": (lambda a: np.int64(7), [7]),
+    "range": (lambda a: range(5), [0, 1, 2, 3, 4]),
+    "all": (lambda a: None, range(240)),
 }
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_chosen_cells_are_those_of_the_whole_call(trained, adata, in_small_pieces, choice):
-    expected = ptrag_sc.tl.predict(adata, trained, copy=True)
-    cells = CHOICES[choice](adata)
-    found = ptrag_sc.tl.predict(adata, trained, cells=cells, copy=True)
-    rows = {
-        "mask with gaps": lambda: np.flatnonzero((adata.obs["gene"] == "G1") & (adata.obs["gem"] == "b1")),
-        "one name": lambda: np.array([5]),
-        "one row": lambda: np.array([7]),
-        "range": lambda: np.arange(5),
-        "control": lambda: np.flatnonzero(adata.obs["gene"] == "ctl"),
-    }
-    if choice in rows:
-        rows = rows[choice]()
-    else:
-        rows = np.flatnonzero(adata.obs["gene"] == "G1") if "names" not in choice else np.array([3, 77, 200])
-        if choice in ("index", "rows"):
-            rows = np.array([3, 77, 200])
+def test_what_is_chosen(adata, choice):
+    choose, rows = CHOICES[choice]
+    if rows == "G1":
+        rows = np.flatnonzero(adata.obs["gene"] == "G1")
+    assert np.flatnonzero(chosen_rows(adata.obs_names, choose(adata), "tl.predict")).tolist() == list(rows)
+
+
+@pytest.mark.parametrize("choice", ["G1", "ctl", None])
+def test_chosen_cells_are_those_of_the_whole_call(trained, adata, whole, in_small_pieces, choice):
+    rows = np.array(SOME) if choice is None else np.flatnonzero(adata.obs["gene"] == choice)
+    found = ptrag_sc.tl.predict(adata, trained, cells=rows, copy=True)
     for name in ("ptrag", "ptrag_counts", "ptrag_retrieval"):
-        assert_same_rows(found.obsm[name], expected.obsm[name], rows)
+        assert_same_rows(found.obsm[name], whole.obsm[name], rows)
     assert np.flatnonzero(found.obs["ptrag_predicted"]).tolist() == rows.tolist()
-    source = expected.obs["ptrag_source"].astype(object).where(found.obs["ptrag_predicted"])
+    source = whole.obs["ptrag_source"].astype(object).where(found.obs["ptrag_predicted"])
     assert found.obs["ptrag_source"].astype(object).equals(source)
-    conditions = adata.obs.iloc[rows].query("gene != 'ctl'")[["gene", "line"]].astype(str).to_numpy().tolist()
-    for table in (found.uns["ptrag"]["retrieval"], found.uns["ptrag"]["support"]):
-        described = table[["perturbation", "cell_type"]].drop_duplicates().to_numpy().tolist()
-        assert sorted(described) == sorted(map(list, set(map(tuple, conditions))))
+    conditions = set(map(tuple, adata.obs.iloc[rows].query("gene != 'ctl'")[["gene", "line"]].astype(str).to_numpy()))
+    tables = [found.uns["ptrag"]["retrieval"], found.uns["ptrag"]["support"]]
     if conditions:
-        kept = found.uns["ptrag"]["effects"]["conditions"].to_numpy().tolist()
-        assert sorted(kept) == sorted(map(list, set(map(tuple, conditions))))
+        tables.append(found.uns["ptrag"]["effects"]["conditions"])
+    for table in tables:
+        assert set(map(tuple, table[["perturbation", "cell_type"]].to_numpy())) == conditions
+    if choice == "G1":  # every cell of these conditions was generated: their means are those of all
+        every = whole.uns["ptrag"]["retrieval"]
+        every = every[every["perturbation"] == "G1"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found.uns["ptrag"]["retrieval"], every)
 
 
-def test_a_whole_condition_has_the_retrieval_of_the_whole_call(trained, adata):
-    """Where every cell of a condition was generated, its means are those of all."""
-    expected = ptrag_sc.tl.predict(adata, trained, copy=True).uns["ptrag"]["retrieval"]
-    chosen = adata.obs["gene"] == "G1"
-    found = ptrag_sc.tl.predict(adata, trained, cells=chosen, copy=True).uns["ptrag"]["retrieval"]
-    expected = expected[expected["perturbation"] == "G1"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, expected)
-
-
-def test_few_conditions_cost_few_sets(trained, adata, in_small_pieces, monkeypatch):
-    n_sets = []
-    predict_batch = type(trained).predict_batch
-
-    def counted(self, batch, sets, *args, **kwargs):
-        n_sets.append(len(sets.query))
-        return predict_batch(self, batch, sets, *args, **kwargs)
-
-    monkeypatch.setattr(type(trained), "predict_batch", counted)
-    ptrag_sc.tl.predict(adata, trained, copy=True)
-    whole = sum(n_sets)
+def test_few_conditions_cost_few_sets(adata):
+    mean, n_sets = ptrag_sc.baselines.MeanShift(adata).fit(), []
+    mean.set_size_, mean._prediction_batch_size = 8, 2
+    predict_batch = mean.predict_batch
+    mean.predict_batch = lambda batch, sets, *args, **state: (
+        n_sets.append(len(sets.query)) or predict_batch(batch, sets, *args, **state)
+    )
+    ptrag_sc.tl.predict(adata, mean, copy=True)
+    every = sum(n_sets)
     n_sets.clear()
-    ptrag_sc.tl.predict(adata, trained, cells=adata.obs["gene"] == "G1", copy=True)
-    assert 0 < sum(n_sets) < whole / 3
+    ptrag_sc.tl.predict(adata, mean, cells=adata.obs["gene"] == "G1", copy=True)
+    assert 0 < sum(n_sets) < every / 3
 
 
 def test_smooth_baselines_and_control_cells_under_a_perturbation(adata):
