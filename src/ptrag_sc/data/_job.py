@@ -28,7 +28,7 @@ from ptrag_sc.data._stream import write_stream
 STOP = "stop"  # file in the folder of a job that is given up
 MODEL = "model"  # folder in it
 MOST_PIECES = 16  # in a slice, about 65,000 cells: what is done again if a process is killed
-SLICES_PER_THREAD = 8  # at least, so that all threads are busy until the end
+SLICES_PER_THREAD = 6  # at least, so that all threads are busy until the end
 
 logger = logging.getLogger(__name__)
 
