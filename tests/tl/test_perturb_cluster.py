@@ -20,13 +20,14 @@ distributed = pytest.importorskip("distributed")
 # Of distributed itself, when a cluster ends.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 slow = pytest.mark.slow  # many small arrays: zarr takes some milliseconds for each
+CHUNKS = {name: getattr(_stream, name) for name in ("X_CHUNK", "COLUMN_CHUNK")}
 REQUEST = ["G5", "G0", "G2+G1"]
 
 
 @pytest.fixture(scope="module")
 def client():
     """Two workers in threads of this process."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         yield client
 
@@ -264,23 +265,27 @@ def test_clients_that_are_none(adata, mean, client, tmp_path, monkeypatch):
 
 
 @slow
-def test_a_killed_worker_loses_nothing(trained, adata, tmp_path):
-    """One of two processes is killed when the first slices are done, and once more later."""
+def test_a_killed_worker_loses_nothing(trained, adata, tmp_path, monkeypatch):
+    """One of two processes is killed when the first slice is done, and one when half of them are."""
+    for name, value in CHUNKS.items():  # other processes know nothing of smaller ones
+        monkeypatch.setattr(_stream, name, value)
+    monkeypatch.setattr(_run, "CHUNK", 16)
+    monkeypatch.setattr(_job, "SLICES_PER_THREAD", 4)
     killed = []
 
-    def kill(folder, client):
-        for n_done in (1, 3):
-            while len(list(folder.glob(".workers.zarr*/slices/?.zarr"))) < n_done:
-                time.sleep(0.05)
-            pids = list(client.run(os.getpid).values())
-            os.kill(pids[0], signal.SIGKILL)
-            killed.append(pids[0])
+    def kill(client):
+        for n_done in (1, 6):
+            while sum(path.stem.isdigit() for path in tmp_path.glob(".workers.zarr*/slices/*.zarr")) < n_done:
+                time.sleep(0.01)
+            found = list(client.run(os.getpid).values())
+            killed.append(found[0])
+            os.kill(found[0], signal.SIGKILL)
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        thread = threading.Thread(target=kill, args=(tmp_path, client), daemon=True)
+        thread = threading.Thread(target=kill, args=(client,), daemon=True)
         thread.start()
         workers, one = both(adata, trained, client, tmp_path)
-        thread.join(timeout=1)
-    assert len(killed) == 2
+        thread.join(timeout=5)
+    assert len(set(killed)) == 2
     assert_same(workers, one)
