@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import anndata
 import numpy as np
@@ -169,7 +170,7 @@ def test_no_two_regions_share_a_chunk(adata, mean, tmp_path):
         own = sorted((r.start, r.stop) for r in regions if r.name == name)
         assert own[0][0] == 0
         assert own[-1][1] == root[name].shape[0]
-        assert all(stop == start for (_, stop), (start, _) in zip(own[:-1], own[1:], strict=True))
+        assert all(stop == start for (_, stop), (start, _) in pairwise(own))
         assert all(start % root[name].chunks[0] == 0 for start, _ in own)
     assert len({r.name for r in regions}) < len(regions)
     assert len(job.store(0).name) > 0 < job.n_slices

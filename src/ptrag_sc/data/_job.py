@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ptrag_sc._validation import unusable
-from ptrag_sc.data._conditions import ConditionIndex
 from ptrag_sc.data._fields import Screen
 from ptrag_sc.data._predictor import Predictor
 from ptrag_sc.data._reader import CellReader
@@ -182,8 +181,13 @@ def _screen_of(screen: Screen, rows: np.ndarray) -> Screen:
     """Return a screen in memory that holds some rows (m,), ascending, and no layer of counts."""
     index = screen.index
     start = None if index.start is None else index.start[rows]
-    codes = [column[rows] for column in (index.perturbation, index.cell_type, index.batch)]
-    few = ConditionIndex(index.perturbations, index.cell_types, index.control, *codes, start)
+    few = replace(
+        index,
+        perturbation=index.perturbation[rows],
+        cell_type=index.cell_type[rows],
+        batch=index.batch[rows],
+        start=start,
+    )
     return Screen(CellReader(_in_memory(screen.reader.chunks(rows))), few, screen.genes, screen.names[rows])
 
 

@@ -7,12 +7,12 @@ is written again holds the same bytes, so whatever was interrupted is done again
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import zarr
 
-from ptrag_sc.data._stream import arrays_of
+from ptrag_sc.data._stream import Group, arrays_of
 
 REGION = 2**24  # numbers in a region, or one chunk if that is more
 SPARSE = ("data", "indices", "indptr")
@@ -79,12 +79,12 @@ def fill(path: Path, region: Region) -> None:
     _opened(path, "r+")[region.name][region.start : region.stop] = np.concatenate(parts)
 
 
-def _opened(path: Path, mode: str) -> zarr.Group:
+def _opened(path: Path, mode: Literal["r", "r+"]) -> Group:
     # What is consolidated in the copy of the first store tells of its own lengths.
     return zarr.open_group(path, mode=mode, use_consolidated=False)
 
 
-def _regions(root: zarr.Group, name: str, stores: list[Path], lengths: list[int]) -> list[Region]:
+def _regions(root: Group, name: str, stores: list[Path], lengths: list[int]) -> list[Region]:
     """Lengthen an array and return its regions, given how many entries each store has."""
     starts = np.cumsum([0, *lengths]).tolist()
     sources = [Source(store, start, 0, n, 0) for store, start, n in zip(stores, starts[:-1], lengths, strict=True)]
@@ -92,7 +92,7 @@ def _regions(root: zarr.Group, name: str, stores: list[Path], lengths: list[int]
 
 
 def _pointer_regions(
-    root: zarr.Group, name: str, stores: list[Path], parts: list[zarr.Group], lengths: list[int]
+    root: Group, name: str, stores: list[Path], parts: list[Group], lengths: list[int]
 ) -> list[Region]:
     """Do the same for row pointers: each store begins with a 0, and counts its own entries."""
     sources = []
@@ -106,7 +106,7 @@ def _pointer_regions(
     return list(_cut(root, name, sources))
 
 
-def _cut(root: zarr.Group, name: str, sources: list[Source]) -> Iterator[Region]:
+def _cut(root: Group, name: str, sources: list[Source]) -> Iterator[Region]:
     array = root[name]
     n = sources[-1].start + sources[-1].n
     array.resize((n, *array.shape[1:]))

@@ -1,6 +1,7 @@
 """How is a request answered whose cells would not fit into memory as a dense matrix?"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -60,7 +61,8 @@ def answer(run: Run, request: Request, chosen: np.ndarray | None = None) -> Pred
         return Prediction(dense, weights.joined(shape[0], len(run.predictor.candidates_))[0])
     cells = _Rows(2)
     for rows, kept, piece in _pieces(run, request, chosen):
-        cells.add(rows, piece.cells[kept], piece.counts[kept])
+        matrices: Any = (piece.cells, piece.counts)  # both are CSR here
+        cells.add(rows, *(matrix[kept] for matrix in matrices))
         weights.add(rows, piece.weights[kept])
     expression, counts = cells.joined(*shape)
     return Prediction(expression, weights.joined(shape[0], len(run.predictor.candidates_))[0], counts)
@@ -83,9 +85,7 @@ def _cut(request: Request, planned: list[PlannedSet]) -> tuple[np.ndarray, Reque
     """Return the output rows of some sets, and the request for these rows alone."""
     rows = np.concatenate([one.output for one in planned])  # (m,)
     first = np.cumsum([0, *(len(one.output) for one in planned)])
-    cut = [
-        one._replace(output=np.arange(i, i + len(one.output))) for one, i in zip(planned, first[:-1], strict=True)
-    ]
+    cut = [one._replace(output=np.arange(i, i + len(one.output))) for one, i in zip(planned, first[:-1], strict=True)]
     return rows, Request(cut, request.source[rows], request.query[rows], request.named[rows])
 
 

@@ -8,11 +8,12 @@ from anndata import AnnData
 from ptrag_sc._constants import COUNTS_SUFFIX, DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
+from ptrag_sc.data._assembly import Prediction
 from ptrag_sc.data._gene_names import MissingGenes
 from ptrag_sc.data._pieces import answer, restricted
 from ptrag_sc.data._predicted_labels import LEFT_OUT
-from ptrag_sc.data._requests import request_cells
-from ptrag_sc.data._run import Counts
+from ptrag_sc.data._requests import Request, request_cells
+from ptrag_sc.data._run import Counts, Run
 from ptrag_sc.data._user_keys import check_free, note_written
 from ptrag_sc.tl._chosen import chosen_rows
 from ptrag_sc.tl._effects import effects_of
@@ -131,12 +132,10 @@ def predict(
     request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
     done = (request.source >= 0) & chosen  # (N,)
     run = model.run(adata, screen, labels, seed=seed, counts=counts, nonnegative=nonnegative)
-    if cells is not None:
-        _check_any(done)
-        request = restricted(request, done, batch_size=model._prediction_batch_size)
-    prediction = answer(run, request, done)
-    if cells is not None:
-        run.retrieved.keep(request.query[done], screen.index.cell_type[done])
+    if cells is None:
+        prediction = answer(run, request)
+    else:
+        prediction = _answer_some(run, request, done)
     # Rows without prediction have source -1, which reads the last name: where() makes them missing again.
     sources = pd.Series(screen.names[request.source], index=adata.obs_names).where(done)
     adata.obsm[key_added] = prediction.cells
@@ -151,7 +150,9 @@ def predict(
     params = {"perturbation": perturbation, "seed": seed, **run.form, "missing_genes": missing_genes}
     adata.uns[key_added] = model.describe(run.retrieved, params)
     perturbed = (request.query > 0) & done  # (N,)
-    predicted = set(zip((request.query[perturbed] - 1).tolist(), screen.index.cell_type[perturbed].tolist(), strict=True))
+    predicted = set(
+        zip((request.query[perturbed] - 1).tolist(), screen.index.cell_type[perturbed].tolist(), strict=True)
+    )
     effects = effects_of(
         model,
         run,
@@ -175,12 +176,16 @@ def _check_single(perturbation: object) -> None:
         raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
 
 
-def _check_any(done: np.ndarray) -> None:
-    """Refuse chosen cells (n,) of which none can be predicted."""
+def _answer_some(run: Run, request: Request, done: np.ndarray) -> Prediction:
+    """Answer a request for chosen cells (n,) only; refuse those of which none can be predicted."""
     if not done.any():
         problem = "are none that can be predicted"
         remedy = "Pass control cells if perturbation=... is given, else cells whose perturbation the model can predict."
         raise ValueError(unusable("The cells", "cells", problem, remedy))
+    few = restricted(request, done, batch_size=run.predictor._prediction_batch_size)
+    prediction = answer(run, few, done)
+    run.retrieved.keep(request.query[done], run.screen.index.cell_type[done])
+    return prediction
 
 
 def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple[tuple[str, ...], np.ndarray]:
