@@ -1,11 +1,8 @@
 """What is sent to another process, so that it can generate and write a part of a population?"""
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +26,7 @@ MODEL = "model"  # folder in it
 MOST_PIECES = 16  # in a slice, about 65,000 cells: what is done again if a process is killed
 SLICES_PER_THREAD = 6  # at least, so that all threads are busy until the end
 
-logger = logging.getLogger(__name__)
+_loaded: dict[Path, Predictor] = {}  # by the folder of the job; one at most
 
 
 class Stopped(RuntimeError):
@@ -127,7 +124,7 @@ def write_slice(job: Job, number: int) -> Slice:
     """Generate a slice and write it to a store of its own; a store that is there already is the same one."""
     job.check()
     virtual = job.virtual
-    predictor = _read(job.folder, job.predictor)
+    predictor = _predictor_of(job)
     run = copy(virtual.run)
     run.predictor, run.state = predictor, predictor.placed(run.state)
     retrieved = SetsApart(run.retrieved)
@@ -154,11 +151,14 @@ def write_slice(job: Job, number: int) -> Slice:
     return Slice(n_obs, n_bytes, retrieved.found)
 
 
-@lru_cache(maxsize=1)
-def _read(folder: Path, predictor: Callable[[], Predictor]) -> Predictor:
-    """Return the predictor of a job, which a process reads once."""
-    logger.info("Process %d reads the model of %s.", os.getpid(), folder)
-    return predictor()
+def _predictor_of(job: Job) -> Predictor:
+    """Return the predictor of a job, which a process loads once."""
+    found = _loaded.get(job.folder)
+    if found is None:
+        found = job.predictor()
+        _loaded.clear()  # of an earlier job
+        _loaded[job.folder] = found
+    return found
 
 
 def _without_predictor(virtual: VirtualCells) -> VirtualCells:

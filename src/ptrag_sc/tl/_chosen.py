@@ -1,6 +1,7 @@
 """Which cells does a caller mean by a mask, by names, or by row numbers?"""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from ptrag_sc._validation import unknown, unusable
 REMEDY = "Pass names of adata.obs_names, row numbers, or a mask."
 
 
-def chosen_rows(names: pd.Index, cells: object, place: str) -> np.ndarray:
+def chosen_rows(names: pd.Index, cells: Any, place: str) -> np.ndarray:
     """Return whether each cell is meant (n,).
 
     Parameters
