@@ -6,6 +6,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 NOTED = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
@@ -67,6 +68,17 @@ class StopSignals(Callback):
         """End the training if a signal came; the check before the first step is finished, which makes weights known."""
         if not trainer.sanity_checking:
             self.check()
+
+    def on_exception(self, trainer: Trainer, plan: Any, exception: BaseException) -> None:
+        """Let this process finish its work when the processes that it started end.
+
+        Lightning would kill it some seconds after one of them has failed or was killed, also by Lightning itself.
+        """
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            if isinstance(exception, KeyboardInterrupt):  # as Lightning would, which finds none below
+                launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+            launcher.procs.clear()  # Lightning looks at this list
 
     def check(self) -> None:
         """Raise if a signal came.
