@@ -2,8 +2,10 @@
 
 ``python benchmarks/dask_perturb.py`` predicts 200 perturbations x 500 cells x 2,000 genes into a zarr store: by this
 process, by the workers of a local cluster that were started and have imported everything, and by workers of which one
-is killed when half of the slices are written. It compares all files byte by byte, and prints wall seconds, processor
-seconds and the ratios as one JSON line. Set ``OMP_NUM_THREADS=1`` before.
+is killed when some of the slices are written. It compares all files byte by byte, and prints wall seconds, processor
+seconds and the ratios as one JSON line. Wall seconds need two cores that nothing else uses. The ratio of processor
+seconds does not: seconds of one process, over those of the calling process and of the slower worker, as if the two took
+turns. Set ``OMP_NUM_THREADS=1`` before.
 """
 
 import argparse
@@ -75,6 +77,7 @@ def main() -> None:
     with cluster, Client(cluster) as client, tempfile.TemporaryDirectory() as root:
         client.run(imported)
         taken: dict[str, list[float]] = {"one": [], "workers": [], "killed": []}
+        used: dict[str, list[float]] = {"one": [], "workers": [], "killed": []}
         for i, way in enumerate(ways):
             folder = Path(root) / f"{i}_{way}"
             folder.mkdir()
@@ -82,6 +85,7 @@ def main() -> None:
             if way == "killed":
                 arguments = (client, folder, 5, killed)
                 threading.Thread(target=kill_midway, args=arguments, daemon=True).start()
+            before = client.run(time.process_time)
             start = time.perf_counter(), time.process_time()
             ptrag_sc.tl.perturb(
                 model.adata,
@@ -98,11 +102,16 @@ def main() -> None:
                 "processor_of_this_process": round(time.process_time() - start[1], 1),
                 "load": os.getloadavg()[0],
             }
+            processor = time.process_time() - start[1]
+            if way == "workers":  # what the slower worker needs, after what this process does alone
+                processor += max(now - before[name] for name, now in client.run(time.process_time).items())
+            used[way].append(processor)
             if i:
                 found[f"{i}_same_as_one"] = same_files(Path(root) / "0_one/virtual.zarr", folder / "virtual.zarr")
             if way == "killed":
                 found["killed_workers"] = len(killed)
         found["times_as_fast"] = round(sum(taken["one"]) / sum(taken["workers"]), 2)
+        found["times_as_fast_by_processor_seconds"] = round(sum(used["one"]) / sum(used["workers"]), 2)
     print(json.dumps(found))
 
 
