@@ -188,7 +188,7 @@ def trainer_arguments(
     return {**arguments, "callbacks": [KeepBest(), *callbacks]}
 
 
-def add_early_stopping(trainer: Trainer, arguments: dict[str, Any]) -> None:
+def add_early_stopping(trainer: Any, arguments: dict[str, Any]) -> None:
     """Add the early stopping that scvi-tools leaves out of distributed trainings.
 
     It can be used here, because the loss is that of all validation conditions in every process.
