@@ -279,10 +279,13 @@ class Baseline(Predictor):
             present[b, :n_found] = True
             similarity[b, :n_found] = answer.similarity
             weights[b, :n_found] = answer.weights
-        shifts = np.stack([answer.shift for answer in answers])  # (B, G)
+        control = batch["control_cells"].numpy()  # (B, S, G)
+        cells = np.empty(control.shape, dtype=np.float32)
+        for b, answer in enumerate(answers):  # one by one, because the sums are float64
+            cells[b] = control[b] + answer.shift
         of_cells = (*sets.target.shape, n_neighbours)  # (B, S, K): every cell of a set has the same neighbours
         return PredictedSets(
-            cells=(batch["control_cells"].numpy() + shifts[:, None]).astype(np.float32),
+            cells=cells,
             rows=rows,
             present=present,
             role=np.full(n_neighbours, ROLES.index("neighbour")),

@@ -18,6 +18,7 @@ from ptrag_sc.data._gene_names import MissingGenes, var_of
 from ptrag_sc.data._intervals import EffectErrors
 from ptrag_sc.data._labels import named_perturbations
 from ptrag_sc.data._levels import check_query
+from ptrag_sc.data._portable import Portable
 from ptrag_sc.data._refits import Refits
 from ptrag_sc.data._requests import as_name_list, find_cell_types, request_population
 from ptrag_sc.data._retrieval_tally import RetrievalTally
@@ -27,7 +28,7 @@ from ptrag_sc.data._sizes import NCells, named_cell_types, read_sizes, storable_
 from ptrag_sc.data._targets import OwnEffects
 
 
-class Predictor(ABC):
+class Predictor(Portable, ABC):
     """A fitted predictor.
 
     Attributes

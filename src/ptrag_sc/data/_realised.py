@@ -6,6 +6,7 @@ the mean of the gene. The mean shift that a fold brings is a property of the gen
 It is computed once, exactly, for a grid of folds, and every predicted shift is looked up in it.
 """
 
+from copy import copy
 from functools import cached_property
 from typing import NamedTuple
 
@@ -253,6 +254,16 @@ class Realisation:
         indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(rows)))])
         matrices = [sp.csr_matrix((m[row, gene], gene.copy(), indptr.copy()), cells.shape) for m in (expression, drawn)]
         return matrices[0], matrices[1]
+
+    def of_rows(self, screen: Screen, rows: np.ndarray, cell_types: list[int]) -> "Realisation":
+        """Return the same for a screen that holds some control rows (m,) only; what belongs to cell types is kept."""
+        place = np.searchsorted(self.controls, rows)  # (m,)
+        other = copy(self)
+        other.screen, other.controls = screen, np.arange(len(rows))
+        other.known = CellCounts(self.known.counts[place], self.known.factor[place])
+        other._size = self._size[place]
+        other._types = {t: self._of_type(t) for t in cell_types}
+        return other
 
     def _of_type(self, cell_type: int) -> "_OfType":
         """Return what is computed once for a cell type."""

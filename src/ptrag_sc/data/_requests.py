@@ -88,10 +88,13 @@ class Population(NamedTuple):
         """Return how many requests :meth:`pieces` yields."""
         return math.ceil(self.first[-1] / n_sets)
 
-    def pieces(self, n_sets: int) -> Iterator[Request]:
-        """Yield requests of up to ``n_sets`` sets each; together they are the population, row by row."""
+    def pieces(self, n_sets: int, numbers: range | None = None) -> Iterator[Request]:
+        """Yield requests of up to ``n_sets`` sets each; together they are the population, row by row.
+
+        With ``numbers``, only those of them that have these numbers.
+        """
         every = range(self.first[-1])
-        for i in range(self.n_pieces(n_sets)):
+        for i in range(self.n_pieces(n_sets)) if numbers is None else numbers:
             yield self._piece(every[i * n_sets : (i + 1) * n_sets])
 
     def _piece(self, numbers: range) -> Request:

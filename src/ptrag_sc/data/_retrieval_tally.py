@@ -1,6 +1,6 @@
 """What was retrieved, summed over the sets of each condition?"""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ class _Sums(NamedTuple):
     gate: np.ndarray  # (J',) summed over cells
     strength: float  # summed over cells
     n_cells: int
+
+
+SetSums: TypeAlias = tuple[int, int, _Sums]  # query, cell type, and what was retrieved for one set
 
 
 class RetrievalTally:
@@ -53,13 +56,7 @@ class RetrievalTally:
             gate = predicted.gates[b][is_cell][:, is_filled].sum(0, dtype=float)  # (J',)
             # The strength belongs to the set; its cells count, because sets of one condition differ in size.
             strength = n_cells * float(predicted.strength[b])
-            previous = self._sums.get(condition)
-            if previous is not None:
-                weight = previous.weight + weight
-                gate = previous.gate + gate
-                strength += previous.strength
-                n_cells += previous.n_cells
-            self._sums[condition] = _Sums(
+            sums = _Sums(
                 candidate=predicted.rows[b][is_filled],
                 role=predicted.role[is_filled],
                 similarity=predicted.similarity[b][is_filled],
@@ -68,6 +65,25 @@ class RetrievalTally:
                 strength=strength,
                 n_cells=n_cells,
             )
+            self.merge((*condition, sums))
+
+    def merge(self, found: SetSums) -> None:
+        """Add one set."""
+        query, cell_type, sums = found
+        previous = self._sums.get((query, cell_type))
+        if previous is not None:
+            sums = sums._replace(
+                weight=previous.weight + sums.weight,
+                gate=previous.gate + sums.gate,
+                strength=sums.strength + previous.strength,
+                n_cells=sums.n_cells + previous.n_cells,
+            )
+        self._sums[query, cell_type] = sums
+
+    def keep(self, query: np.ndarray, cell_type: np.ndarray) -> None:
+        """Forget all conditions but those of some cells (m,)."""
+        kept = set(zip(query.tolist(), cell_type.tolist(), strict=True))
+        self._sums = {condition: sums for condition, sums in self._sums.items() if condition in kept}
 
     def _conditions(self) -> list[tuple[str, str, _Sums]]:
         """Return the sums of every condition but the controls, in order."""

@@ -104,6 +104,12 @@ class Run:
         """In which form predictions leave: the arguments as they were used."""
         return {"counts": self.realisation is not None, "nonnegative": self.nonnegative}
 
+    def compute_once(self) -> None:
+        """Compute all that requests share."""
+        _ = self.drift, self._targets
+        if self.predictor.own_effects_ is not None:
+            _ = self._controls
+
     def answer(self, request: Request) -> Prediction:
         """Generate every set of a request and put the rows in order.
 
@@ -185,6 +191,14 @@ class Run:
             yield sets, predicted
 
 
+def sets_at_once(largest: int, batch_size: int) -> int:
+    """Return how many sets, the largest of ``largest`` cells, are one piece of about ``CHUNK`` output rows.
+
+    Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
+    """
+    return max(1, CHUNK // (largest * batch_size)) * batch_size
+
+
 def _realisation(screen: Screen, labels: tuple[str, ...], seed: int | None, counts: Counts) -> Realisation | None:
     if counts not in ("auto", True, False):
         known = ("auto", True, False)
@@ -231,36 +245,40 @@ class VirtualCells:
 
     def in_memory(self) -> AnnData:
         """Return all cells."""
-        whole = self._piece(self.population.whole())
-        whole.uns.update(self._uns())
+        whole = self.piece(self.population.whole())
+        whole.uns.update(self.uns())
         return whole
 
     def write(self, path: Path, *, progress: bool, overwrite: bool) -> None:
         """Write all cells to a file ``.h5ad`` or ``.zarr``.
 
         About ``CHUNK`` cells are in memory at a time, or one mini-batch if that is more.
+        """
+        stored = self.storable(path)
+        n_sets = sets_at_once(self.population.largest, self.run.predictor._prediction_batch_size)
+        n_pieces = self.population.n_pieces(n_sets)
+        requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
+        pieces = map(stored.piece, requests)
+        write_beside(
+            path,
+            lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self.uns),
+            overwrite=overwrite,
+        )
+
+    def storable(self, path: Path) -> "VirtualCells":
+        """Return the same with columns that a file can hold, before the first cell is generated.
 
         Raises
         ------
         TypeError
             If a column of ``obs`` or ``var`` cannot be written.
         """
-        # Columns are converted and checked before the first cell is generated: an error after hours would be too late.
         stored = replace(self, obs=storable(self.obs), var=storable(self.var))
         check_columns(path, obs=stored.obs.iloc[self.population.rows], var=stored.var)
-        # Pieces are whole mini-batches, so every set is generated together with the same sets as in memory.
-        batch_size = self.run.predictor._prediction_batch_size
-        n_sets = max(1, CHUNK // (self.population.largest * batch_size)) * batch_size
-        n_pieces = self.population.n_pieces(n_sets)
-        requests = track(self.population.pieces(n_sets), "Predicting", not progress, total=n_pieces)
-        pieces = map(stored._piece, requests)
-        write_beside(
-            path,
-            lambda part: write_stream(part, pieces, n_obs=self.population.n_obs, uns=self._uns),
-            overwrite=overwrite,
-        )
+        return stored
 
-    def _piece(self, request: Request) -> AnnData:
+    def piece(self, request: Request) -> AnnData:
+        """Return the cells of a request."""
         prediction = self.run.answer(request)
         return population_anndata(
             prediction,
@@ -272,7 +290,8 @@ class VirtualCells:
             key=DEFAULT_KEY,
         )
 
-    def _uns(self) -> dict[str, dict[str, Any]]:
+    def uns(self) -> dict[str, dict[str, Any]]:
+        """Return what stands in ``.uns`` beside the cells that were generated so far."""
         names = {"obs": [DEFAULT_KEY + SOURCE_SUFFIX], "obsm": [DEFAULT_KEY + RETRIEVAL_SUFFIX]}
         found = {**self.run.predictor.describe(self.run.retrieved, self.params), **self.further}
         return {DEFAULT_KEY: found, WRITTEN_KEY: as_uns(names)}

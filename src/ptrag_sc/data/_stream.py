@@ -29,7 +29,14 @@ Group = Any
 Array = Any
 
 
-def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Callable[[], Mapping[str, object]]) -> None:
+def write_stream(
+    path: Path,
+    pieces: Iterator[AnnData],
+    *,
+    n_obs: int,
+    uns: Callable[[], Mapping[str, object]],
+    n_whole: int | None = None,
+) -> None:
     """Write one AnnData that arrives in pieces; one piece is in memory at a time.
 
     anndata writes the first piece, which decides the layout. Then the arrays are made long enough for all rows, and
@@ -46,6 +53,8 @@ def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Call
         Rows of all pieces together.
     uns
         Called when all pieces are written.
+    n_whole
+        Rows of the whole that these are a part of: chunks and row pointers are those that it needs. None: they are all.
 
     Raises
     ------
@@ -59,7 +68,7 @@ def write_stream(path: Path, pieces: Iterator[AnnData], *, n_obs: int, uns: Call
         write_elem(root, "/", AnnData(var=first.var))
         if "raw" in root:  # which anndata leaves out of the files that it makes itself
             del root["raw"]
-        columns = _write_first(root, first, n_obs)
+        columns = _write_first(root, first, n_obs, n_whole or n_obs)
         start = first.n_obs
         for piece in pieces:
             check()
@@ -169,19 +178,24 @@ def _opened(path: Path) -> Iterator[tuple[Group, Callable[[], None]]]:
         return
     root = zarr.open_group(path, mode="w", zarr_format=anndata.settings.zarr_write_format)
     yield root, lambda: None
+    consolidate(root)
+
+
+def consolidate(root: zarr.Group) -> None:
+    """Write the metadata of all parts of a zarr store into its root, as anndata does."""
     with warnings.catch_warnings():
         # anndata writes it too, although version 3 of the format does not define it yet.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(root.store)
 
 
-def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
+def _write_first(root: Group, piece: AnnData, n_obs: int, n_whole: int) -> dict[str, Array]:
     """Write the first piece, make room for all rows, and return the arrays of ``obs``."""
     n_genes = piece.n_vars
     # No chunk is larger than its array, because HDF5 stores whole chunks.
-    rows = max(1, min(n_obs, X_CHUNK // max(1, n_genes)))
+    rows = max(1, min(n_whole, X_CHUNK // max(1, n_genes)))
     of_matrix: dict[str, object] = {"chunks": (rows, max(1, n_genes))}
-    of_columns: dict[str, object] = {"chunks": (max(1, min(n_obs, COLUMN_CHUNK)),)}
+    of_columns: dict[str, object] = {"chunks": (max(1, min(n_whole, COLUMN_CHUNK)),)}
     if isinstance(root, h5py.Group):  # an HDF5 array cannot grow unless it is told so; a zarr array always can
         of_matrix["maxshape"] = (None, n_genes)
         of_columns["maxshape"] = (None,)
@@ -190,14 +204,14 @@ def _write_first(root: Group, piece: AnnData, n_obs: int) -> dict[str, Array]:
     dense = []
     for name, matrix in matrices.items():
         if sp.issparse(matrix):
-            _write_sparse(root, name, matrix, n_obs)
+            _write_sparse(root, name, matrix, n_whole)
         else:
             write_elem(root, name, matrix, dataset_kwargs=of_matrix)
             dense.append(root[name])
     write_elem(root, "obs", piece.obs, dataset_kwargs=of_columns)
     for name, matrix in piece.obsm.items():
-        _write_sparse(root, f"obsm/{name}", matrix, n_obs)
-    columns = _arrays(root["obs"])
+        _write_sparse(root, f"obsm/{name}", matrix, n_whole)
+    columns = arrays_of(root["obs"])
     for array in (*dense, *columns.values()):
         array.resize((n_obs, *array.shape[1:]))
     return columns
@@ -232,13 +246,13 @@ def _encoded(obs: pd.DataFrame, *, like_zarr: bool) -> dict[str, np.ndarray]:
     if like_zarr:
         root = zarr.open_group({}, mode="w", zarr_format=2)
         write_elem(root, "obs", obs)
-        return {name: array[...] for name, array in _arrays(root["obs"]).items()}
+        return {name: array[...] for name, array in arrays_of(root["obs"]).items()}
     with h5py.File(io.BytesIO(), "w") as root:
         write_elem(root, "obs", obs)
-        return {name: array[...] for name, array in _arrays(root["obs"]).items()}
+        return {name: array[...] for name, array in arrays_of(root["obs"]).items()}
 
 
-def _arrays(group: Group, prefix: str = "") -> dict[str, Array]:
+def arrays_of(group: Group, prefix: str = "") -> dict[str, Array]:
     """Return the arrays of a written data frame that have one entry per row."""
     names = list(group)
     if group.attrs["encoding-type"] == "categorical":
@@ -247,7 +261,7 @@ def _arrays(group: Group, prefix: str = "") -> dict[str, Array]:
     for name in names:
         item = group[name]
         if isinstance(item, h5py.Group | zarr.Group):
-            found |= _arrays(item, f"{prefix}{name}/")
+            found |= arrays_of(item, f"{prefix}{name}/")
         else:
             found[prefix + name] = item
     return found

@@ -1,6 +1,8 @@
 """How does a trained module answer a request for predicted cells, or for what was retrieved?"""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,8 @@ class ModulePredictor(Expecting):
     """The predictor's side of :class:`ptrag_sc.PTRAG`."""
 
     _check_if_trained: Callable[..., None]  # of scvi-tools' BaseModelClass
+    save: Callable[..., None]
+    load: Callable[..., Any]
     support_: Calibration | None
 
     @property
@@ -84,6 +88,15 @@ class ModulePredictor(Expecting):
             found["support_calibration"] = self.support_.conditions
             warn_of_abstention(support)
         return {**found, "support": support}
+
+    def portable(self, folder: Path) -> Callable[[], Any]:
+        """Save the model into a folder and return a function that loads it from there, without data."""
+        self.save(folder)
+        return partial(type(self).load, folder, adata=False)
+
+    def placed(self, state: Any, *, on_host: bool = False) -> Any:
+        """Return a query table on the device of the module, or on the host."""
+        return state.to(torch.device("cpu") if on_host else self.module.device)
 
     def prepare(self, labels: tuple[str, ...], vectors: np.ndarray | None, screen: Screen) -> QueryTable:
         """Return the query table of a call, with every candidate encoded once."""

@@ -27,7 +27,13 @@ from ptrag_sc.model._sets import training_sets
 from ptrag_sc.model._signals import StopSignals
 from ptrag_sc.model._support import calibrate_support
 from ptrag_sc.model._tables import TrainingTables, training_tables
-from ptrag_sc.model._trainer import check_interval, check_precision, kept_settings, trainer_arguments
+from ptrag_sc.model._trainer import (
+    add_early_stopping,
+    check_interval,
+    check_precision,
+    kept_settings,
+    trainer_arguments,
+)
 from ptrag_sc.model._trainer_arguments import check_trainer_arguments
 from ptrag_sc.model._training_plan import PTRAGTrainingPlan
 
@@ -281,6 +287,7 @@ class PTRAG(RegisteredScreens, SavedModel, GrowingMemory):
                 strategy=strategy,
                 **arguments,
             )
+            add_early_stopping(runner.trainer, arguments)
             check_precision(runner.trainer)
             run_training(self, runner, plan, set_size=int(set_size), finish=lambda: self._learn_errors(screen))
 

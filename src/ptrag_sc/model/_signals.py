@@ -6,9 +6,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 NOTED = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
-ONLY_MAIN = 1  # process; others are ended by Lightning, because each would wait for the steps of the others
 
 
 class Interrupted(BaseException):
@@ -20,7 +21,8 @@ class StopSignals(Callback):
 
     A signal that Python handles at once could come between the changes of two parameters, or while weights are copied.
     So the first one is noted. A second one ends whatever runs, unless :attr:`holds` is True. Handlers that the user
-    set, and threads other than the main one, are left alone, and so are distributed trainings.
+    set, and threads other than the main one, are left alone. Distributed trainings are left to Lightning, which
+    ends all processes: each would wait for the steps of the others.
     """
 
     def __init__(self) -> None:
@@ -67,6 +69,17 @@ class StopSignals(Callback):
         if not trainer.sanity_checking:
             self.check()
 
+    def on_exception(self, trainer: Trainer, plan: Any, exception: BaseException) -> None:
+        """Let this process finish its work when the processes that it started end.
+
+        Lightning would kill it some seconds after one of them has failed or was killed, also by Lightning itself.
+        """
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            if isinstance(exception, KeyboardInterrupt):  # as Lightning would, which finds none below
+                launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+            launcher.procs.clear()  # Lightning looks at this list
+
     def check(self) -> None:
         """Raise if a signal came.
 
@@ -84,7 +97,8 @@ class StopSignals(Callback):
         Ctrl-C is a KeyboardInterrupt, which Lightning turns into the end of the process, or in a thread into a
         ValueError. SIGTERM is a SystemExit of the usual status (143): the process ends, and ``finally`` still runs.
         """
-        if self.first == signal.SIGTERM:
+        # Lightning, which gets the signals of distributed trainings, ends the process as if it had succeeded.
+        if self.first == signal.SIGTERM or isinstance(error, SIGTERMException):
             return SystemExit(128 + signal.SIGTERM)
         if self.first is not None or isinstance(error, Interrupted):
             return KeyboardInterrupt()

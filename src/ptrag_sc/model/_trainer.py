@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from scvi.train._callbacks import LoudEarlyStopping
 
 from ptrag_sc._validation import absent, unusable
 from ptrag_sc.model._gain import surpasses
@@ -185,6 +186,26 @@ def trainer_arguments(
             remedy = "Hold out five or more with ptrag_sc.pp.split(val_fraction=...) to let trained weights be kept."
             logger.warning("Only %d validation conditions: too few to show a gain of training. %s", n_val, remedy)
     return {**arguments, "callbacks": [KeepBest(), *callbacks]}
+
+
+def add_early_stopping(trainer: Any, arguments: dict[str, Any]) -> None:
+    """Add the early stopping that scvi-tools leaves out of distributed trainings.
+
+    It can be used here, because the loss is that of all validation conditions in every process.
+
+    Parameters
+    ----------
+    trainer
+        The trainer that was made.
+    arguments
+        Value of :func:`trainer_arguments`.
+    """
+    is_there = any(isinstance(callback, LoudEarlyStopping) for callback in trainer.callbacks)
+    if not arguments["early_stopping"] or is_there:
+        return
+    names = {"monitor": "validation_loss", "min_delta": 0.0, "patience": PATIENCE, "mode": "min", "warmup_epochs": 0}
+    options = {name: arguments.get(f"early_stopping_{name}", usual) for name, usual in names.items()}
+    trainer.callbacks.append(LoudEarlyStopping(**options))
 
 
 def check_precision(trainer: Trainer) -> None:

@@ -204,9 +204,15 @@ class PTRAGTrainingPlan(TrainingPlan):
         return wrong
 
     def _of_all_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of the conditions of all devices, which have equally many."""
+        """Return the values of all conditions (N, n), in order, given those of this process.
+
+        Processes take every W-th condition, and the first ones again where their number does not divide by W.
+        """
         gathered = self.all_gather(values)
-        return gathered.reshape(-1, values.shape[1])
+        if self.trainer.world_size == 1:
+            return gathered
+        datamodule: Any = self.trainer.datamodule
+        return gathered.transpose(0, 1).reshape(-1, values.shape[1])[: len(datamodule.val_sets.query)]
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss once per epoch (no ELBO here)."""

@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from ptrag_sc._docs import documented
 from ptrag_sc.data import Predictor
+from ptrag_sc.data._cluster import check_client, write_by_workers
 from ptrag_sc.data._files import check_target
 from ptrag_sc.data._gene_names import MissingGenes
 from ptrag_sc.data._run import Counts
@@ -34,6 +35,7 @@ def perturb(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    client: object = None,
 ) -> AnnData | Path:
     """Perturb control cells virtually.
 
@@ -51,6 +53,10 @@ def perturb(
         Whether an existing file may be replaced. It is replaced only when the new one is complete.
     progress
         Whether to show a progress bar while a file is written.
+    client
+        None: this process generates all cells. A :class:`dask.distributed.Client` of the extra ``dask``: the workers of
+        its cluster do, and write ``out``, a zarr store that all of them see under the same path
+        (:doc:`/beyond_one_machine`).
 
     Returns
     -------
@@ -74,10 +80,12 @@ def perturb(
     KeyError
         If a cell type does not occur, or a gene has no embedding anywhere (the closest symbols are named).
     ValueError
-        If a cell type has no control cells or fewer than ``n_cells``, a combination names a gene twice, or ``out`` has
-        another suffix.
+        If a cell type has no control cells or fewer than ``n_cells``, a combination names a gene twice, ``out`` has
+        another suffix, or ``client`` is given without an ``out`` that ends in ``.zarr``.
+    ImportError
+        If ``client`` is given and dask.distributed is not installed.
     TypeError
-        If ``model`` is not a fitted model, ``out`` is no path, or a column cannot be written.
+        If ``model`` is not a fitted model, ``out`` is no path, ``client`` is no client, or a column cannot be written.
     FileExistsError
         If ``out`` exists and ``overwrite`` is False, or is a folder that holds more than the store of an AnnData.
     FileNotFoundError
@@ -118,6 +126,8 @@ def perturb(
     path = None
     if out is not None:  # checked first, because cells can take hours to generate
         path = check_target(out, suffixes=STREAMED, overwrite=overwrite)
+    if client is not None:
+        check_client(client, path)
     virtual = model.virtual_cells(
         adata,
         perturbations=perturbations,
@@ -137,6 +147,9 @@ def perturb(
         result = virtual.in_memory()
         sc.logging.info(f"generated {planned}")
         return result
-    virtual.write(path, progress=progress, overwrite=overwrite)
+    if client is None:
+        virtual.write(path, progress=progress, overwrite=overwrite)
+    else:
+        write_by_workers(virtual, path, client, progress=progress, overwrite=overwrite)
     sc.logging.info(f"wrote {planned} to {path}")
     return path

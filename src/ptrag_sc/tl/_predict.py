@@ -8,11 +8,14 @@ from anndata import AnnData
 from ptrag_sc._constants import COUNTS_SUFFIX, DEFAULT_KEY, PREDICTED_SUFFIX, RETRIEVAL_SUFFIX, SETUP_KEY, SOURCE_SUFFIX
 from ptrag_sc._validation import check_key, check_whole, unusable
 from ptrag_sc.data import Predictor, Screen, components
+from ptrag_sc.data._assembly import Prediction
 from ptrag_sc.data._gene_names import MissingGenes
+from ptrag_sc.data._pieces import answer, restricted
 from ptrag_sc.data._predicted_labels import LEFT_OUT
-from ptrag_sc.data._requests import request_cells
-from ptrag_sc.data._run import Counts
+from ptrag_sc.data._requests import Request, request_cells
+from ptrag_sc.data._run import Counts, Run
 from ptrag_sc.data._user_keys import check_free, note_written
+from ptrag_sc.tl._chosen import chosen_rows
 from ptrag_sc.tl._effects import effects_of
 from ptrag_sc.tl._model import check_predictor
 
@@ -22,6 +25,7 @@ def predict(
     model: Predictor,
     *,
     perturbation: str | None = None,
+    cells: object = None,
     key_added: str = DEFAULT_KEY,
     seed: int | None = None,
     counts: Counts = "auto",
@@ -44,6 +48,9 @@ def predict(
     perturbation
         None: every cell is predicted under its own label. A name: the *control* cells are predicted under that
         perturbation, and other rows are NaN.
+    cells
+        Which rows are written: None, all; else a mask, names of cells, or row numbers. The other rows are as those
+        that were not predicted.
     key_added
         Where results are written. An earlier prediction under this name is replaced, anything else is refused.
     seed
@@ -73,12 +80,12 @@ def predict(
     Raises
     ------
     KeyError
-        If genes are missing, or a perturbation has no gene embedding.
+        If genes are missing, a perturbation has no gene embedding, or a name in ``cells`` does not occur.
     TypeError
-        If several perturbations are named, or ``model`` is not a fitted model.
+        If several perturbations are named, ``cells`` holds anything else, or ``model`` is not a fitted model.
     ValueError
-        If a cell type has no controls, labels or expression cannot be used, or something that is not an earlier
-        prediction stands where results are written.
+        If a cell type has no controls, labels or expression cannot be used, none of ``cells`` can be predicted, or
+        something that is not an earlier prediction stands where results are written.
 
     Warnings
     --------
@@ -88,7 +95,12 @@ def predict(
     Notes
     -----
     Cell names decide which cells share a set: a subset of the cells can have other predictions, but another order of
-    the same cells cannot.
+    the same cells cannot. With ``cells`` the sets are those of all cells, so the rows that are written are bitwise
+    those of a call without it. For this, all cells of the mini-batches that hold a chosen cell are generated: a few
+    conditions take little time, cells of all conditions nearly as much as all cells. ``retrieval`` and ``support``
+    then describe the conditions of the chosen cells, as means over the cells that were generated for them.
+
+    Cells with counts are generated piece by piece and never stand in a dense matrix all at once.
 
     Examples
     --------
@@ -114,12 +126,16 @@ def predict(
         "uns": [key_added],
     }
     check_free(adata, **beside)
+    chosen = chosen_rows(adata.obs_names, cells, "tl.predict")
     screen = model.read(adata, missing_genes=missing_genes)
     labels, assigned = _assign(screen, model, perturbation)
     request = request_cells(screen, assigned, set_size=model.set_size_, seed=seed)
+    done = (request.source >= 0) & chosen  # (N,)
     run = model.run(adata, screen, labels, seed=seed, counts=counts, nonnegative=nonnegative)
-    prediction = run.answer(request)
-    done = request.source >= 0  # (N,)
+    if cells is None:
+        prediction = answer(run, request)
+    else:
+        prediction = _answer_some(run, request, done)
     # Rows without prediction have source -1, which reads the last name: where() makes them missing again.
     sources = pd.Series(screen.names[request.source], index=adata.obs_names).where(done)
     adata.obsm[key_added] = prediction.cells
@@ -133,8 +149,16 @@ def predict(
     note_written(adata, obs=beside["obs"], obsm=beside["obsm"])
     params = {"perturbation": perturbation, "seed": seed, **run.form, "missing_genes": missing_genes}
     adata.uns[key_added] = model.describe(run.retrieved, params)
-    predicted_types = np.unique(screen.index.cell_type[(request.query > 0) & done]).tolist()
-    effects = effects_of(model, run, predicted_types)
+    perturbed = (request.query > 0) & done  # (N,)
+    predicted = set(
+        zip((request.query[perturbed] - 1).tolist(), screen.index.cell_type[perturbed].tolist(), strict=True)
+    )
+    effects = effects_of(
+        model,
+        run,
+        sorted({t for _, t in predicted}),
+        asked=lambda q, t: cells is None or (q, t) in predicted,
+    )
     if effects is not None:
         adata.uns[key_added]["effects"] = effects
     sc.logging.info(
@@ -150,6 +174,18 @@ def _check_single(perturbation: object) -> None:
         problem = f"is a {type(perturbation).__name__}"
         remedy = "Pass one name, or use ptrag_sc.tl.perturb for several."
         raise TypeError(unusable("perturbation", "tl.predict", problem, remedy))
+
+
+def _answer_some(run: Run, request: Request, done: np.ndarray) -> Prediction:
+    """Answer a request for chosen cells (n,) only; refuse those of which none can be predicted."""
+    if not done.any():
+        problem = "are none that can be predicted"
+        remedy = "Pass control cells if perturbation=... is given, else cells whose perturbation the model can predict."
+        raise ValueError(unusable("The cells", "cells", problem, remedy))
+    few = restricted(request, done, batch_size=run.predictor._prediction_batch_size)
+    prediction = answer(run, few, done)
+    run.retrieved.keep(request.query[done], run.screen.index.cell_type[done])
+    return prediction
 
 
 def _assign(screen: Screen, model: Predictor, perturbation: str | None) -> tuple[tuple[str, ...], np.ndarray]:
