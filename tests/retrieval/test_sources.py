@@ -336,5 +336,5 @@ def test_h5ad_that_says_it_is_far_larger_than_its_file_is_refused(tmp_path, is_s
             attributes = dict(file["X"].attrs)
             del file["X"]
             file.create_dataset("X", (10**7, 10**7), np.float32, chunks=(10, 10)).attrs.update(attributes)
-    with pytest.raises(ValueError, match=r"holds a matrix of shape \(10000000, 10000000\)"):
+    with pytest.raises(ValueError, match=r"says that it holds 100,000,000,000,\d+ numbers"):
         read_embedding(path)

@@ -10,7 +10,8 @@ import numpy as np
 from ptrag_sc._validation import unknown, unusable
 from ptrag_sc.data._files import StrPath, write_beside
 from ptrag_sc.datasets._download import cache_folder, download
-from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
+from ptrag_sc.datasets._gene_vectors import GeneVectors
+from ptrag_sc.datasets._pickled_vectors import read_pickled_vectors
 
 URL = "https://zenodo.org/records/10833191/files/GenePT_emebdding_v2.zip"
 KNOWN_HASH = "md5:3f6ce4317e3a0091978ae5cb8fbf05a3"
