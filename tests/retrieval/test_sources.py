@@ -320,8 +320,8 @@ def test_csv_of_many_columns_is_read_fast_or_refused(tmp_path):
     path = tmp_path / "a.csv"
     pd.DataFrame(np.ones((2, 3000)), index=["AARS", "JAK2"]).to_csv(path)
     assert read_embedding(path).vectors.shape == (2, 3000)
-    path.write_text("gene" + ",x" * 60_000 + "\nAARS" + ",1" * 60_000 + "\n")
-    with pytest.raises(ValueError, match=r"has 60001 columns. Save a table as wide as this as \.npz"):
+    path.write_text("gene" + ",x" * 20_000 + "\nAARS" + ",1" * 20_000 + "\n")
+    with pytest.raises(ValueError, match=r"has 20001 columns. Save a table as wide as this as \.npz"):
         read_embedding(path)
 
 

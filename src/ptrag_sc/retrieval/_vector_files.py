@@ -20,8 +20,9 @@ from ptrag_sc.retrieval._gene_embeddings import frame_arrays
 from ptrag_sc.retrieval._vector_tables import OF_CELLS, from_anndata, from_mapping
 
 GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
-MAX_COLUMNS = 50_000  # of a table; pandas needs half a minute for twice as many
-MAX_LINE = 2**25  # letters of a line of a CSV file that are looked at
+MAX_COLUMNS = 10_000  # of a table; pandas needs half a minute for five times as many
+MAX_LINE = 2**22  # letters of the header of a CSV file, and of its first row
+BLOCK = 2**20  # bytes
 NUMBER = 8  # bytes
 PICKLE_BYTES = 2**21  # of a .pt file, to which are added
 PICKLE_BYTES_PER_RECORD = 500  # names and shapes of one tensor
@@ -106,7 +107,7 @@ def from_parquet(path: Path) -> GeneVectors:
     return GeneVectors(*frame_arrays(frame, str(path)))
 
 
-def _too_wide(path: Path, n_columns: int) -> str:
+def _too_wide(path: Path, n_columns: object) -> str:
     remedy = "Save a table as wide as this as .npz."
     return unusable("Gene embedding", str(path), f"has {n_columns} columns", remedy)
 
@@ -128,9 +129,15 @@ def from_csv(path: Path) -> GeneVectors:
 
 def _check_rows(path: Path) -> None:
     """Refuse a header that does not name the column of genes, and tables that are too wide to be read as text."""
+    with path.open("rb") as file:
+        if any(b"\0" in block for block in iter(lambda: file.read(BLOCK), b"")):  # where pandas ends a value
+            raise ValueError(unusable("Gene embedding", str(path), "is no text in UTF-8", "Save it as UTF-8."))
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = (line for line in iter(lambda: file.readline(MAX_LINE), "") if line.strip())  # pandas skips empty ones
-        header, row = (next(csv.reader([next(lines, "")]), []) for _ in range(2))
+        first = [next(lines, "") for _ in range(2)]
+    if max(map(len, first)) == MAX_LINE:
+        raise ValueError(_too_wide(path, "too many"))
+    header, row = (next(csv.reader([line]), []) for line in first)
     remedy = "Name every column in the header, the first being the genes."
     if row and len(row) != len(header):
         problem = f"has {len(header)} names in its header and {len(row)} values in its first row"
