@@ -1,6 +1,7 @@
 """What is a table of gene vectors, and how much may come out of a file that says it holds one?"""
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -25,20 +26,25 @@ def gene_names(values: Iterable[object], place: str) -> np.ndarray:
     Parameters
     ----------
     values
-        Names (n,), text or bytes; anything else is written as text.
+        Names (n,): text, bytes or whole numbers.
     place
         Name of the table in messages.
 
     Raises
     ------
     ValueError
-        If a name is longer than any gene's, or is no UTF-8.
+        If a name is longer than any gene's, or is nothing of these.
 
     Examples
     --------
     >>> gene_names(["AARS", b"JAK2"], "the example").tolist()
     ['AARS', 'JAK2']
     """
+    values = list(values)
+    strange = [value for value in values if not isinstance(value, str | bytes | Integral)]
+    if strange:
+        problem = f"has names that are no text (a {type(strange[0]).__name__})"
+        raise ValueError(unusable("Gene embedding", place, problem, "Name the rows by symbols of genes."))
     names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
     longest = max(names, key=len, default="")
     if len(longest) > MAX_NAME:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_COLUMNS = 10_000  # of a table; pandas needs half a minute for five times as
 MAX_LINE = 2**22  # letters of the header of a CSV file, and of its first row
 BLOCK = 2**20  # bytes
 NUMBER = 8  # bytes
+HEAP, HEAP_HEADER = b"GCOL\x01\0\0\0", 16  # where HDF5 keeps texts, and bytes before each of them
 PICKLE_BYTES = 2**21  # of a .pt file, to which are added
 PICKLE_BYTES_PER_RECORD = 500  # names and shapes of one tensor
 
@@ -168,6 +170,8 @@ def _is_fraction(text: str) -> bool:
 
 def from_h5ad(path: Path) -> GeneVectors:
     """Read the parts of an AnnData that hold vectors and their names, and no others."""
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _check_heaps(content)
     with h5py.File(path) as file:
         in_varm = any(key not in OF_CELLS for key in file.get("varm", ()))
         parts = ("var", "varm") if in_varm else ("obs", "X")
@@ -178,6 +182,26 @@ def from_h5ad(path: Path) -> GeneVectors:
         else:  # as anndata wrote it before 0.7
             adata = ad.read_h5ad(path)
     return from_anndata(adata, str(path))
+
+
+def _check_heaps(content: mmap.mmap) -> None:
+    """Refuse a file among whose texts HDF5 would search for ever, because one of them says that it takes no room."""
+    start = content.find(HEAP)
+    while start >= 0:
+        end = min(start + _whole(content, start + 8, 8), len(content))
+        place = start + HEAP_HEADER
+        while place + HEAP_HEADER <= end:
+            size = _whole(content, place + 8, 8)
+            if _whole(content, place, 2):  # else it is the free room, whose size counts its header
+                size = HEAP_HEADER + -(-size // 8) * 8
+            if not size:
+                raise ValueError("the texts in it are damaged")
+            place += size
+        start = content.find(HEAP, start + len(HEAP))
+
+
+def _whole(content: mmap.mmap, start: int, n_bytes: int) -> int:
+    return int.from_bytes(content[start : start + n_bytes], "little")
 
 
 def _n_stored(part: h5py.Group | h5py.Dataset) -> int:

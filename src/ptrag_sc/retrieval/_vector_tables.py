@@ -61,5 +61,7 @@ def from_anndata(adata: ad.AnnData, place: str) -> GeneVectors:
         remedy = "Put vectors into varm, or genes into obs_names and their vectors into X."
         raise ValueError(unusable("Gene embedding", place, "has neither vectors in varm nor X", remedy))
     if issparse(vectors):
+        if hasattr(vectors, "check_format"):  # scipy trusts indices from a file, and would read and write anywhere
+            vectors.check_format(full_check=True)
         vectors = vectors.toarray()
     return GeneVectors(gene_names(names.tolist(), place), np.asarray(vectors))
