@@ -58,10 +58,10 @@ def in_children(works, timeout=180):
     while len(results) < len(works):
         with tempfile.NamedTemporaryFile("r+") as file:
 
-            def work(done=len(results), file=file):
+            def work(done=results.copy(), file=file):
                 limit = int(_memory("VmSize") + 2**12) * 2**20  # what takes all memory must not end other processes
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-                for each in works[done:]:
+                for each in works[len(done) :]:
                     file.write(json.dumps(each()) + "\n")
                     file.flush()
                 return "done"

@@ -346,8 +346,9 @@ def _of_archives(source):
         source.cache.mkdir(exist_ok=True)
         write(source.cache / source.file)
         digest = "md5:" + hashlib.md5((source.cache / source.file).read_bytes()).hexdigest()
-        yield f"an archive with {what}", in_a_child(
-            functools.partial(_attempt, source, f"http://127.0.0.1:9/{source.file}", digest)
+        yield (
+            f"an archive with {what}",
+            in_a_child(functools.partial(_attempt, source, f"http://127.0.0.1:9/{source.file}", digest)),
         )
 
 

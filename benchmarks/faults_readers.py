@@ -377,7 +377,21 @@ def _of_csv():
     yield "numbers only", _csv("x,y,z", rows=("1.5,2,3", "2.5,1,1")), ANY
     yield "a word", _csv(rows=("AARS,0.5,two", "JAK2,1,1")), REFUSE
     yield "a word in the second row", _csv(rows=("AARS,0.5,2", "JAK2,one,1")), REFUSE
-    for value in ("1e999", "inf", "-inf", "NaN", "", "NA", "null", "None", "0x1F", "1_000", "1+2j", "2020-01-01", "1;2"):
+    for value in (
+        "1e999",
+        "inf",
+        "-inf",
+        "NaN",
+        "",
+        "NA",
+        "null",
+        "None",
+        "0x1F",
+        "1_000",
+        "1+2j",
+        "2020-01-01",
+        "1;2",
+    ):
         yield f"the value {value}", _csv(rows=(f"AARS,0.5,{value}", "JAK2,1,1")), REFUSE
     yield "truth values", _csv(rows=("AARS,True,True", "JAK2,True,False")), ANY
     yield "long number", _csv(rows=("AARS,0.5," + "1" * 10**6, "JAK2,1,1")), REFUSE
@@ -396,7 +410,11 @@ def _of_csv():
     yield "an open quote and 30 MB", _csv(rows=('"AARS,0.5,2', *["JAK2,1,1"] * 3_000_000)), REFUSE
     yield "a name of two lines", _csv(rows=('"AA\nRS",0.5,2', "JAK2,1,1")), ANY
     yield "latin letters", _csv(rows=("ÄRS,0.5,2", "JAK2,1,1"), encoding="latin-1"), REFUSE
-    yield "latin letters far down", _csv(rows=[f"G{i},1,2" for i in range(9000)] + ["Ä,1,2"], encoding="latin-1"), REFUSE
+    yield (
+        "latin letters far down",
+        _csv(rows=[f"G{i},1,2" for i in range(9000)] + ["Ä,1,2"], encoding="latin-1"),
+        REFUSE,
+    )
     for encoding in ("utf-16", "utf-16-le", "utf-32", "cp037", "utf-7"):
         yield encoding, _csv(encoding=encoding), ANY if encoding == "utf-7" else REFUSE
     yield "a zero byte", _csv(rows=("AA\0RS,0.5,2", "JAK2,1\0,1")), REFUSE
@@ -449,9 +467,11 @@ def _of_parquet():
     yield "truth values", _parquet(_arrow(v=[True] * 30)), ANY
     yield "no rows, no columns", _parquet(pa.table({})), REFUSE
     yield "two columns of one name", _parquet(pa.Table.from_arrays([pa.array(GENES)] * 2, ["a", "a"])), REFUSE
-    yield "numbers of one name", _parquet(
-        pa.Table.from_arrays([pa.array(GENES), *[pa.array(VECTORS[:, 0])] * 2], ["gene", "x", "x"])
-    ), ANY
+    yield (
+        "numbers of one name",
+        _parquet(pa.Table.from_arrays([pa.array(GENES), *[pa.array(VECTORS[:, 0])] * 2], ["gene", "x", "x"])),
+        ANY,
+    )
     for text in (b"{", b"\xff\xfe", b"null", b"[]", b'{"index_columns": ["absent"], "columns": []}', b"{}" * 1000):
         yield f"metadata {text[:9]}", _parquet(_arrow(**numbers).replace_schema_metadata({b"pandas": text})), ANY
     for text in (b"", b"garbage", b"!" * 5000):
@@ -545,7 +565,12 @@ def _of_h5ad():
         yield f"{place} is a number", _changed(_set(place, 3)), ANY if "var" in place else REFUSE
         yield f"{place} is short", _changed(_set(place, np.arange(3))), ANY if "var" in place else REFUSE
         yield f"{place} is text", _changed(_set(place, "text")), ANY if "var" in place else REFUSE
-    for name, value in (("encoding-type", "evil"), ("encoding-type", 3), ("encoding-version", "9.9.9"), ("encoding-type", None)):
+    for name, value in (
+        ("encoding-type", "evil"),
+        ("encoding-type", 3),
+        ("encoding-version", "9.9.9"),
+        ("encoding-type", None),
+    ):
         for place in ("/", "X", "obs"):
             yield f"{place} {name} {value}", _changed(_attribute(place, name, value)), ANY
     yield "obs index absent", _changed(_attribute("obs", "_index", "absent")), REFUSE
@@ -603,7 +628,7 @@ def _packed(file, shape):
     attributes = dict(file["X"].attrs)
     del file["X"]
     file.create_dataset("X", shape, np.float32, compression="gzip", compression_opts=9, chunks=(30, 10**5))
-    file["X"][:, :10**5] = 1
+    file["X"][:, : 10**5] = 1
     file["X"].attrs.update(attributes)
 
 
@@ -673,12 +698,27 @@ def _of_pt():
         yield what, _saved(value), right.get(what, REFUSE)
         if what not in ("sparse", "quantised", "without data"):
             yield f"{what}, old", _saved(value, _use_new_zipfile_serialization=False), right.get(what, REFUSE)
-    yield "expanded", _saved({f"G{i}": torch.zeros(1).expand(10**7) + 0 if 0 else torch.ones(1).expand(10**7) for i in range(8)}), REFUSE
+    yield (
+        "expanded",
+        _saved({f"G{i}": torch.zeros(1).expand(10**7) + 0 if 0 else torch.ones(1).expand(10**7) for i in range(8)}),
+        REFUSE,
+    )
     yield "expanded matrix", _saved({"genes": GENES, "vectors": torch.ones(1, 1).expand(30, 10**7)}), REFUSE
     shared = torch.ones(10**5)
     yield "one for many", _saved({f"G{i}": shared for i in range(3000)}), REFUSE
     yield "a name of a million", _saved({"A" * 10**6: whole[0], **tensors}), REFUSE
-    for how in ("packed zeros", "packed data", "short record", "pickle cut", "zeros behind", "call", "no pickle", "long", "encrypted", "nested"):
+    for how in (
+        "packed zeros",
+        "packed data",
+        "short record",
+        "pickle cut",
+        "zeros behind",
+        "call",
+        "no pickle",
+        "long",
+        "encrypted",
+        "nested",
+    ):
         yield how, partial(_archive, how), REFUSE if how != "zeros behind" else ANY
 
 
@@ -720,8 +760,10 @@ def _of_pickle():
         lists = {str(name): vector.tolist() for name, vector in zip(names, vectors, strict=True)}
         if len(lists) == len(names):
             yield what, _bytes(pickle.dumps(lists)), ANY if "float64" in what else right
-            yield f"{what}, arrays", _bytes(pickle.dumps(dict(zip(lists, vectors, strict=True)))), (
-                ANY if "64" in what or what == "whole numbers" else right
+            yield (
+                f"{what}, arrays",
+                _bytes(pickle.dumps(dict(zip(lists, vectors, strict=True)))),
+                (ANY if "64" in what or what == "whole numbers" else right),
             )
     for protocol in range(6):
         lists = {gene: vector.tolist() for gene, vector in TABLE.items()}
@@ -766,9 +808,28 @@ def _of_pickle():
             length = struct.pack("<Q" if code in (b"\x8d", b"\x8e", b"\x96") else "<I", size)
             yield f"{code!r} of {size} bytes", _bytes(b"\x80\x05" + code + length + b"short"), REFUSE
     yield "a frame of 2**63", _bytes(b"\x80\x04\x95" + struct.pack("<Q", 2**63) + b"}."), REFUSE
-    for body in (b"." , b"}", b"a.", b"0.", b"1.", b"h\x00.", b"g1\n.", b"(" * 10**6 + b".", b"]" * 10**6 + b".", b"t.", b"u."):
+    for body in (
+        b".",
+        b"}",
+        b"a.",
+        b"0.",
+        b"1.",
+        b"h\x00.",
+        b"g1\n.",
+        b"(" * 10**6 + b".",
+        b"]" * 10**6 + b".",
+        b"t.",
+        b"u.",
+    ):
         yield f"program {body[:3]}", _bytes(b"\x80\x04" + body), REFUSE
-    for name in (b"os\nsystem", b"builtins\neval", b"numpy.core.multiarray\nscalar", b"torch\nload", b"\n", b"a b\nc d"):
+    for name in (
+        b"os\nsystem",
+        b"builtins\neval",
+        b"numpy.core.multiarray\nscalar",
+        b"torch\nload",
+        b"\n",
+        b"a b\nc d",
+    ):
         yield f"calls {name!r}", _bytes(b"c" + name + b"\n(Vtouch executed\ntR."), REFUSE
     array = b"cnumpy\ndtype\n(Vf4\nI0\nI1\ntR"
     yield "a dtype only", _bytes(array + b"."), REFUSE

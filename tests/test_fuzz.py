@@ -188,7 +188,9 @@ def _whole_way(adata, table, setup, trained):
     predicted = ptrag_sc.tl.perturb(adata, model, seen[:2] or ["A"], n_cells=6, seed=0)
     assert _finite(predicted.X), "predictions that are not finite"
     ptrag_sc.tl.predict(adata, model)
-    assert _finite(adata.obsm["ptrag"][adata.obs["ptrag_predicted"].to_numpy()]), "cells said to be predicted are not finite"
+    assert _finite(adata.obsm["ptrag"][adata.obs["ptrag_predicted"].to_numpy()]), (
+        "cells said to be predicted are not finite"
+    )
     reference = ptrag_sc.metrics.Reference.from_adata(adata)
     scores = ptrag_sc.benchmark.evaluate(adata, predicted, reference=reference)
     OUTCOMES["evaluated"] += 1
@@ -221,8 +223,6 @@ def test_odd_screens(drawn):
         logging.disable(logging.NOTSET)
         plt.close("all")
     OUTCOMES[outcome] += 1
-
-
 
 
 def test_enough_screens_came_through():

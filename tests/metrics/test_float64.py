@@ -7,9 +7,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ptrag_sc.metrics import energy_distance, mmd2, mse, pearson_delta, variance_ratio, wasserstein_1, wasserstein_2
-from ptrag_sc.nn import LOSSES
+from ptrag_sc.nn import LOSSES, mean_distance
 from ptrag_sc.nn import energy_distance as energy_loss
-from ptrag_sc.nn import mean_distance
 
 
 def cells(kind, n=40, m=25, g=30):
@@ -74,7 +73,8 @@ def test_losses(kind, name):
         values.append(float(value.detach().sum()))
         gradients.append(first.grad.double().numpy())
     assert np.isfinite(values).all()
-    agree(values[0], values[1], x, y)
+    # Distances come from products of norms, so that cells that are equal are apart by the root of the rounding error.
+    np.testing.assert_allclose(*values, rtol=1e-4, atol=3e-4 * cdist(x, y).mean())
     largest = np.abs(gradients[1]).max()
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-3, atol=max(1e-3 * largest, 1e-6))
 

@@ -91,8 +91,8 @@ def _kept(table: Path) -> GeneVectors | None:
     try:
         with table.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = GeneVectors(arrays["genes"], arrays["vectors"])  # zipfile compares checksums on the way
-        kinds = (found.genes.dtype.kind, found.vectors.dtype)
-        if kinds == ("U", np.float32) and found.vectors.ndim == 2 and len(found.vectors) == len(found.genes) > 0:
+        is_text, is_single = found.genes.dtype.kind == "U", found.vectors.dtype == np.dtype(np.float32)
+        if is_text and is_single and found.vectors.ndim == 2 and len(found.vectors) == len(found.genes) > 0:
             return found
         problem = f"holds vectors of type {found.vectors.dtype} and shape {found.vectors.shape}"
     except Exception as error:  # numpy and zipfile raise many kinds
@@ -113,7 +113,8 @@ def _converted(archive: Path) -> GeneVectors:
         raise
     except Exception as error:  # zipfile and the readers below it raise many kinds
         remedy = "Pass the url and known_hash of GenePT v2."
-        raise ValueError(unusable("The GenePT archive", str(archive), f"lacks {MEMBER!r} ({shortened(error)})", remedy)) from error
+        problem = f"lacks {MEMBER!r} ({shortened(error)})"
+        raise ValueError(unusable("The GenePT archive", str(archive), problem, remedy)) from error
 
 
 def _write(table: GeneVectors, path: Path) -> None:

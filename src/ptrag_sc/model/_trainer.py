@@ -192,7 +192,7 @@ def trainer_arguments(
 class _UnvalidatedEnd(Callback):
     """Lets a training end before its first validation, as with ``max_steps``; early stopping would raise an error."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
         for callback in trainer.callbacks:
             if isinstance(callback, EarlyStopping) and callback.monitor == MONITOR:
                 callback.strict = False

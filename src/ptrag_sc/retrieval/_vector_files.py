@@ -174,7 +174,7 @@ def from_h5ad(path: Path) -> GeneVectors:
         _check_heaps(content)
     with h5py.File(path) as file:
         in_varm = any(key not in OF_CELLS for key in file.get("varm", ()))
-        parts = ("var", "varm") if in_varm else ("obs", "X")
+        parts = ["var", "varm"] if in_varm else ["obs", "X"]
         parts = [part for part in parts if part != "X" or part in file]
         check_size(sum(_n_stored(file[part]) for part in parts), path.stat().st_size, str(path))
         if isinstance(file[parts[0]], h5py.Group):
