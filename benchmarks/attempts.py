@@ -56,12 +56,13 @@ def in_children(works, timeout=180):
     """Return what each of many functions returns; a process does one after the other, and a new one what is left."""
     results = []
     while len(results) < len(works):
+        n_done = len(results)
         with tempfile.NamedTemporaryFile("r+") as file:
 
-            def work(done=results.copy(), file=file):
+            def work(n_done=n_done, file=file):
                 limit = int(_memory("VmSize") + 2**12) * 2**20  # what takes all memory must not end other processes
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-                for each in works[len(done) :]:
+                for each in works[n_done:]:
                     file.write(json.dumps(each()) + "\n")
                     file.flush()
                 return "done"

@@ -82,7 +82,7 @@ def readers(work, n):
         results, number = [], 0
         while batch := list(itertools.islice(attacks, BATCH)):
             works = []
-            for what, make, right in batch:
+            for _, make, right in batch:
                 path = work / f"a{suffix[1:]}{number}{suffix}"
                 make(path)
                 works.append(partial(within_limits, partial(_attempt, path, right)))

@@ -36,7 +36,7 @@ class _Chance:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
 
-    def often(self, usual, *odd, share=0.12):
+    def often(self, usual, *odd, share=0.06):
         if self.rng.random() >= share:
             return usual
         value = odd[self.rng.integers(len(odd))]
@@ -53,7 +53,7 @@ def _values(chance, n, g):
     counts = rng.poisson(chance.one_of(0.3, 1.0, 20.0), (n, g)).astype(np.float64)
     logged = np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 1e4)
     odd = ("counts", "constant", "zeros", "negative", "huge", "tiny", "scaled", "two values")
-    kind = chance.often("logged", *odd, share=0.2)
+    kind = chance.often("logged", *odd, share=0.12)
     values = {
         "logged": logged,
         "counts": counts,
@@ -100,7 +100,7 @@ def _labels(chance, n):
         share = 1.0
     labels = rng.choice(["ctl", *names], n, p=[share, *np.full(len(names), (1 - share) / max(len(names), 1))])
     odd = ("unused", "bytes", "empty", "missing", "number", "spaces", "nested")
-    kind = chance.often(chance.one_of("text", "category"), *odd, share=0.25)
+    kind = chance.often(chance.one_of("text", "category"), *odd, share=0.15)
     column = labels.astype(object)
     if kind == "category":
         return pd.Categorical(labels)
@@ -195,7 +195,11 @@ def _whole_way(adata, table, setup, trained):
     scores = ptrag_sc.benchmark.evaluate(adata, predicted, reference=reference)
     OUTCOMES["evaluated"] += 1
     assert not np.isinf(scores.select_dtypes("number")).any(axis=None), "infinite scores"
-    ptrag_sc.pl.support(predicted, show=False)
+    ptrag_sc.tl.effect(predicted)
+    row = predicted.obs.iloc[0]
+    ptrag_sc.pl.effect(predicted, perturbation=str(row["gene"]), cell_type=str(row["line"]), show=False)
+    if trained:
+        ptrag_sc.pl.support(predicted, show=False)
 
 
 @settings(

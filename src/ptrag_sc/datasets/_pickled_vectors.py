@@ -7,7 +7,7 @@ vectors needs. It refuses every other one, and every callable but those that reb
 import io
 import pickletools
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def read_pickled_vectors(file: IO[bytes], *, place: str = "the file") -> GeneVec
     (['AARS', 'STAT1'], [[0.5, 1.0], [2.0, 0.0]])
     """
     counted = _Counted(file)
-    buffered = io.BufferedReader(counted, BUFFER_BYTES)
+    buffered: io.BufferedReader = io.BufferedReader(cast(Any, counted), BUFFER_BYTES)
     try:
         with np.errstate(over="ignore"):  # a number beyond float32 becomes inf, which GeneEmbedding.from_table refuses
             return _stacked(_Machine(buffered, counted).run(), counted.n_bytes, place)
