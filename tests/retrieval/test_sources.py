@@ -482,7 +482,7 @@ def test_h5ad_is_read_though_parts_that_are_not_needed_are_damaged(tmp_path):
 
 
 def test_pickle_that_fills_its_stack_is_refused(tmp_path):
-    for body in (b"]" * 250_000, b"(" * 1000):
+    for body in (b"]" * 60_000, b"(" * 1000):
         (tmp_path / "a.pickle").write_bytes(b"\x80\x04" + body + b".")
         with pytest.raises(ValueError, match="more on its stack"):
             read_embedding(tmp_path / "a.pickle")

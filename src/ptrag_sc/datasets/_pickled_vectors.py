@@ -19,7 +19,7 @@ Step = Callable[["_Machine", Any], None]  # what an instruction does, given its 
 
 INSTRUCTIONS = {instruction.code: instruction for instruction in pickletools.opcodes}
 BUFFER_BYTES = 1 << 14  # more than the 9,000 bytes of a full run of floats, little enough to copy for every run
-MAX_STACK, MAX_DEPTH = 200_000, 100  # values at once (a tuple of whole numbers), and open marks
+MAX_STACK, MAX_DEPTH = 50_000, 100  # values at once (a tuple of whole numbers), and open marks
 FLOAT_CODE = ord("G")
 FLOAT_RECORD = np.dtype([("code", "u1"), ("value", ">f8")])
 REMEDY = "Expected is a dict of names to lists of floats; from a source that you trust, save it as .npz instead."

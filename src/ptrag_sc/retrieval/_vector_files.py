@@ -21,7 +21,7 @@ from ptrag_sc.retrieval._gene_embeddings import frame_arrays
 from ptrag_sc.retrieval._vector_tables import OF_CELLS, from_anndata, from_mapping
 
 GAPS = ("", "NA", "NaN", "nan")  # how CSV files write a missing number
-MAX_COLUMNS = 10_000  # of a table; pandas needs half a minute for five times as many
+MAX_COLUMNS = 8_000  # of a table; pandas needs half a minute for six times as many
 MAX_LINE = 2**22  # letters of the header of a CSV file, and of its first row
 BLOCK = 2**20  # bytes
 NUMBER = 8  # bytes
