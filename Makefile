@@ -10,17 +10,21 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Waiting threads sleep: where other work shares the cores, spinning ones make training ten times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-slow coverage docs lint format clean
+.PHONY: demo test test-slow fuzz coverage docs lint format clean
 
 demo: $(VENV)/.package
 	$(BIN)/ptrag-sc demo --out demo_output --overwrite
 
-test test-slow coverage: export OMP_NUM_THREADS := 1
+test test-slow fuzz coverage: export OMP_NUM_THREADS := 1
 test: $(VENV)/.group-test
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.group-test
-	$(PYTEST) -m "slow and not gpu and not internet" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu and not internet and not fuzz" $(PYTEST_ARGS)
+
+# 100 odd screens through set-up, one step, prediction, evaluation and a plot; PTRAG_SC_FUZZ=2000 draws so many.
+fuzz: $(VENV)/.group-test
+	$(BIN)/python -m pytest --numprocesses 0 -m fuzz tests/test_fuzz.py $(PYTEST_ARGS)
 
 coverage: $(VENV)/.group-test
 	$(PYTEST) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)

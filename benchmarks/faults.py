@@ -8,17 +8,13 @@ for each attack how many attempts were made and how many were bad, and what was 
 """
 
 import argparse
-import atexit
-import gc
 import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -28,18 +24,18 @@ from collections import Counter
 from pathlib import Path
 
 import anndata
+import faults_downloads
+import faults_readers
 import numpy as np
 import pandas as pd
 import torch
+from attempts import EXPECTED, ROWS, in_a_child, is_refusal, report, within_limits
 
 import ptrag_sc
 from ptrag_sc.benchmark import _cache
 from ptrag_sc.data import _run
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
-LIMIT_S, LIMIT_MB = 2.0, 300
-EXPECTED = {"refused", "same", "done"}
-ROWS = []  # one for each attack, of what was counted
 
 
 def small_model(folder):
@@ -59,56 +55,6 @@ def load(folder):
 def answer(model, adata):
     names = [str(name) for name in model.candidates_[:2]]
     return np.asarray(model.predict(adata, perturbations=names, counts=False, n_cells=5).X)
-
-
-def in_a_child(work, timeout=60):
-    """Return what a function returns in a process of its own: a word, or how the process ended."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        try:
-            said = work()
-        except BaseException as error:
-            said = f"raised {type(error).__name__}: {error}"[:300]
-        os.write(write, said.encode())
-        os.close(write)
-        gc.collect()
-        atexit._run_exitfuncs()  # what HDF5 does at the end
-        sys.stderr.flush()
-        os._exit(0)
-    os.close(write)
-    start = time.monotonic()
-    status = None
-    while time.monotonic() - start < timeout:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.002)
-    else:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(read)
-        return f"hung for {timeout} s"
-    with os.fdopen(read) as pipe:
-        said = pipe.read()
-    if os.WIFSIGNALED(status):
-        return f"crashed by signal {os.WTERMSIG(status)}"
-    return said or "said nothing"
-
-
-def report(attack, results):
-    """Print how many attempts of an attack were bad, and the kinds of bad ones."""
-    bad = Counter(text for text in results if text not in EXPECTED)
-    ROWS.append({"attack": attack, "n": len(results), "bad": sum(bad.values())})
-    print(f"{attack:45s} n {len(results):5d}   bad {sum(bad.values()):5d}", flush=True)
-    for text, n in bad.most_common(8):
-        print(f"    {n:5d} x {text}")
-
-
-def is_refusal(error, path):
-    """Return whether an error is the one that a user can act on: it names the file."""
-    return isinstance(error, ValueError) and str(path) in str(error)
 
 
 # --- full disks
@@ -166,19 +112,18 @@ def _on_full_disk(write, mount):
 
 def _outcome(folder, adata, expected):
     """Load and predict; say whether it was refused in the right way, quickly and without much memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
     path = folder / "model.pt"
-    try:
-        model = ptrag_sc.PTRAG.load(folder, adata, accelerator="cpu")
-    except Exception as error:
-        said = "refused" if is_refusal(error, path) else f"obscure {type(error).__name__}: {str(error)[:60]}"
-    else:
-        said = "loaded"
-    seconds = time.monotonic() - start
-    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if seconds > LIMIT_S or megabytes > LIMIT_MB:
-        return f"took {seconds:.0f} s and {megabytes:.0f} MB"
+    model = None
+
+    def read():
+        nonlocal model
+        try:
+            model = ptrag_sc.PTRAG.load(folder, adata, accelerator="cpu")
+        except Exception as error:
+            return "refused" if is_refusal(error, path) else f"obscure {type(error).__name__}: {str(error)[:60]}"
+        return "loaded"
+
+    said = within_limits(read)
     if said == "loaded":
         try:
             said = "same" if np.array_equal(answer(model, adata), expected) else "predicts otherwise"
@@ -540,7 +485,19 @@ def writers(options):
         report(f"two writers of one {suffix or 'model'}", results)
 
 
-ATTACKS = {f.__name__: f for f in (disk, flips, contents, kills, exchange, overwrite, writers)}
+def readers(options):
+    """Read broken files of gene embeddings."""
+    for kind, results in faults_readers.readers(options.work, options.n):
+        report(kind, results)
+
+
+def downloads(options):
+    """Break downloads and what they keep."""
+    for kind, results in faults_downloads.downloads(options.work):
+        report(kind, results)
+
+
+ATTACKS = {f.__name__: f for f in (disk, flips, contents, kills, exchange, overwrite, writers, readers, downloads)}
 
 
 def main():

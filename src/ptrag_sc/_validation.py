@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from numbers import Integral
 
 N_SHOWN = 6
+MAX_TEXT = 300  # letters of what a library says
 
 
 def listed(values: Iterable[object], limit: int = N_SHOWN) -> str:
@@ -17,6 +18,12 @@ def listed(values: Iterable[object], limit: int = N_SHOWN) -> str:
     if len(names) <= limit:
         return shown
     return f"{shown}, ... ({len(names)} in all)"
+
+
+def shortened(error: object) -> str:
+    """Text of an error of a library, which may hold a part of a file, for a message of ours."""
+    text = str(error)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
 
 
 def absent(what: str, value: object, place: str, found: Iterable[object], remedy: str) -> str:

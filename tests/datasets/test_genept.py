@@ -149,12 +149,13 @@ def test_a_damaged_table_is_made_again(served, tmp_path, caplog, damage):
     assert server.n_requests == 1  # the archive is still there
 
 
-def test_a_damaged_archive_is_fetched_again(served, tmp_path):
+def test_a_damaged_archive_is_fetched_again(served, tmp_path, caplog):
     server, known_hash = served
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "genept.zip").write_bytes(b"half")
     assert len(genept(cache_dir=cache, url=server.url, known_hash=known_hash).genes) == len(TABLE)
+    assert "genept.zip is damaged or another file" in caplog.text
 
 
 def test_what_a_killed_download_left_is_removed(served, tmp_path):
@@ -173,3 +174,38 @@ def test_nothing_is_fetched_without_a_checksum(tmp_path, known_hash):
     with pytest.raises(ValueError, match="has no checksum"):
         genept(cache_dir=tmp_path, known_hash=known_hash)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("known_hash", ["md5:abc", "evil:" + "0" * 32, "0" * 32, "md5:" + "z" * 32])
+def test_a_checksum_that_is_none_is_refused(tmp_path, known_hash):
+    with pytest.raises(ValueError, match="cannot be compared with the checksum"):
+        genept(cache_dir=tmp_path, known_hash=known_hash)
+
+
+@pytest.mark.parametrize("url", ["", "x.zip", "http://host", "http://host/", "http://host/..", "http://h/" + "x" * 300])
+def test_an_address_of_no_file_is_refused(tmp_path, url):
+    with pytest.raises(ValueError, match="is no address of a file"):
+        genept(cache_dir=tmp_path, url=url)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_query_is_no_part_of_the_name(served, tmp_path):
+    server, known_hash = served
+    genept(cache_dir=tmp_path / "cache", url=server.url + "?download=1", known_hash=known_hash)
+    assert (tmp_path / "cache" / "genept.zip").is_file()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "archive", "table"])
+def test_what_is_in_the_place_of_the_cache_is_named(served, tmp_path, kind):
+    server, known_hash = served
+    cache = tmp_path / "cache"
+    if kind == "file":
+        cache.write_text("a file")
+        cache = cache / "below"
+    elif kind == "link":
+        cache.symlink_to("absent")
+    else:
+        name = {"archive": "genept.zip", "table": f"genept_ada_{known_hash[4:12]}.npz"}[kind]
+        (cache / name).mkdir(parents=True)
+    with pytest.raises(OSError, match=r"cannot be made .*Pass another folder|a folder in its place. Remove the folder"):
+        genept(cache_dir=cache, url=server.url, known_hash=known_hash)

@@ -204,3 +204,12 @@ def test_a_gpu_computes_the_same(plain):
         loss, prediction = trained_weights(accelerator="gpu", devices=1, data_device=data_device)
         np.testing.assert_allclose(loss, plain[0], rtol=0.05)
         assert np.corrcoef(prediction.ravel(), plain[1].ravel())[0, 1] > 0.99
+
+
+def test_a_training_may_end_before_its_first_validation():
+    adata = make_screen()
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    model = ptrag_sc.PTRAG(adata, **SMALL)
+    model.train(2, max_steps=1, **{**TRAIN, "batch_size": 4, "early_stopping": True})
+    assert model.is_trained_
+    assert np.isfinite(model.predict(adata, perturbations="G0", counts=False).to_df()).all(axis=None)

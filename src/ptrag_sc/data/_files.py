@@ -36,10 +36,16 @@ def make_folder(path: Path) -> None:
     ------
     NotADirectoryError
         If a file stands in its place.
+    OSError
+        If the system does not let it be made.
     """
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(unusable("The path", str(path), "is a file", "Pass the path of a folder."))
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file above it, a link to nothing, no permission
+        problem = f"cannot be made ({error.strerror})"
+        raise OSError(error.errno, unusable("The folder", str(path), problem, "Pass another folder.")) from error
 
 
 def check_target(path: StrPath, *, suffixes: Collection[str], overwrite: bool) -> Path:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ptrag_sc._validation import unknown, unusable
+from ptrag_sc._validation import shortened, unknown, unusable
 from ptrag_sc.data._files import StrPath, write_beside
-from ptrag_sc.datasets._download import cache_folder, download
-from ptrag_sc.datasets._pickled_vectors import GeneVectors, read_pickled_vectors
+from ptrag_sc.datasets._download import cache_folder, check_hash, download
+from ptrag_sc.datasets._gene_vectors import GeneVectors
+from ptrag_sc.datasets._pickled_vectors import read_pickled_vectors
 
 URL = "https://zenodo.org/records/10833191/files/GenePT_emebdding_v2.zip"
 KNOWN_HASH = "md5:3f6ce4317e3a0091978ae5cb8fbf05a3"
@@ -70,8 +71,7 @@ def genept(
     (2, 1536)
     """
     folder = cache_folder(cache_dir)
-    if not known_hash:
-        raise ValueError(unusable("The GenePT archive", url, "has no checksum", "Pass known_hash='md5:...'."))
+    check_hash(known_hash or "", url, "The GenePT archive")
     # Another archive has another checksum, so it never meets the table of this one.
     table = folder / f"genept_ada_{known_hash.split(':')[-1][:8]}.npz"
     everything = _kept(table)
@@ -91,11 +91,14 @@ def _kept(table: Path) -> GeneVectors | None:
     try:
         with table.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = GeneVectors(arrays["genes"], arrays["vectors"])  # zipfile compares checksums on the way
-            if found.vectors.ndim == 2 and len(found.vectors) == len(found.genes):
-                return found
-            problem = f"holds vectors of shape {found.vectors.shape}"
+        is_text, is_single = found.genes.dtype.kind == "U", found.vectors.dtype == np.dtype(np.float32)
+        if is_text and is_single and found.vectors.ndim == 2 and len(found.vectors) == len(found.genes) > 0:
+            return found
+        problem = f"holds vectors of type {found.vectors.dtype} and shape {found.vectors.shape}"
     except Exception as error:  # numpy and zipfile raise many kinds
-        problem = str(error)
+        problem = shortened(error)
+    if table.is_dir():  # which this package did not make
+        raise OSError(unusable("The table", str(table), "has a folder in its place", "Remove the folder."))
     logger.warning("Removed the damaged table %s (%s). It is made again.", table, problem)
     table.unlink()
     return None
@@ -110,7 +113,8 @@ def _converted(archive: Path) -> GeneVectors:
         raise
     except Exception as error:  # zipfile and the readers below it raise many kinds
         remedy = "Pass the url and known_hash of GenePT v2."
-        raise ValueError(unusable("The GenePT archive", str(archive), f"lacks {MEMBER!r} ({error})", remedy)) from error
+        problem = f"lacks {MEMBER!r} ({shortened(error)})"
+        raise ValueError(unusable("The GenePT archive", str(archive), problem, remedy)) from error
 
 
 def _write(table: GeneVectors, path: Path) -> None:

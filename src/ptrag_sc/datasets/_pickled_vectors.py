@@ -6,28 +6,23 @@ vectors needs. It refuses every other one, and every callable but those that reb
 
 import io
 import pickletools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import IO, Any, cast
 
 import numpy as np
 
-from ptrag_sc._validation import unusable
+from ptrag_sc._validation import shortened, unusable
+from ptrag_sc.datasets._gene_vectors import GeneVectors, gene_names, is_too_large
+from ptrag_sc.datasets._pickled_values import ARGUMENTS, CALLS, Dtype, Named, RefusedError, Vector, as_array, as_vector
 
 Step = Callable[["_Machine", Any], None]  # what an instruction does, given its argument
 
 INSTRUCTIONS = {instruction.code: instruction for instruction in pickletools.opcodes}
 BUFFER_BYTES = 1 << 14  # more than the 9,000 bytes of a full run of floats, little enough to copy for every run
+MAX_STACK, MAX_DEPTH = 50_000, 100  # values at once (a tuple of whole numbers), and open marks
 FLOAT_CODE = ord("G")
 FLOAT_RECORD = np.dtype([("code", "u1"), ("value", ">f8")])
 REMEDY = "Expected is a dict of names to lists of floats; from a source that you trust, save it as .npz instead."
-
-
-class GeneVectors(NamedTuple):
-    """A table of vectors with the names of its rows."""
-
-    genes: np.ndarray  # (n,) str
-    vectors: np.ndarray  # (n, D) float32
 
 
 def read_pickled_vectors(file: IO[bytes], *, place: str = "the file") -> GeneVectors:
@@ -59,51 +54,44 @@ def read_pickled_vectors(file: IO[bytes], *, place: str = "the file") -> GeneVec
     >>> table.genes.tolist(), table.vectors.tolist()
     (['AARS', 'STAT1'], [[0.5, 1.0], [2.0, 0.0]])
     """
-    buffered = io.BufferedReader(cast(Any, file), BUFFER_BYTES)  # IO[bytes] does not declare readinto
+    counted = _Counted(file)
+    buffered: io.BufferedReader = io.BufferedReader(cast(Any, counted), BUFFER_BYTES)
     try:
         with np.errstate(over="ignore"):  # a number beyond float32 becomes inf, which GeneEmbedding.from_table refuses
-            return _stacked(_Machine(buffered).run())
-    except _RefusedError as error:
-        raise ValueError(unusable("The pickle", place, str(error), REMEDY)) from None
+            return _stacked(_Machine(buffered, counted).run(), counted.n_bytes, place)
+    except RefusedError as error:
+        raise ValueError(unusable("The pickle", place, shortened(error), REMEDY)) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        problem = f"is cut short or damaged ({error})"
+        problem = f"is cut short or damaged ({shortened(error)})"
         raise ValueError(unusable("The pickle", place, problem, REMEDY)) from error
     finally:
         buffered.detach()
 
 
-class _RefusedError(Exception):
-    """The pickle is not a plain table of vectors; the message is the problem."""
+class _Counted(io.RawIOBase):
+    """A file, and how much of it was read."""
 
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.n_bytes = 0
 
-@dataclass
-class _Vector:
-    """A list, tuple or array of numbers while it is read."""
+    def readable(self) -> bool:
+        return True
 
-    chunks: list[np.ndarray] = field(default_factory=list)
-
-    def joined(self) -> np.ndarray:
-        if len(self.chunks) != 1:
-            self.chunks = [np.concatenate([*self.chunks, np.zeros(0, np.float32)])]
-        return self.chunks[0]
-
-
-@dataclass
-class _Dtype:
-    code: str
-    order: str = "="
-
-
-@dataclass(frozen=True)
-class _Callable:
-    name: str  # "module attribute"; never imported
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        self.n_bytes += len(content)
+        return len(content)
 
 
 class _Machine:
     """Stack machine for the instructions in ``STEPS``; its stack holds floats as arrays of one or more ("runs")."""
 
-    def __init__(self, file: io.BufferedReader):
+    def __init__(self, file: io.BufferedReader, counted: _Counted):
         self.file = file
+        self.counted = counted
+        self.n_numbers = 0  # of all vectors of tables
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each open mark
         self.memo: dict[int, object] = {}
@@ -111,15 +99,17 @@ class _Machine:
     def run(self) -> object:
         while (code := self.file.read(1)) != b".":
             if not code:
-                raise _RefusedError("ends before its last instruction")
+                raise RefusedError("ends before its last instruction")
             instruction = INSTRUCTIONS.get(code.decode("latin-1"))
             if instruction is None:
-                raise _RefusedError(f"holds the unknown instruction {code!r}")
+                raise RefusedError(f"holds the unknown instruction {code!r}")
             argument = instruction.arg.reader(self.file) if instruction.arg else None
             if instruction.name not in STEPS:
                 what = f"{instruction.name} {argument!r}".removesuffix(" None")
-                raise _RefusedError(f"asks for {what}, which a table does not need; nothing was run")
+                raise RefusedError(f"asks for {what}, which a table does not need; nothing was run")
             STEPS[instruction.name](self, argument)
+            if len(self.stack) > MAX_STACK or len(self.outer) > MAX_DEPTH:
+                raise RefusedError("puts more on its stack than a table needs")
         return self.stack[-1]
 
     def close_mark(self) -> list[Any]:
@@ -134,27 +124,25 @@ class _Machine:
         return items
 
 
-def _stacked(table: object) -> GeneVectors:
+def _check_size(n_numbers: int, n_bytes: int) -> None:
+    """Refuse a pickle that names the same numbers again and again."""
+    if is_too_large(n_numbers, n_bytes):
+        raise RefusedError(f"makes {n_numbers:,} numbers of {n_bytes:,} bytes")
+
+
+def _stacked(table: object, n_bytes: int, place: str) -> GeneVectors:
     if not isinstance(table, dict):
-        raise _RefusedError("holds something else, not a dict of vectors")
+        raise RefusedError("holds something else, not a dict of vectors")
     if not table:
-        raise _RefusedError("holds nothing, not a dict of vectors")
-    vectors = [value.joined() for value in table.values()]  # (D,) each
-    widths = np.array([len(vector) for vector in vectors])  # (n,)
+        raise RefusedError("holds nothing, not a dict of vectors")
+    widths = np.array([len(value) for value in table.values()])  # (n,)
     odd = np.flatnonzero(widths != widths[0])
-    genes = np.array(list(table), dtype=str)  # (n,)
+    genes = gene_names(table, place)  # (n,)
+    _check_size(int(widths.sum()), n_bytes)
     if len(odd):
         name, width = str(genes[odd[0]]), widths[odd[0]]
-        raise _RefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
-    return GeneVectors(genes, np.stack(vectors))
-
-
-def _vector(items: Sequence[object]) -> _Vector:
-    """Read the items of a list or tuple as numbers."""
-    strange = [type(item).__name__ for item in items if not isinstance(item, np.ndarray) and type(item) is not int]
-    if strange:
-        raise _RefusedError(f"holds a list that is not of numbers (found: {strange[0].strip('_').lower()})")
-    return _Vector([np.atleast_1d(np.asarray(item, dtype=np.float32)) for item in items])
+        raise RefusedError(f"gives {name!r} {width} numbers, where {str(genes[0])!r} has {widths[0]}")
+    return GeneVectors(genes, np.stack([value.joined() for value in table.values()]))
 
 
 def _push_floats(machine: _Machine, value: float) -> None:
@@ -188,14 +176,14 @@ def _remember(machine: _Machine, place: int | None) -> None:
 
 def _push_tuple(machine: _Machine, items: list[Any]) -> None:
     # With floats it is a vector, else the arguments of a callable.
-    machine.stack.append(_vector(items) if any(isinstance(item, np.ndarray) for item in items) else tuple(items))
+    machine.stack.append(as_vector(items) if any(isinstance(item, np.ndarray) for item in items) else tuple(items))
 
 
 def _extend(machine: _Machine, items: list[Any]) -> None:
     vector = machine.stack[-1]
-    if not isinstance(vector, _Vector):
+    if not isinstance(vector, Vector):
         raise TypeError("a list was expected")
-    vector.chunks.extend(_vector(items).chunks)
+    vector.chunks.extend(as_vector(items).chunks)
 
 
 def _set_items(machine: _Machine, items: list[Any]) -> None:
@@ -204,10 +192,12 @@ def _set_items(machine: _Machine, items: list[Any]) -> None:
         raise TypeError("a dict was expected")
     for name, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(name, str):
-            raise _RefusedError(f"holds the key {name!r}, which is no name")
-        value = _vector(value) if isinstance(value, tuple) else value  # a tuple of whole numbers
-        if not isinstance(value, _Vector):
-            raise _RefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
+            raise RefusedError(f"holds the key {name!r}, which is no name")
+        value = as_vector(value) if isinstance(value, tuple) else value  # a tuple of whole numbers
+        if not isinstance(value, Vector):
+            raise RefusedError(f"gives {name!r} a value of type {type(value).__name__}, not a vector")
+        machine.n_numbers += len(value)
+        _check_size(machine.n_numbers, machine.counted.n_bytes)
         value.joined()
         table[name] = value
 
@@ -220,52 +210,29 @@ def _push_dict(machine: _Machine, _: None) -> None:
 
 def _push_callable(machine: _Machine, name: str) -> None:
     if name not in CALLS and name not in ARGUMENTS:
-        raise _RefusedError(f"asks for the callable {name.replace(' ', '.')!r}, which is refused; nothing was run")
-    machine.stack.append(_Callable(name))
+        raise RefusedError(f"asks for the callable {name.replace(' ', '.')!r}, which is refused; nothing was run")
+    machine.stack.append(Named(name))
 
 
 def _call(machine: _Machine, _: None) -> None:
     function, arguments = machine.take(2)
-    name = function.name.replace(" ", ".") if isinstance(function, _Callable) else type(function).__name__
-    if not isinstance(function, _Callable) or function.name not in CALLS or not isinstance(arguments, tuple):
-        raise _RefusedError(f"asks to call {name!r}, which is refused; nothing was run")
+    name = function.name.replace(" ", ".") if isinstance(function, Named) else type(function).__name__
+    if not isinstance(function, Named) or function.name not in CALLS or not isinstance(arguments, tuple):
+        raise RefusedError(f"asks to call {name!r}, which is refused; nothing was run")
     machine.stack.append(CALLS[function.name](*arguments))
 
 
 def _build(machine: _Machine, _: None) -> None:
     target, state = machine.take(2)
-    if isinstance(target, _Dtype):
+    if isinstance(target, Dtype):
         target.order = {"<": "<", ">": ">"}.get(state[1], "=")
-    elif isinstance(target, _Vector):
+    elif isinstance(target, Vector):
         _, shape, dtype, _, data = state  # version and Fortran order do not matter for one axis
-        target.chunks = _array(data, dtype, shape).chunks
+        target.chunks = as_array(data, dtype, shape).chunks
     else:
-        raise _RefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
+        raise RefusedError(f"asks to set the state of {type(target).__name__!r}, which is refused; nothing was run")
     machine.stack.append(target)
 
-
-def _array(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> _Vector:
-    values = np.frombuffer(data, np.dtype(dtype.order + dtype.code))
-    if shape != values.shape:
-        raise _RefusedError(f"holds an array of shape {shape}, where one vector was expected")
-    return _Vector([values.astype(np.float32)])
-
-
-def _dtype(code: str, *_: bool) -> _Dtype:
-    if code not in ("f2", "f4", "f8"):
-        raise _RefusedError(f"holds an array of dtype {code!r}, not of floats")
-    return _Dtype(code)
-
-
-CALLS: dict[str, Callable[..., object]] = {
-    "_codecs encode": lambda text, _: text.encode("latin-1"),  # how protocols 0 to 2 write bytes
-    "numpy dtype": _dtype,
-    "numpy.core.multiarray _reconstruct": lambda *_: _Vector(),
-    "numpy._core.multiarray _reconstruct": lambda *_: _Vector(),
-    "numpy.core.numeric _frombuffer": _array,
-    "numpy._core.numeric _frombuffer": _array,
-}
-ARGUMENTS = frozenset({"numpy ndarray"})  # named by a pickled array, never called
 
 STEPS: dict[str, Step] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
@@ -280,8 +247,8 @@ STEPS: dict[str, Step] = {
     "TUPLE2": lambda machine, _: _push_tuple(machine, machine.take(2)),
     "TUPLE3": lambda machine, _: _push_tuple(machine, machine.take(3)),
     "TUPLE": lambda machine, _: _push_tuple(machine, machine.close_mark()),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append(_Vector()),
-    "LIST": lambda machine, _: _push(machine, _vector(machine.close_mark())),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append(Vector()),
+    "LIST": lambda machine, _: _push(machine, as_vector(machine.close_mark())),
     "APPEND": lambda machine, _: _extend(machine, machine.take(1)),
     "APPENDS": lambda machine, _: _extend(machine, machine.close_mark()),
     "EMPTY_DICT": lambda machine, _: machine.stack.append({}),

@@ -12,7 +12,7 @@ import pooch
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ptrag_sc._validation import absent, check_whole, unusable
+from ptrag_sc._validation import absent, check_whole, shortened, unusable
 from ptrag_sc.data._files import StrPath
 from ptrag_sc.data._labels import read_optional_labels
 from ptrag_sc.data._reader import as_row_matrix
@@ -92,7 +92,7 @@ def replogle_nadig(
     try:
         adata = anndata.read_h5ad(file, backed="r")
     except Exception as error:  # anndata and h5py raise many kinds
-        problem = f"is no h5ad file, or is damaged ({error})"
+        problem = f"is no h5ad file, or is damaged ({shortened(error)})"
         raise ValueError(unusable("The file", str(file), problem, "Download replogle.h5ad again.")) from error
     for column in COLUMNS:
         if column not in adata.obs:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from scvi.train._callbacks import LoudEarlyStopping
 
 from ptrag_sc._validation import absent, unusable
@@ -16,6 +17,7 @@ from ptrag_sc.model._gain import surpasses
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_CHECKS = 25
+MONITOR = "validation_loss"
 PATIENCE = 8  # validation checks without improvement
 FEW_CONDITIONS = 5
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those that leave the weights in float32
@@ -152,7 +154,7 @@ def trainer_arguments(
     interval = check_interval(n_steps, max_epochs)
     defaults = {
         "early_stopping": early_stopping and n_val > 0,
-        "early_stopping_monitor": "validation_loss",
+        "early_stopping_monitor": MONITOR,
         "early_stopping_patience": PATIENCE,
         "check_val_every_n_epoch": interval,
         "gradient_clip_val": 10.0,
@@ -185,7 +187,16 @@ def trainer_arguments(
         else:
             remedy = "Hold out five or more with ptrag_sc.pp.split(val_fraction=...) to let trained weights be kept."
             logger.warning("Only %d validation conditions: too few to show a gain of training. %s", n_val, remedy)
-    return {**arguments, "callbacks": [KeepBest(), *callbacks]}
+    return {**arguments, "callbacks": [KeepBest(), _UnvalidatedEnd(), *callbacks]}
+
+
+class _UnvalidatedEnd(Callback):
+    """Lets a training end before its first validation, as with ``max_steps``; early stopping would raise an error."""
+
+    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, EarlyStopping) and callback.monitor == MONITOR:
+                callback.strict = False
 
 
 def add_early_stopping(trainer: Any, arguments: dict[str, Any]) -> None:

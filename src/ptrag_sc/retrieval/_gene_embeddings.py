@@ -8,10 +8,12 @@ import pandas as pd
 from jaxtyping import Float32, Shaped
 from numpy.typing import ArrayLike
 
-from ptrag_sc._validation import listed, unknown, unusable
+from ptrag_sc._validation import listed, shortened, unknown, unusable
 from ptrag_sc.data._labels import components, joined
+from ptrag_sc.datasets._gene_vectors import gene_names
 
 UNIT_TOLERANCE = 1e-6  # a norm this close to 1 differs by float32 rounding only, so the row is not rescaled
+NO_NUMBERS = "cmMSUV"  # kinds of numpy: complex, durations, dates, bytes, text, raw bytes
 CANCELLED = 1e-5  # a sum of unit vectors this short is rounding, not a direction
 REMEDY = "Add them with ptrag_sc.pp.gene_embedding(adata, genes=[...]), or name their symbols with aliases=."
 
@@ -68,7 +70,7 @@ class GeneEmbedding:
         >>> GeneEmbedding.from_table(["AARS"], [[3.0, 4.0]], source="example").vectors.round(3).tolist()
         [[0.6000000238418579, 0.800000011920929]]
         """
-        names = np.array([str(gene) for gene in genes], dtype=str)  # (n,)
+        names = gene_names(genes, source)  # (n,)
         values = _numbers(vectors, source)  # (n, D)
         if values.ndim != 2 or len(values) != len(names) or values.size == 0:
             problem = f"has {len(names)} names for vectors of shape {values.shape}"
@@ -77,6 +79,8 @@ class GeneEmbedding:
         # In float64 without a copy of the table in float64, which einsum avoids.
         norms = np.sqrt(np.einsum("nd,nd->n", values, values, dtype=np.float64))  # (n,)
         unique, counts = np.unique(names, return_counts=True)
+        if "" in names:
+            raise ValueError(unusable("Gene embedding", repr(source), "has a row without a name", "Remove or name it."))
         _refuse(unique[counts > 1], "names more than once", "Keep one row for each gene.", source)
         _refuse(names[~np.isfinite(norms)], "has NaN or infinite values for", "Remove or correct these genes.", source)
         _refuse(names[norms == 0], "has a vector of zeros for", "A gene without information has no row.", source)
@@ -241,17 +245,22 @@ def frame_arrays(frame: pd.DataFrame, place: str) -> tuple[np.ndarray, np.ndarra
         raise ValueError(unusable("Gene embedding", place, problem, remedy))
     if pd.api.types.is_numeric_dtype(frame.index):
         raise ValueError(unusable("Gene embedding", place, "has numbers for names", remedy))
-    return np.array(frame.index.tolist(), dtype=str), frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    if frame.index.nlevels > 1 or frame.index.hasnans:
+        problem = "has rows without a name, or with several"
+        raise ValueError(unusable("Gene embedding", place, problem, remedy))
+    return gene_names(frame.index.tolist(), place), frame.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _numbers(vectors: ArrayLike, source: str) -> np.ndarray:
     try:
         values = np.asarray(vectors)
+        if values.dtype.kind in NO_NUMBERS:  # numpy would drop an imaginary part, and count the days of a date
+            raise TypeError(f"found: {values.dtype}")
         if values.dtype in (np.float32, np.float64):  # not copied: GenePT has half a gigabyte
             return values
         return values.astype(np.float64)
     except (ValueError, TypeError) as error:
-        problem = f"is not a matrix of numbers ({error})"
+        problem = f"is not a matrix of numbers ({shortened(error)})"
         raise ValueError(unusable("Gene embedding", source, problem, "Give vectors of one width.")) from error
 
 
