@@ -121,7 +121,7 @@ def test_a_wrong_file_is_named(file, tmp_path):
 
 @pytest.mark.parametrize("n_genes", [20, 45])
 def test_genes_are_scanpys_choice_from_training_cells(file, monkeypatch, n_genes):
-    monkeypatch.setattr(_replogle_nadig, "ROWS", 137)
+    monkeypatch.setattr(_reader, "BLOCK_BYTES", 40_000)
     backed = replogle_nadig(file)
     split(backed)
     chosen = select_training_genes(backed, counts=True, n_genes=n_genes)

@@ -9,7 +9,8 @@ from scipy.linalg import eigh
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._reader import CellReader
+from ptrag_sc.data._on_disk import Block
+from ptrag_sc.data._reader import CellReader, go_over
 
 
 class ControlMeans(NamedTuple):
@@ -43,15 +44,13 @@ class GroupMoments(NamedTuple):
     square: np.ndarray  # (n_pools, G) float64, sum of squared entries of all rows in a pool of groups
 
 
-def group_moments(
-    reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray
-) -> GroupMoments:
-    """Return mean rows of groups, and sums of squares in pools of groups, in one pass over ``rows``.
+class GroupSums:
+    """Learns in a pass the sums of rows in groups.
+
+    Sums are made block by block in the order of the matrix, so they do not depend on how it is stored.
 
     Parameters
     ----------
-    reader
-        The expression.
     rows, group
         Rows (n,) and the group of each (n,).
     n_groups
@@ -59,24 +58,71 @@ def group_moments(
     pool
         Pool of each group (n_groups,); an empty array computes no squares.
     """
-    # Sorted by group, the rows of a group follow each other, so each chunk sums runs of rows (reduceat).
+
+    def __init__(self, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray):
+        order = np.argsort(rows, kind="stable")
+        self.rows = rows[order]  # (n,) ascending
+        self.group = group[order]
+        self.n_groups = n_groups
+        self.pool = pool
+        self._sums: np.ndarray | None = None  # (n_groups, G), made when the number of genes is known
+        self._squares = np.zeros((0, 0))  # (n_pools, G)
+
+    def add(self, rows: np.ndarray, block: Block) -> None:
+        """Take some rows (n,), ascending, and their expression (n, G)."""
+        if self._sums is None:
+            self._sums = np.zeros((self.n_groups, block.shape[1]))
+            self._squares = np.zeros((int(self.pool.max(initial=-1)) + 1, block.shape[1]))
+        first, last = np.searchsorted(self.rows, [rows[0], rows[-1] + 1])
+        if first == last:
+            return
+        place = np.searchsorted(rows, self.rows[first:last])  # (m,) in the block
+        group = self.group[first:last]  # (m,)
+        used = np.unique(place)
+        if len(used) < len(rows):
+            place, block = np.searchsorted(used, place), block[used]
+        if sp.issparse(block):
+            block = sp.csr_matrix(block, dtype=np.float32)
+            if not block.has_canonical_format:  # two entries of one place count as their sum
+                block = block.copy()
+                block.sum_duplicates()
+        else:
+            block = np.asarray(block, dtype=np.float32)
+        _add_sums(self._sums, group, place, block)
+        if len(self.pool):
+            square = block.multiply(block).tocsr() if sp.issparse(block) else np.square(block)
+            _add_sums(self._squares, self.pool[group], place, square)
+
+    def moments(self, n_genes: int) -> GroupMoments:
+        """Return what was learned, after the last rows."""
+        count = np.bincount(self.group, minlength=self.n_groups)
+        if self._sums is None:  # no rows
+            n_pools = int(self.pool.max(initial=-1)) + 1
+            return GroupMoments(np.zeros((self.n_groups, n_genes)), count, np.zeros((n_pools, n_genes)))
+        return GroupMoments(self._sums / np.maximum(count, 1)[:, None], count, self._squares)
+
+
+def _add_sums(sums: np.ndarray, group: np.ndarray, place: np.ndarray, block: Block) -> None:
+    """Add rows of a block, given the group and place of each (m,), to the sums of the groups (n_groups, G)."""
     order = np.argsort(group, kind="stable")
-    rows = rows[order]
-    group = group[order]
-    sums = np.zeros((n_groups, reader.n_genes))
-    squares = np.zeros((int(pool.max(initial=-1)) + 1, reader.n_genes))
-    done = 0
-    for part, cells in reader.chunks(rows):  # cells: (n_chunk, G) float32
-        g = group[done : done + len(part)]  # (n_chunk,)
-        first = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])  # where each run begins
-        sums[g[first]] += np.add.reduceat(cells, first, axis=0, dtype=np.float64)
-        if len(pool):
-            of_group = np.add.reduceat(np.square(cells), first, axis=0, dtype=np.float64)
-            # Several groups of one pool may end in this chunk: `squares[...] +=` would add only one of them.
-            np.add.at(squares, pool[g[first]], of_group)
-        done += len(part)
-    count = np.bincount(group, minlength=n_groups)
-    return GroupMoments(sums / np.maximum(count, 1)[:, None], count, squares)
+    groups, first = np.unique(group[order], return_index=True)
+    member = sp.csr_matrix(
+        (np.ones(len(order)), place[order], np.append(first, len(order))), shape=(len(groups), block.shape[0])
+    )
+    found = member @ block  # float64
+    sums[groups] += found.toarray() if sp.issparse(found) else found
+
+
+def group_moments(
+    reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray
+) -> GroupMoments:
+    """Return mean rows of groups, and sums of squares in pools of groups, in one pass over ``rows``.
+
+    The parameters are those of :class:`GroupSums`.
+    """
+    sums = GroupSums(rows, group, n_groups, pool)
+    go_over(reader, [sums], np.unique(rows), text="Averaging")
+    return sums.moments(reader.n_genes)
 
 
 def group_means(
@@ -146,7 +192,11 @@ def matched_control(controls: ControlMeans, batch: np.ndarray) -> np.ndarray:
 
 
 def mean_shifts(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans | None = None,
+    sums: GroupSums | None = None,
 ) -> Shifts:
     """Return the batch-matched mean shift of each condition (codes ``perturbation``, ``cell_type``).
 
@@ -157,16 +207,34 @@ def mean_shifts(
     """
     if controls is None:
         controls = control_means(reader, index)
-    return _shifts(reader, index, conditions, controls, with_squares=False)[0]
+    return _shifts(reader, index, conditions, controls, with_squares=False, sums=sums)[0]
+
+
+def condition_sums(index: ConditionIndex, conditions: pd.DataFrame, *, with_squares: bool) -> GroupSums:
+    """Return what learns in a pass the sums of conditions (codes), and of squares in the conditions of a cell type."""
+    t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
+    rows = [index.rows(p, k) for p, k in zip(conditions["perturbation"], t, strict=True)]
+    n = np.array([len(r) for r in rows], dtype=np.int64)  # (C,)
+    none = np.zeros(0, dtype=np.int64)
+    joined = np.concatenate([none, *rows])  # an empty list alone could not be concatenated
+    group = np.repeat(np.arange(len(rows)), n)  # condition of each joined row
+    return GroupSums(joined, group, len(rows), t if with_squares else none)
 
 
 def mean_shifts_and_spread(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans | None = None,
+    sums: GroupSums | None = None,
 ) -> tuple[Shifts, Spread]:
-    """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells."""
+    """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells.
+
+    Without a pass if ``sums``, of these conditions and with squares, have learned in another one.
+    """
     if controls is None:
         controls = control_means(reader, index)
-    shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True)
+    shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True, sums=sums)
     t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
     # Pooled variance: sum over conditions of (sum of squares - n * mean^2), over the sum of their n - 1.
     within = np.zeros((len(index.cell_types), reader.n_genes))  # (T, G); cell types without a condition stay 0
@@ -180,7 +248,13 @@ def mean_shifts_and_spread(
 
 
 def _shifts(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans, *, with_squares: bool
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans,
+    *,
+    with_squares: bool,
+    sums: GroupSums | None = None,
 ) -> tuple[Shifts, GroupMoments]:
     """Return the mean shifts and, in ``square`` if asked for, the sums of squares of the cell types' conditions."""
     t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
@@ -190,17 +264,16 @@ def _shifts(
     if len(bare):
         remedy = "Add their control cells, or remove these cell types."
         raise ValueError(unusable(f"Cell types {listed(bare)}", "the data", "have no control cells", remedy))
-    rows = [index.rows(p, k) for p, k in zip(conditions["perturbation"], t, strict=True)]
-    n = np.array([len(r) for r in rows], dtype=np.int64)  # (C,)
-    none = np.zeros(0, dtype=np.int64)
-    joined = np.concatenate([none, *rows])  # an empty list alone could not be concatenated
-    group = np.repeat(np.arange(len(rows)), n)  # condition of each joined row
-    pool = t if with_squares else none
-    moments = group_moments(reader, joined, group, len(rows), pool)
+    if sums is None:
+        sums = condition_sums(index, conditions, with_squares=with_squares)
+        go_over(reader, [sums], sums.rows, text="Averaging")
+    moments = sums.moments(reader.n_genes)
     matched = np.zeros_like(moments.mean)  # (C, G)
-    for c, r in enumerate(rows):
-        matched[c] = matched_control(controls, index.batch[r])
-    return Shifts(moments.mean - matched, n), moments
+    for c, (p, k) in enumerate(zip(conditions["perturbation"], t, strict=True)):
+        rows = index.rows(p, k)
+        if len(rows):
+            matched[c] = matched_control(controls, index.batch[rows])
+    return Shifts(moments.mean - matched, moments.n), moments
 
 
 def _control_scales(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,204 @@
+"""What do set-up, construction and training cost from each container of a screen?
+
+``python benchmarks/stores.py containers`` sets up the same screen from every container, each in a process of its own, and
+counts how often the matrix is read. ``dense`` compares a dense backed file with a sparse one (60,000 x 8,000).
+``training`` writes 1,000,000 cells x 2,000 genes into a store and an ordinary h5ad file with rows in random order, and
+compares training and loader with those in memory. Files are made in ``--folder`` and kept. Every table is followed by one
+JSON line.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from measure import table
+
+KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line", "batch_key": "lane"}
+BLOCK = 20_000  # cells that are made at once
+WIDTH = 64  # of the gene vectors
+CONTAINERS = (
+    *("csr", "csc", "dense", "h5ad csr", "h5ad csc", "h5ad dense", "zarr2 csr", "zarr3 csr", "zarr2 dense"),
+    *("zarr3 dense", "dask csr", "dask dense", "lazy h5ad csr", "lazy h5ad csc", "lazy h5ad dense", "lazy zarr csr"),
+    "lazy zarr dense",
+)
+
+
+def labels(n_cells: int, n_perturbations: int, share: float, *, ordered: bool = False) -> pd.DataFrame:
+    """Return random labels of cells, a share of them controls."""
+    rng = np.random.default_rng(0)
+    names = np.array(["ctl"] + [f"P{i:04d}" for i in range(n_perturbations)])
+    code = np.where(rng.random(n_cells) < share, 0, 1 + rng.integers(0, n_perturbations, n_cells))
+    if ordered:
+        code.sort()
+    obs = {"gene": names[code], "line": rng.choice(["K562", "RPE1"], n_cells), "lane": rng.integers(0, 4, n_cells)}
+    index = [f"cell{i}" for i in range(n_cells)]
+    return pd.DataFrame({name: pd.Categorical(values) for name, values in obs.items()}, index=index)
+
+
+def vectors(n_perturbations: int) -> dict[str, np.ndarray]:
+    """Return gene vectors as :func:`ptrag_sc.pp.gene_embedding` writes them."""
+    genes = np.array([f"P{i:04d}" for i in range(n_perturbations)], dtype=object)
+    table = np.random.default_rng(1).standard_normal((n_perturbations, WIDTH)).astype(np.float32)
+    return {"genes": genes, "vectors": table, "source": "random"}
+
+
+def cells(code: np.ndarray, n_genes: int, density: float, seed: int) -> sp.csr_matrix:
+    """Return logarithms of cells, given a number for each, which moves a tenth of the genes."""
+    rng = np.random.default_rng(seed)
+    per_row = int(n_genes * density)
+    # Every cell draws one gene out of each stretch, so that columns are distinct and ascending.
+    edges = np.linspace(0, n_genes, per_row + 1).astype(np.int32)
+    columns = edges[:-1] + (rng.random((len(code), per_row)) * np.diff(edges)).astype(np.int32)
+    values = rng.random((len(code), per_row), dtype=np.float32) * 2 + 0.1
+    values += 0.5 * ((columns % 10) == (code % 10)[:, None])
+    pointers = np.arange(len(code) + 1) * per_row
+    return sp.csr_matrix((values.ravel(), columns.ravel(), pointers), shape=(len(code), n_genes))
+
+
+def blocks(obs: pd.DataFrame, n_genes: int, density: float):
+    """Yield the expression of all cells, some at a time."""
+    code = obs["gene"].cat.codes.to_numpy()
+    for start in range(0, len(code), BLOCK):
+        yield cells(code[start : start + BLOCK], n_genes, density, seed=start)
+
+
+def write_h5ad(path: Path, obs: pd.DataFrame, n_genes: int, density: float, n_perturbations: int, *, dense: bool):
+    """Write a screen piece by piece."""
+    from ptrag_sc.data._stream import write_stream
+
+    if path.exists():
+        return
+    uns = {"gene_embedding": vectors(n_perturbations)}
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
+
+    def pieces():
+        start = 0
+        for block in blocks(obs, n_genes, density):
+            x = block.toarray() if dense else block
+            yield AnnData(x, obs=obs.iloc[start : start + block.shape[0]], var=var)
+            start += block.shape[0]
+
+    write_stream(path, pieces(), n_obs=len(obs), uns=lambda: uns)
+
+
+def opened(path: Path, container: str) -> AnnData:
+    """Return a screen in a container, made from the sparse h5ad file if it does not exist yet."""
+    import zarr
+    from anndata.experimental import read_lazy
+    from anndata.io import read_elem, sparse_dataset
+
+    *_, store, form = ["", *container.split()]
+    stem = path.with_name(f"{path.stem}_{store}_{form}")
+    if not store:
+        adata = anndata.read_h5ad(path)
+        changed = {"csr": lambda x: x, "csc": lambda x: x.tocsc(), "dense": lambda x: x.toarray()}
+        adata.X = changed[form](adata.X)
+        return adata
+    if store == "dask":
+        import dask.array
+
+        adata = anndata.read_h5ad(path)
+        adata.X = dask.array.from_array(adata.X if form == "csr" else adata.X.toarray(), chunks=(1000, -1), asarray=False)
+        return adata
+    suffix = ".h5ad" if store == "h5ad" else ".zarr"
+    target = stem.with_suffix(suffix)
+    if not target.exists():
+        adata = anndata.read_h5ad(path)
+        adata.X = {"csr": adata.X.tocsr, "csc": adata.X.tocsc, "dense": adata.X.toarray}[form]()
+        anndata.settings.zarr_write_format = 2 if store == "zarr2" else 3
+        adata.write_h5ad(target) if suffix == ".h5ad" else adata.write_zarr(target)
+        del adata
+    if container.startswith("lazy"):
+        return read_lazy(target)
+    if suffix == ".h5ad":
+        return anndata.read_h5ad(target, backed="r")
+    group = zarr.open_group(target, mode="r")
+    x = group["X"] if form == "dense" else sparse_dataset(group["X"])
+    return AnnData(x, **{name: read_elem(group[name]) for name in ("obs", "var", "uns")})
+
+
+def peak() -> float:
+    """Return the largest memory of this process so far (MiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def one(path: Path, container: str) -> dict[str, object]:
+    """Set up and construct from one container, in this process."""
+    from ptrag_sc import PTRAG
+
+    if container.startswith("lazy zarr"):
+        container = container.replace("zarr", "zarr3")
+    adata = opened(path, container)
+    start = time.perf_counter()
+    PTRAG.setup_anndata(adata, **KEYS)
+    middle = time.perf_counter()
+    model = PTRAG(adata)
+    end = time.perf_counter()
+    digest = float(np.abs(model.module.basis.double().numpy()).sum())
+    return {"set-up (s)": middle - start, "construction (s)": end - middle, "peak (MiB)": peak(), "digest": digest}
+
+
+def in_a_process(*arguments: object) -> dict[str, object]:
+    """Return what a call of this script in a process of its own prints, or its error."""
+    command = [sys.executable, "-W", "ignore", __file__, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1][:90]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def made(folder: Path, n_cells: int, n_genes: int) -> Path:
+    """Return a sparse h5ad file in which a tenth of the values are not 0."""
+    path = folder / f"screen_{n_cells}_{n_genes}.h5ad"
+    write_h5ad(path, labels(n_cells, 100, 0.05), n_genes, 0.1, 100, dense=False)
+    return path
+
+
+def containers(folder: Path, n_cells: int, n_genes: int, names: list[str]) -> list[dict[str, object]]:
+    """Return what each container costs."""
+    path = made(folder, n_cells, n_genes)
+    rows = []
+    for name in names or CONTAINERS:
+        found = in_a_process("one", "--path", path, "--container", name)
+        empty = dict.fromkeys(("set-up (s)", "construction (s)", "peak (MiB)", "digest", "error"), "")
+        rows.append({"container": name, **empty, **found})
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("containers", "dense", "one"))
+    parser.add_argument("--folder", type=Path, default=Path("bigdata"))
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--container", action="append", default=[])
+    parser.add_argument("--path", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if options.what == "one":
+        print(json.dumps(one(options.path, options.container[0])))
+        return
+    if options.what == "dense":
+        names = ["h5ad csr", "h5ad dense"]
+        rows = containers(options.folder, 60_000, 8_000, names)
+    else:
+        rows = containers(options.folder, options.cells, options.genes, options.container)
+    print(table(rows))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
