@@ -19,7 +19,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import ptrag_sc
-from ptrag_sc.datasets import _replogle_nadig, replogle_nadig, select_training_genes
+from ptrag_sc.data import _reader
+from ptrag_sc.datasets import replogle_nadig, select_training_genes
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"perturbation_key": "gene", "control": "non-targeting", "cell_type_key": "cell_line"}

@@ -21,6 +21,7 @@ from ptrag_sc.data._cell_labels import read_index
 from ptrag_sc.data._conditions import UNLABELLED, ConditionIndex
 from ptrag_sc.data._gene_names import MissingGenes, gene_names, place_genes
 from ptrag_sc.data._labels import read_labels, read_optional_labels
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._reader import CellReader, Collector, Held, as_row_matrix, go_over
 from ptrag_sc.data._scale import Look, Values, check_expression, log_base
 
@@ -213,7 +214,7 @@ def read_screen(
     Parameters
     ----------
     adata
-        The object; it is not changed.
+        The object; it is not changed, but tables that were read lazily are loaded.
     keys
         Where everything is in it.
     genes
@@ -237,6 +238,7 @@ def read_screen(
     if not isinstance(adata, AnnOrMuData):
         remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
         raise TypeError(unusable(repr(adata)[:60], "the place of the data", "is no AnnData or MuData", remedy))
+    load_tables(adata)
     holder = keys.expression_holder(adata)
     reader, genes_read = _open_expression(holder, keys, genes, missing_genes)
     index = read_index(adata, keys, query=query)

@@ -9,6 +9,8 @@ import scipy.sparse as sp
 import zarr
 from anndata.abc import CSCDataset, CSRDataset
 
+from ptrag_sc.data._shards import quickly_read
+
 Block: TypeAlias = np.ndarray | sp.csr_matrix  # rows in memory
 Array: TypeAlias = Any  # of h5py or zarr; the two share no type
 
@@ -73,8 +75,8 @@ class SparseOnDisk:
         group: Any = matrix.group
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         self.indptr = np.asarray(group["indptr"][...], dtype=np.int64)  # (n_obs + 1,)
-        self.values: Array = group["data"]
-        self.columns: Array = group["indices"]
+        self.values: Array = quickly_read(group["data"])
+        self.columns: Array = quickly_read(group["indices"])
         self._chunk = int(self.values.chunks[0]) if self.values.chunks else 1
 
     def edge(self, row: int) -> int:
@@ -134,10 +136,11 @@ class ComputedRows:
         return stacked(parts)
 
     def _block(self, i: int) -> Block:
-        if self._last is None or self._last[0] != i:
-            self._last = None  # released before the next one is made
-            self._last = (i, as_block(self.array.blocks[i].compute(scheduler="synchronous")))
-        return self._last[1]
+        last = self._last  # two threads may read
+        if last is None or last[0] != i:
+            last = self._last = None  # released before the next one is made
+            last = self._last = i, as_block(self.array.blocks[i].compute(scheduler="synchronous"))
+        return last[1]
 
 
 def as_block(found: Any) -> Block:
