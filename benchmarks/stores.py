@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from lightning.pytorch import Callback
 from measure import table
 
 KEYS = {"perturbation_key": "gene", "control": "ctl", "cell_type_key": "line", "batch_key": "lane"}
@@ -145,7 +146,7 @@ def one(path: Path, container: str) -> dict[str, object]:
     middle = time.perf_counter()
     model = PTRAG(adata)
     end = time.perf_counter()
-    digest = float(np.abs(model.module.basis.double().numpy()).sum())
+    digest = float(np.abs(model.tables_.basis.astype(float)).sum())
     return {"set-up (s)": middle - start, "construction (s)": end - middle, "peak (MiB)": peak(), "digest": digest}
 
 
@@ -176,20 +177,119 @@ def containers(folder: Path, n_cells: int, n_genes: int, names: list[str]) -> li
     return rows
 
 
+class Rate(Callback):
+    """Measures how many cells a second the steps of an epoch take, waiting for data included."""
+
+    def __init__(self) -> None:
+        self.cells, self.wall, self.processor, self._start = 0, 0.0, 0.0, (0.0, 0.0)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        """Start the clock before the second step of an epoch."""
+        if batch_idx == 1:
+            self._start = time.perf_counter(), time.process_time()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Count cells, and stop the clock after the last step of an epoch."""
+        if batch_idx:
+            self.cells += int(batch["control_mask"].sum() + batch["target_mask"].sum())
+        if batch_idx == trainer.num_training_batches - 1:
+            self.wall += time.perf_counter() - self._start[0]
+            self.processor += time.process_time() - self._start[1]
+
+
+def trained(path: Path, container: str, n_epochs: int) -> dict[str, object]:
+    """Train on a screen in memory, in a store, or in a backed file; return rates and peak."""
+    import scvi
+    from data_path import cells_in
+
+    from ptrag_sc import PTRAG
+    from ptrag_sc.data import CellSetDataset
+    from ptrag_sc.datasets import open_store
+    from ptrag_sc.model._sets import training_sets
+
+    scvi.settings.seed = 0
+    if container == "h5ad":
+        adata = anndata.read_h5ad(path, backed="r")
+    else:
+        adata = open_store(path.with_suffix(".zarr"))
+        adata = adata.to_memory() if container == "memory" else adata
+    start = time.perf_counter()
+    PTRAG.setup_anndata(adata, **KEYS)
+    middle = time.perf_counter()
+    model = PTRAG(adata)
+    end = time.perf_counter()
+    rate = Rate()
+    options = {"early_stopping": False, "accelerator": "cpu", "enable_progress_bar": False}
+    model.train(n_epochs, callbacks=[rate], **options)
+    highest = peak()
+    screen = model.read(adata)
+    _, sets, _ = training_sets(screen.index, model.split_, set_size=64, batch_size=16, seed=0)
+    dataset = CellSetDataset(screen.reader, with_target=True)
+    began, spent, n_cells = time.perf_counter(), time.process_time(), 0
+    for one in sets:
+        n_cells += cells_in(dataset[one])
+    loader = n_cells / (time.perf_counter() - began), n_cells / (time.process_time() - spent)
+    weights = float(sum(p.double().abs().sum() for p in model.module.parameters()))
+    return {
+        **{"set-up (s)": middle - start, "construction (s)": end - middle},
+        **{"training (cells/s)": rate.cells / rate.wall, "training (cells/processor s)": rate.cells / rate.processor},
+        **{"loader (cells/s)": loader[0], "loader (cells/processor s)": loader[1]},
+        **{"peak of training (MiB)": highest, "weights": f"{weights:.6f}"},
+    }
+
+
+def write_large(folder: Path, n_cells: int) -> dict[str, object]:
+    """Write a screen of 500 conditions in random order, and its store; return what the store cost."""
+    from ptrag_sc.datasets import write_store
+
+    path = folder / f"large_{n_cells}.h5ad"
+    write_h5ad(path, labels(n_cells, 250, 0.05), 2000, 0.1, 250, dense=False)
+    adata = anndata.read_h5ad(path, backed="r")
+    start = time.perf_counter()
+    names = {name: KEYS[name] for name in ("perturbation_key", "control", "cell_type_key")}
+    store = write_store(adata, path.with_suffix(".zarr"), **names, overwrite=True)
+    taken = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / 2**20
+    return {"written in (s)": taken, "peak (MiB)": peak(), "size (MiB)": size, "h5ad (MiB)": path.stat().st_size / 2**20}
+
+
+def training(folder: Path, n_cells: int, n_epochs: int, names: list[str]) -> list[dict[str, object]]:
+    """Return what training costs from memory, store and file."""
+    rows = [{"store": n_cells, **in_a_process("large", "--folder", folder, "--cells", n_cells)}]
+    print(table(rows))
+    path = folder / f"large_{n_cells}.h5ad"
+    further = []
+    for name in names or ("memory", "store", "h5ad"):
+        found = in_a_process("trained", "--path", path, "--container", name, "--epochs", n_epochs)
+        further.append({"from": name, **found})
+    print(table(further))
+    return rows + further
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("containers", "dense", "one"))
+    parser.add_argument("what", choices=("containers", "dense", "training", "one", "large", "trained"))
     parser.add_argument("--folder", type=Path, default=Path("bigdata"))
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--container", action="append", default=[])
     parser.add_argument("--path", type=Path)
+    parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if options.what == "one":
         print(json.dumps(one(options.path, options.container[0])))
+        return
+    if options.what == "large":
+        print(json.dumps(write_large(options.folder, options.cells)))
+        return
+    if options.what == "trained":
+        print(json.dumps(trained(options.path, options.container[0], options.epochs)))
+        return
+    if options.what == "training":
+        print(json.dumps(training(options.folder, options.cells, options.epochs, options.container)))
         return
     if options.what == "dense":
         names = ["h5ad csr", "h5ad dense"]

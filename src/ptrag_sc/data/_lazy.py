@@ -25,12 +25,12 @@ def load_tables(adata: AnnData | MuData) -> None:
 
 
 def _loaded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _loaded(inner) for name, inner in value.items()}
     if isinstance(value, pd.DataFrame):
         return value
-    if hasattr(value, "to_memory"):  # a table, or a sparse matrix on disk
+    if hasattr(value, "to_memory"):  # a lazy table, which is a mapping too, or a sparse matrix on disk
         return value.to_memory()
+    if isinstance(value, Mapping):
+        return {name: _loaded(inner) for name, inner in value.items()}
     if hasattr(value, "compute"):  # a dask array
         return value.compute(scheduler="synchronous")
     return value

@@ -56,6 +56,18 @@ class Held:
             self.matrix = stacked(self._parts)
             self._parts = []
 
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where rows (n,) are among those that are kept, and whether each is there."""
+        place = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return place, self.rows[place] == rows
+
+    def found(self, rows: np.ndarray) -> Block | None:
+        """Return rows (n, G) if all of them are kept."""
+        place, known = self.places(rows)
+        if self.matrix is None or not known.all():
+            return None
+        return self.matrix[place]
+
 
 class Collector(Protocol):
     """What learns something from one pass over the rows of a matrix."""
@@ -117,8 +129,7 @@ class CellReader:
         indices = np.asarray(indices)
         if self.held is None or self.held.matrix is None or not len(indices):
             return self._read(indices)
-        place = np.minimum(np.searchsorted(self.held.rows, indices), len(self.held.rows) - 1)  # (n,)
-        known = self.held.rows[place] == indices
+        place, known = self.held.places(indices)  # (n,) each
         found = np.empty((len(indices), self.n_genes), dtype=np.float32)
         kept = self.held.matrix[place[known]]
         found[known] = kept.toarray() if sp.issparse(kept) else kept
@@ -176,7 +187,8 @@ class CellReader:
         ends = np.searchsorted(wanted, np.arange(size, self.n_obs + size, size))
         for part in np.split(wanted, ends[:-1]):
             if len(part):
-                yield part, self._ordered(self._stored(part))
+                kept = None if self.held is None else self.held.found(part)
+                yield part, self._ordered(self._stored(part)) if kept is None else kept
 
     def values(self) -> Iterator[np.ndarray]:
         """Yield the stored values piece by piece; implicit zeros may be left out."""

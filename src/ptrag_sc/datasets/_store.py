@@ -1,5 +1,6 @@
 """How is a screen laid out on disk so that the cells of a condition are read at once?"""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def write_store(
     n_bytes = sum(_row_bytes(matrix) * adata.n_obs for matrix in matrices.values()) * COMPRESSED
 
     def write(target: Path) -> None:
+        with warnings.catch_warnings():
+            # anndata and zarr: small tables need no shards, and consolidated metadata is what anndata writes too.
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding|Consolidated metadata")
+            fill(target)
+
+    def fill(target: Path) -> None:
         root = zarr.open_group(target, mode="w", zarr_format=3)
         aligned = {name: value[order] if _is_array(value) else value.iloc[order] for name, value in adata.obsm.items()}
         tables: Any = {"obs": storable(adata.obs.iloc[order]), "var": storable(adata.var), "uns": dict(adata.uns)}
