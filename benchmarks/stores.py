@@ -1,10 +1,10 @@
 """What do set-up, construction and training cost from each container of a screen?
 
-``python benchmarks/stores.py containers`` sets up the same screen from every container, each in a process of its own, and
-counts how often the matrix is read. ``dense`` compares a dense backed file with a sparse one (60,000 x 8,000).
+``python benchmarks/stores.py containers`` sets up the same screen from every container, each in a process of its own.
+``dense`` compares a dense backed file with a sparse one (60,000 x 8,000).
 ``training`` writes 1,000,000 cells x 2,000 genes into a store and an ordinary h5ad file with rows in random order, and
-compares training and loader with those in memory. Files are made in ``--folder`` and kept. Every table is followed by one
-JSON line.
+compares training and loader with those in memory. Files are made in ``--folder`` and kept. Every
+table is followed by one JSON line.
 """
 
 import argparse
@@ -110,7 +110,9 @@ def opened(path: Path, container: str) -> AnnData:
         import dask.array
 
         adata = anndata.read_h5ad(path)
-        adata.X = dask.array.from_array(adata.X if form == "csr" else adata.X.toarray(), chunks=(1000, -1), asarray=False)
+        adata.X = dask.array.from_array(
+            adata.X if form == "csr" else adata.X.toarray(), chunks=(1000, -1), asarray=False
+        )
         return adata
     suffix = ".h5ad" if store == "h5ad" else ".zarr"
     target = stem.with_suffix(suffix)
@@ -134,6 +136,16 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def clock() -> tuple[float, float]:
+    """Return the time, and the processor time of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def spent(what: str, start: tuple[float, float], end: tuple[float, float]) -> dict[str, float]:
+    """Return the seconds between two times."""
+    return {f"{what} (s)": end[0] - start[0], f"{what} (processor s)": end[1] - start[1]}
+
+
 def one(path: Path, container: str) -> dict[str, object]:
     """Set up and construct from one container, in this process."""
     from ptrag_sc import PTRAG
@@ -141,13 +153,18 @@ def one(path: Path, container: str) -> dict[str, object]:
     if container.startswith("lazy zarr"):
         container = container.replace("zarr", "zarr3")
     adata = opened(path, container)
-    start = time.perf_counter()
+    start = clock()
     PTRAG.setup_anndata(adata, **KEYS)
-    middle = time.perf_counter()
+    middle = clock()
     model = PTRAG(adata)
-    end = time.perf_counter()
+    end = clock()
     digest = float(np.abs(model.tables_.basis.astype(float)).sum())
-    return {"set-up (s)": middle - start, "construction (s)": end - middle, "peak (MiB)": peak(), "digest": digest}
+    return {
+        **spent("set-up", start, middle),
+        **spent("construction", middle, end),
+        "peak (MiB)": peak(),
+        "digest": digest,
+    }
 
 
 def in_a_process(*arguments: object) -> dict[str, object]:
@@ -172,7 +189,8 @@ def containers(folder: Path, n_cells: int, n_genes: int, names: list[str]) -> li
     rows = []
     for name in names or CONTAINERS:
         found = in_a_process("one", "--path", path, "--container", name)
-        empty = dict.fromkeys(("set-up (s)", "construction (s)", "peak (MiB)", "digest", "error"), "")
+        measured = [f"{what} ({unit})" for what in ("set-up", "construction") for unit in ("s", "processor s")]
+        empty = dict.fromkeys((*measured, "peak (MiB)", "digest", "error"), "")
         rows.append({"container": name, **empty, **found})
     return rows
 
@@ -213,11 +231,11 @@ def trained(path: Path, container: str, n_epochs: int) -> dict[str, object]:
     else:
         adata = open_store(path.with_suffix(".zarr"))
         adata = adata.to_memory() if container == "memory" else adata
-    start = time.perf_counter()
+    start = clock()
     PTRAG.setup_anndata(adata, **KEYS)
-    middle = time.perf_counter()
+    middle = clock()
     model = PTRAG(adata)
-    end = time.perf_counter()
+    end = clock()
     rate = Rate()
     options = {"early_stopping": False, "accelerator": "cpu", "enable_progress_bar": False}
     model.train(n_epochs, callbacks=[rate], **options)
@@ -231,7 +249,8 @@ def trained(path: Path, container: str, n_epochs: int) -> dict[str, object]:
     loader = n_cells / (time.perf_counter() - began), n_cells / (time.process_time() - spent)
     weights = float(sum(p.double().abs().sum() for p in model.module.parameters()))
     return {
-        **{"set-up (s)": middle - start, "construction (s)": end - middle},
+        **spent("set-up", start, middle),
+        **spent("construction", middle, end),
         **{"training (cells/s)": rate.cells / rate.wall, "training (cells/processor s)": rate.cells / rate.processor},
         **{"loader (cells/s)": loader[0], "loader (cells/processor s)": loader[1]},
         **{"peak of training (MiB)": highest, "weights": f"{weights:.6f}"},
@@ -250,7 +269,12 @@ def write_large(folder: Path, n_cells: int) -> dict[str, object]:
     store = write_store(adata, path.with_suffix(".zarr"), **names, overwrite=True)
     taken = time.perf_counter() - start
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / 2**20
-    return {"written in (s)": taken, "peak (MiB)": peak(), "size (MiB)": size, "h5ad (MiB)": path.stat().st_size / 2**20}
+    return {
+        "written in (s)": taken,
+        "peak (MiB)": peak(),
+        "size (MiB)": size,
+        "h5ad (MiB)": path.stat().st_size / 2**20,
+    }
 
 
 def training(folder: Path, n_cells: int, n_epochs: int, names: list[str]) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 import ptrag_sc
 from ptrag_sc.datasets import _store, open_store, write_store
-from screens import KEYS, make_screen
+from screens import KEYS, SMALL, make_screen
 
 
 @pytest.fixture
@@ -26,10 +26,11 @@ def screen(monkeypatch):
     return adata
 
 
-@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray, lambda x: dask.array.from_array(x, (40, 30))])
+@pytest.mark.parametrize("form", ["csr", "csc", "dense", "dask"])
 def test_a_store_is_the_screen_in_another_order(form, screen, tmp_path):
     dense = screen.X.toarray()
-    screen.X = form(dense)
+    forms = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
+    screen.X = forms.get(form, lambda x: dask.array.from_array(x, (40, 30)))(dense)
     path = write_store(screen, tmp_path / "screen.zarr", **KEYS)
     found = anndata.read_zarr(path)
     labels = list(zip(found.obs["line"].astype(str), found.obs["gene"].astype(str), strict=True))
@@ -72,7 +73,7 @@ def test_refusals(screen, tmp_path):
     with pytest.raises(ValueError, match=r"in adata.X does not hold counts. Pass counts=False"):
         write_store(bare, tmp_path / "s.zarr", **KEYS, counts=True)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="Layer 'counts' in adata.layers exists"):
+    with pytest.raises(ValueError, match=r"Layer 'counts' in adata\.layers exists"):
         write_store(screen, tmp_path / "s.zarr", **KEYS, counts=True)
     with pytest.raises(ValueError, match=r"ends in '.h5ad'"):
         write_store(screen, tmp_path / "s.h5ad", **KEYS)
@@ -102,5 +103,15 @@ def test_a_damaged_shard_is_an_error(screen, tmp_path):
     content = bytearray(shard.read_bytes())
     content[4:8] = b"\x00\x00\x00\x00"
     shard.write_bytes(content)
-    with pytest.raises(OSError, match="is damaged. Write the store again"):
+    with pytest.raises(OSError, match=r"is damaged\. Write the store again"):
         ptrag_sc.PTRAG.setup_anndata(open_store(path), **KEYS)
+
+
+def test_data_modules_are_refused_with_what_to_do_instead(screen):
+    ptrag_sc.PTRAG.setup_anndata(screen, **KEYS)
+    model = ptrag_sc.PTRAG(screen, **SMALL)
+    for call in (ptrag_sc.PTRAG.setup_annbatch, ptrag_sc.PTRAG.setup_datamodule):
+        with pytest.raises(NotImplementedError, match="write_store"):
+            call(object())
+    with pytest.raises(TypeError, match=r"'datamodule' is not in .*write_store"):
+        model.train(1, datamodule=object())

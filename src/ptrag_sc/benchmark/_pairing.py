@@ -14,9 +14,9 @@ from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, canonical_labels, read_labels
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._gene_names import column_with, gene_names, why_unknown
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.data._partners import without_partner
-from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._scale import Values, check_expression, level, log_base, warn_of_levels, why_not_logs
 from ptrag_sc.data._shifts import sampled_means

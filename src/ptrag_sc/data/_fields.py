@@ -23,7 +23,7 @@ from ptrag_sc.data._gene_names import MissingGenes, gene_names, place_genes
 from ptrag_sc.data._labels import read_labels, read_optional_labels
 from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._reader import CellReader, Collector, Held, as_row_matrix, go_over
-from ptrag_sc.data._scale import Look, Values, check_expression, log_base
+from ptrag_sc.data._scale import NO_VALUES, Look, Values, check_expression, log_base
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -197,7 +197,7 @@ class Screen:
     genes: np.ndarray
     names: np.ndarray
     counts: CellReader | None = None
-    values: Values = Values(0, 0.0, 0.0, whole=True)
+    values: Values = NO_VALUES
 
 
 def read_screen(
@@ -247,13 +247,12 @@ def read_screen(
     counts = None
     if keys.counts_layer is not None and keys.counts_layer in holder.layers:
         counts = replace(reader, matrix=as_row_matrix(holder.layers[keys.counts_layer]))
-    look, held = Look(), None
-    if not reader.in_memory:  # every set needs control cells, so these are kept
-        held = Held(np.flatnonzero(index.is_control | index.is_source))
+    look = Look()
+    # Every set needs control cells, so these are kept in memory.
+    held = None if reader.in_memory else Held(np.flatnonzero(index.is_control | index.is_source))
     go_over(reader, [look, *([] if held is None else [held]), *collect], text="Reading")
-    place, base = keys.expression_place, log_base(holder.uns)
-    declared, known = keys.layer is not None, genes is not None
-    check_expression(reader, place=place, declared=declared, base=base, query=known, found=look.found)
+    given: Any = {"place": keys.expression_place, "declared": keys.layer is not None, "query": genes is not None}
+    check_expression(reader, base=log_base(holder.uns), found=look.found, **given)
     if held is not None:
         reader = reader.holding(held)
     return Screen(reader, index, genes_read, holder.obs_names.to_numpy(dtype=object), counts, look.found)

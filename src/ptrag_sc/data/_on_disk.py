@@ -11,7 +11,7 @@ from anndata.abc import CSCDataset, CSRDataset
 
 from ptrag_sc.data._shards import quickly_read
 
-Block: TypeAlias = np.ndarray | sp.csr_matrix  # rows in memory
+Block: TypeAlias = Any  # rows in memory, an array or a CSR matrix; scipy has no types
 Array: TypeAlias = Any  # of h5py or zarr; the two share no type
 
 SPAN = 2**22  # numbers that are read at once, at most
@@ -122,11 +122,11 @@ class ComputedRows:
 
     def edge(self, row: int) -> int:
         """Return the end of the block."""
-        return int(self._ends[min(np.searchsorted(self._ends, row), len(self._ends) - 1)])
+        return int(self._ends[min(int(np.searchsorted(self._ends, row)), len(self._ends) - 1)])
 
     def take(self, rows: np.ndarray) -> Block:
         """Return rows; each block is computed once."""
-        number = np.searchsorted(self._ends, rows, side="right")  # (n,) block of each row
+        number: np.ndarray = np.searchsorted(self._ends, rows, side="right")  # (n,) block of each row
         parts = []
         for i in np.unique(number):
             start = int(self._ends[i - 1]) if i else 0

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ptrag_sc.data._on_disk import Block, RowsOnDisk, as_block, as_row_matrix, stacked
+from ptrag_sc.data._on_disk import Block, as_block, as_row_matrix, stacked
 from ptrag_sc.data._progress import shown_if_slow
 
-RowMatrix: TypeAlias = np.ndarray | sp.csr_matrix | RowsOnDisk  # rows are cheap to read
+RowMatrix: TypeAlias = Any  # an array, CSR, or RowsOnDisk: rows are cheap to read
 
 BLOCK_BYTES = 2**25  # of the dense form (float32) of the rows that are in memory at once
 HELD_BYTES = 2**29  # of the rows that are kept in memory while the others stay on disk

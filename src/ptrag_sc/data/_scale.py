@@ -32,11 +32,14 @@ class Values(NamedTuple):
         return self.whole and self.smallest >= 0 and self.largest > 1
 
 
+NO_VALUES = Values(0, 0.0, 0.0, whole=True)
+
+
 class Look:
-    """Learns in a pass what the values of a matrix look like; values that are not finite do not count for the others."""
+    """Learns in a pass what the values of a matrix look like; those that are not finite do not count for the others."""
 
     def __init__(self) -> None:
-        self.found = Values(0, 0.0, 0.0, whole=True)
+        self.found = NO_VALUES
 
     def add(self, rows: np.ndarray, block: Block) -> None:
         """Take some rows (n,) and their expression (n, G)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import blosc
+from numcodecs import blosc  # type: ignore[import-untyped]
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
@@ -29,7 +29,7 @@ class Shards:
         As :func:`is_readable` accepts it.
     """
 
-    def __init__(self, array: zarr.Array):
+    def __init__(self, array: Any):
         store: Any = array.store
         self.folder = Path(store.root) / array.path / "c"
         self.shape = array.shape
@@ -76,7 +76,7 @@ def is_readable(array: Any) -> bool:
     if not (isinstance(array, zarr.Array) and array.ndim == 1 and isinstance(array.store, LocalStore)):
         return False
     metadata: Any = array.metadata
-    codecs = getattr(metadata, "codecs", ())
+    codecs: Any = getattr(metadata, "codecs", ())
     if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or array.fill_value != 0:
         return False
     outer = codecs[0]

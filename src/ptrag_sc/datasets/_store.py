@@ -103,7 +103,9 @@ def write_store(
         raise ValueError(unusable("Expression", "adata.X", "is missing", "Put the expression into X."))
     if counts and COUNTS_LAYER in adata.layers:
         problem = "exists, and would be replaced by the counts in X"
-        raise ValueError(unusable(f"Layer {COUNTS_LAYER!r}", "adata.layers", problem, "Rename it, or pass counts=False."))
+        raise ValueError(
+            unusable(f"Layer {COUNTS_LAYER!r}", "adata.layers", problem, "Rename it, or pass counts=False.")
+        )
     perturbation = read_perturbations(adata.obs, perturbation_key, control=control, sep=read_sep(sep))
     order = np.lexsort((perturbation.astype(str), read_labels(adata.obs, cell_type_key).astype(str)))  # (n,)
     matrices = {"X": as_row_matrix(adata.X)}
@@ -163,7 +165,7 @@ def open_store(path: StrPath) -> AnnData:
         remedy = "Pass the folder that write_store wrote."
         raise FileNotFoundError(unusable("The store", str(path), "does not exist", remedy))
     try:
-        root = zarr.open_group(path, mode="r")
+        root: Any = zarr.open_group(path, mode="r")
         found = root.attrs.get("encoding-type")
     except Exception as error:  # zarr raises many kinds
         problem = f"is no zarr store ({error})"
@@ -267,6 +269,7 @@ class _Rows:
         self.group.create_array("indptr", data=indptr, compressors=BloscCodec(cname="lz4", shuffle="shuffle"))
 
     def _write(self, *, whole: bool) -> None:
+        n = 0
         for name, parts in self.waiting.items():
             joined = np.concatenate(parts) if parts else np.zeros(0, np.float32 if name == "data" else np.int32)
             if name not in self.group:
@@ -278,6 +281,7 @@ class _Rows:
             n = len(joined) // SHARD * SHARD if whole else len(joined)
             array.resize((self.n_written + n,))
             for start in range(0, n, SHARD):
-                array[self.n_written + start : self.n_written + min(start + SHARD, n)] = joined[start : min(start + SHARD, n)]
+                stop = min(start + SHARD, n)
+                array[self.n_written + start : self.n_written + stop] = joined[start:stop]
             self.waiting[name] = [joined[n:]]
         self.n_written += n

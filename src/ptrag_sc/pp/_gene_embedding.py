@@ -9,8 +9,8 @@ from anndata import AnnData
 
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, listed, unusable
-from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._labels import components, control_names, read_perturbations, read_sep
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import require_anndata
 from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, check_whole, listed, unusable
-from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data import ConditionIndex, draw_split, read_labels, read_perturbations
 from ptrag_sc.data._labels import control_names, label_text, read_sep
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import require_anndata
 from ptrag_sc.data._predicted_labels import LEFT_OUT, left_out
 from ptrag_sc.data._user_keys import check_free, note_written
