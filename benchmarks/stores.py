@@ -262,7 +262,8 @@ def write_large(folder: Path, n_cells: int) -> dict[str, object]:
     from ptrag_sc.datasets import write_store
 
     path = folder / f"large_{n_cells}.h5ad"
-    write_h5ad(path, labels(n_cells, 250, 0.05), 2000, 0.1, 250, dense=False)
+    if not path.exists():
+        write_h5ad(path, labels(n_cells, 250, 0.05), 2000, 0.1, 250, dense=False)
     adata = anndata.read_h5ad(path, backed="r")
     start = time.perf_counter()
     names = {name: KEYS[name] for name in ("perturbation_key", "control", "cell_type_key")}

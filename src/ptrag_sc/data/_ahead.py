@@ -39,18 +39,16 @@ class Ahead(Sampler["Future[BATCH]"]):
     def __iter__(self) -> Iterator["Future[BATCH]"]:
         """Yield mini-batches to come."""
         # One thread: files are read one at a time anyway, and the order of the mini-batches stays.
-        with ThreadPoolExecutor(1, thread_name_prefix="ptrag-sc-reader") as thread:
-            coming: deque[Future[BATCH]] = deque()
-            try:
-                for one in self.sets:
-                    coming.append(thread.submit(self.dataset.__getitem__, one))
-                    if len(coming) > DEPTH:
-                        yield coming.popleft()
-                while coming:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="ptrag-sc-reader")
+        coming: deque[Future[BATCH]] = deque()
+        try:
+            for one in self.sets:
+                coming.append(thread.submit(self.dataset.__getitem__, one))
+                if len(coming) > DEPTH:
                     yield coming.popleft()
-            finally:  # an epoch may end early
-                for unused in coming:
-                    unused.cancel()
+            yield from coming
+        finally:  # an epoch may end early
+            thread.shutdown(cancel_futures=True)
 
 
 class Arrived(Dataset[BATCH]):

@@ -89,19 +89,19 @@ class SparseOnDisk:
         near = begin[1:] - end[:-1] <= GAP
         if self._chunk > 1:
             near |= begin[1:] // self._chunk - np.maximum(end[:-1] - 1, 0) // self._chunk <= 1
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        indptr = np.append(0, np.cumsum(end - begin))
+        data = np.empty(indptr[-1], dtype=self.values.dtype)
+        indices = np.empty(indptr[-1], dtype=self.columns.dtype)
         for first, last in _spans(near, begin, end, SPAN):
             start, stop = int(begin[first]), int(end[last - 1])
             if start == stop:
                 continue
+            place = slice(indptr[first], indptr[last])
             values, columns = self.values[start:stop], self.columns[start:stop]
-            if stop - start > (end[first:last] - begin[first:last]).sum():  # rows between them were read too
+            if stop - start > place.stop - place.start:  # rows between them were read too
                 wanted = _ranges(begin[first:last] - start, end[first:last] - start)
                 values, columns = values[wanted], columns[wanted]
-            parts.append((values, columns))
-        data = np.concatenate([np.zeros(0, self.values.dtype), *(values for values, _ in parts)])
-        indices = np.concatenate([np.zeros(0, np.int32), *(columns for _, columns in parts)])
-        indptr = np.append(0, np.cumsum(end - begin))
+            data[place], indices[place] = values, columns
         return sp.csr_matrix((data, indices, indptr), shape=(len(rows), self.shape[1]))
 
 

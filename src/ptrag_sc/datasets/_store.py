@@ -25,7 +25,7 @@ from ptrag_sc.datasets._log_normalised import log_normalised
 
 CHUNK = 2**15  # values that are compressed together
 SHARD = 2**23  # values in one file
-PIECE_BYTES = 2**28  # of the rows that are in memory at once
+PIECE_BYTES = 2**27  # of the rows that are in memory at once
 VALUE_BYTES = 8  # of a stored value and its column
 COMPRESSED = 0.4  # of what values and columns take in memory: less than that no screen needs, about
 
@@ -283,5 +283,5 @@ class _Rows:
             for start in range(0, n, SHARD):
                 stop = min(start + SHARD, n)
                 array[self.n_written + start : self.n_written + stop] = joined[start:stop]
-            self.waiting[name] = [joined[n:]]
+            self.waiting[name] = [joined[n:].copy()]
         self.n_written += n
