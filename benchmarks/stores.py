@@ -243,10 +243,10 @@ def trained(path: Path, container: str, n_epochs: int) -> dict[str, object]:
     screen = model.read(adata)
     _, sets, _ = training_sets(screen.index, model.split_, set_size=64, batch_size=16, seed=0)
     dataset = CellSetDataset(screen.reader, with_target=True)
-    began, spent, n_cells = time.perf_counter(), time.process_time(), 0
+    began, n_cells = clock(), 0
     for one in sets:
         n_cells += cells_in(dataset[one])
-    loader = n_cells / (time.perf_counter() - began), n_cells / (time.process_time() - spent)
+    loader = [n_cells / (now - before) for now, before in zip(clock(), began, strict=True)]
     weights = float(sum(p.double().abs().sum() for p in model.module.parameters()))
     return {
         **spent("set-up", start, middle),

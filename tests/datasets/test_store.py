@@ -9,6 +9,9 @@ import zarr
 from anndata import AnnData
 
 import ptrag_sc
+from ptrag_sc.data import CellReader
+from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.data._shards import Shards
 from ptrag_sc.datasets import _store, open_store, write_store
 from screens import KEYS, SMALL, make_screen
 
@@ -100,11 +103,25 @@ def test_refusals(screen, tmp_path):
 def test_a_damaged_shard_is_an_error(screen, tmp_path):
     path = write_store(screen, tmp_path / "s.zarr", **KEYS)
     shard = path / "X" / "data" / "c" / "0"
-    content = bytearray(shard.read_bytes())
-    content[4:8] = b"\x00\x00\x00\x00"
-    shard.write_bytes(content)
-    with pytest.raises(OSError, match=r"is damaged\. Write the store again"):
-        ptrag_sc.PTRAG.setup_anndata(open_store(path), **KEYS)
+    content = shard.read_bytes()
+    for damaged in (
+        b"\0" * 8 + content[8:],
+        content[:60] + content[-150:],
+        content[:16] + b"\xff" * 40 + content[56:],
+        None,
+    ):
+        shard.write_bytes(damaged) if damaged else shard.unlink()
+        with pytest.raises(OSError, match=r"is damaged\. Write the store again"):
+            ptrag_sc.PTRAG.setup_anndata(open_store(path), **KEYS)
+
+
+def test_chunks_of_zeros_are_no_damage(screen, tmp_path):
+    screen.X = sp.csr_matrix((np.zeros(150, np.float32), np.zeros(150, int), np.arange(151)), shape=screen.shape)
+    screen.X.data[-1] = 0.5
+    bare = AnnData(screen.X, obs=screen.obs)
+    reader = CellReader(as_row_matrix(open_store(write_store(bare, tmp_path / "s.zarr", **KEYS)).X))
+    assert isinstance(reader.matrix.values, Shards)
+    assert reader.rows(np.arange(150)).sum() == 0.5
 
 
 def test_data_modules_are_refused_with_what_to_do_instead(screen):

@@ -15,7 +15,7 @@ from zarr.storage import LocalStore
 
 from ptrag_sc._validation import unusable
 
-ABSENT = np.iinfo(np.uint64).max  # offset of a chunk that holds nothing but the fill value
+COMPLETE = "ptrag_sc_complete"  # attribute of an array of which every chunk was written, zeros too
 CHECKSUM_BYTES = 4  # after the index of a shard
 SIZE = slice(4, 8)  # where Blosc notes how many bytes a chunk has when it is unpacked
 
@@ -53,31 +53,38 @@ class Shards:
     def _read(self, shard: int, first: int, into: np.ndarray) -> None:
         """Read chunks (n, size) of a shard, from one of them on."""
         path = self.folder / str(shard)
+        damaged = unusable("A shard", str(path), "is damaged", "Write the store again with write_store.")
+        if not path.is_file():
+            raise OSError(damaged)
         with path.open("rb") as file:
             if shard not in self._index:
                 n_bytes = 16 * (self._shard // into.shape[1])
                 file.seek(-(n_bytes + CHECKSUM_BYTES), 2)
                 self._index[shard] = np.frombuffer(file.read(n_bytes), dtype="<u8").reshape(-1, 2)
+            end = path.stat().st_size
             index = self._index[shard][first : first + len(into)]  # offset and size of each chunk
             for (offset, size), values in zip(index, into, strict=True):
-                if offset == ABSENT:
-                    values[:] = 0
-                    continue
-                file.seek(int(offset))
-                packed = file.read(int(size))
-                if len(packed) < size or int.from_bytes(packed[SIZE], "little") != values.nbytes:
-                    remedy = "Write the store again with ptrag_sc.datasets.write_store."
-                    raise OSError(unusable("A shard", str(path), "is damaged", remedy))
-                blosc.decompress(packed, values)
+                packed = b""
+                if offset + size <= end:
+                    file.seek(int(offset))
+                    packed = file.read(int(size))
+                if int.from_bytes(packed[SIZE], "little") != values.nbytes:
+                    raise OSError(damaged)
+                try:
+                    blosc.decompress(packed, values)
+                except (RuntimeError, ValueError) as error:
+                    raise OSError(damaged) from error
 
 
 def is_readable(array: Any) -> bool:
     """Return whether an array has the layout that is read directly."""
     if not (isinstance(array, zarr.Array) and array.ndim == 1 and isinstance(array.store, LocalStore)):
         return False
+    if COMPLETE not in array.attrs:
+        return False
     metadata: Any = array.metadata
     codecs: Any = getattr(metadata, "codecs", ())
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec) or array.fill_value != 0:
+    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
         return False
     outer = codecs[0]
     kinds = [type(codec) for codec in (*outer.codecs, *outer.index_codecs)]

@@ -20,11 +20,13 @@ from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import require_anndata
 from ptrag_sc.data._on_disk import SparseOnDisk, as_row_matrix
 from ptrag_sc.data._progress import shown_if_slow
+from ptrag_sc.data._shards import COMPLETE
 from ptrag_sc.data._stream import storable
 from ptrag_sc.datasets._log_normalised import log_normalised
 
 CHUNK = 2**15  # values that are compressed together
 SHARD = 2**23  # values in one file
+CODEC = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 PIECE_BYTES = 2**27  # of the rows that are in memory at once
 VALUE_BYTES = 8  # of a stored value and its column
 COMPRESSED = 0.4  # of what values and columns take in memory: less than that no screen needs, about
@@ -252,6 +254,7 @@ class _Rows:
         self.group.attrs.update(marks)
         self.lengths: list[np.ndarray] = []  # of the rows so far
         self.waiting: dict[str, list[np.ndarray]] = {"data": [], "indices": []}
+        self.arrays: dict[str, Any] = {}
         self.n_written = 0
 
     def add(self, block: sp.csr_matrix) -> None:
@@ -266,18 +269,18 @@ class _Rows:
         """Write what is left, and where each row begins."""
         self._write(whole=False)
         indptr = np.append(0, np.cumsum(np.concatenate([np.zeros(0, np.int64), *self.lengths]), dtype=np.int64))
-        self.group.create_array("indptr", data=indptr, compressors=BloscCodec(cname="lz4", shuffle="shuffle"))
+        self.group.create_array("indptr", data=indptr, compressors=CODEC)
 
     def _write(self, *, whole: bool) -> None:
         n = 0
         for name, parts in self.waiting.items():
             joined = np.concatenate(parts) if parts else np.zeros(0, np.float32 if name == "data" else np.int32)
-            if name not in self.group:
-                codec = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
-                self.group.create_array(
-                    name, shape=(0,), dtype=joined.dtype, chunks=(CHUNK,), shards=(SHARD,), compressors=codec
-                )
-            array = self.group[name]
+            if name not in self.arrays:
+                # Chunks of zeros are written too, so that one that is lost is noticed.
+                options: Any = {"attributes": {COMPLETE: True}, "config": {"write_empty_chunks": True}}
+                options |= {"chunks": (CHUNK,), "shards": (SHARD,), "compressors": CODEC}
+                self.arrays[name] = self.group.create_array(name, shape=(0,), dtype=joined.dtype, **options)
+            array = self.arrays[name]
             n = len(joined) // SHARD * SHARD if whole else len(joined)
             array.resize((self.n_written + n,))
             for start in range(0, n, SHARD):
