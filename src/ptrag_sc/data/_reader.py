@@ -227,8 +227,9 @@ def go_over(
 
     If it takes long, a progress bar is shown.
     """
-    n = reader.n_obs if wanted is None else int(np.max(wanted, initial=-1)) + 1
-    total = -(-n // reader.block_size)
+    total = -(-reader.n_obs // reader.block_size)
+    if wanted is not None:
+        total = len(np.unique(wanted // reader.block_size))
     for rows, block in shown_if_slow(reader.blocks(wanted), text, total):
         for collector in collectors:
             collector.add(rows, block)

@@ -4,18 +4,19 @@ zarr takes milliseconds for each read, whatever its size, and a mini-batch needs
 :func:`ptrag_sc.datasets.write_store` chooses (one axis, shards, Blosc) is read directly here; all others by zarr.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numcodecs import blosc  # type: ignore[import-untyped]
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
 from ptrag_sc._validation import unusable
 
 COMPLETE = "ptrag_sc_complete"  # attribute of an array of which every chunk was written, zeros too
+CODECS = ["sharding_indexed", "bytes", "blosc", "bytes", "crc32c"]
 CHECKSUM_BYTES = 4  # after the index of a shard
 SIZE = slice(4, 8)  # where Blosc notes how many bytes a chunk has when it is unpacked
 
@@ -82,16 +83,15 @@ def is_readable(array: Any) -> bool:
         return False
     if COMPLETE not in array.attrs:
         return False
-    metadata: Any = array.metadata
-    codecs: Any = getattr(metadata, "codecs", ())
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
-        return False
-    outer = codecs[0]
-    kinds = [type(codec) for codec in (*outer.codecs, *outer.index_codecs)]
-    little = all(c.endian is not None and c.endian.value == "little" for c in outer.codecs if isinstance(c, BytesCodec))
-    usual = metadata.chunk_key_encoding.name == "default" and metadata.chunk_key_encoding.separator == "/"
-    at_end = outer.index_location.value == "end"
-    return usual and at_end and little and kinds == [BytesCodec, BloscCodec, BytesCodec, Crc32cCodec]
+    # Read from the file itself, whose form is fixed, while that of the objects of zarr is not.
+    noted = json.loads((Path(array.store.root) / array.path / "zarr.json").read_text(encoding="utf-8"))
+    outer = noted["codecs"][0].get("configuration", {})
+    codecs = [*noted["codecs"], *outer.get("codecs", []), *outer.get("index_codecs", [])]
+    names = [codec["name"] for codec in codecs]
+    little = all(c["configuration"]["endian"] == "little" for c in codecs if c["name"] == "bytes")
+    keys = noted["chunk_key_encoding"]
+    usual = keys["name"] == "default" and keys.get("configuration", {}).get("separator", "/") == "/"
+    return usual and little and names == CODECS and outer.get("index_location", "end") == "end"
 
 
 def quickly_read(array: Any) -> Any:
