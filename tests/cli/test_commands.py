@@ -108,6 +108,22 @@ def test_predict_writes_cells_effects_and_support(virtual_file, trained_model, s
     assert "experiments" in out
 
 
+def test_prepare_writes_a_store_on_the_scale_of_models(screen_file, tmp_path):
+    path, again = tmp_path / "screen.zarr", tmp_path / "again.zarr"
+    status, _, err = run("prepare", screen_file, "--out", path, "--normalize")
+    assert status == 0, err
+    expected, found = normalised(screen_file), anndata.read_zarr(path)
+    assert_allclose(found.X.toarray(), expected[found.obs_names].X.toarray(), rtol=1e-5)
+    assert found.obs["cell_type"].is_monotonic_increasing
+    status, _, err = run("prepare", path, "--out", again, "--quiet")
+    assert status == 0, err
+    assert (anndata.read_zarr(again).X != found.X).nnz == 0
+    assert json.loads((tmp_path / "screen.zarr.settings.json").read_text())["command"] == "prepare"
+    status, _, err = run("prepare", screen_file, "--out", path)
+    assert status == 1
+    assert "exists. Pass --overwrite" in err
+
+
 def test_a_query_with_other_names_gives_the_same_prediction(virtual_file, trained_model, screen_file, tmp_path):
     adata = normalised(screen_file)
     adata.obs = adata.obs.rename(columns={"perturbation": "guide", "cell_type": "line", "batch": "gem"})

@@ -286,6 +286,7 @@ COVERED = {
     "pl.support": "tl.predict",
     "pl.explain_error": "tl.explain_error",
     "datasets.select_training_genes": "pp.split",  # reads counts and the column of the split
+    "datasets.write_store": "pp.split",  # reads labels; the matrix is copied
     "datasets.genept": "pp.gene_embedding",
 }
 TAKING_DATA = {

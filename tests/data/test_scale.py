@@ -10,23 +10,15 @@ import scipy.sparse as sp
 
 import ptrag_sc
 from ptrag_sc.data import CellReader
+from ptrag_sc.data._reader import as_row_matrix
 from ptrag_sc.data._scale import check_expression, level, log_base, look_at, warn_of_levels
 from screens import KEYS, make_screen
 
 FORMS = {"dense": np.asarray, "csr": sp.csr_matrix}
 
 
-class Dask:
-    """Rows of a matrix that are computed on request, as those of a dask array with sparse chunks."""
-
-    def __init__(self, matrix):
-        self.matrix, self.shape = matrix, matrix.shape
-
-    def __getitem__(self, rows):
-        return Dask(self.matrix[rows])
-
-    def compute(self, scheduler):
-        return self.matrix
+def in_dask(matrix):
+    return as_row_matrix(dask.array.from_array(matrix, chunks=(2, 3), asarray=False))
 
 
 def to_base_2(adata):
@@ -170,7 +162,7 @@ def test_counts_are_whole_numbers(form, values, are_counts):
 
 def test_only_the_genes_that_are_read_count():
     matrix = np.array([[0.5, 900.0, 0.0], [1.5, 30.0, 0.2]])
-    for form in (*FORMS.values(), lambda m: Dask(sp.csr_matrix(m))):
+    for form in (*FORMS.values(), lambda m: in_dask(sp.csr_matrix(m))):
         reader = CellReader(form(matrix), np.array([2, -1, 0]))
         assert check_expression(reader, place="adata.X", declared=False).largest == 1.5
         np.testing.assert_allclose(reader.rows(np.array([1, 0])), [[0.2, 0, 1.5], [0, 0, 0.5]], rtol=1e-6)
@@ -180,7 +172,7 @@ def test_blocks_of_dask_are_computed():
     matrix = make_screen(n_obs=50).X
     rows = np.array([7, 3, 3, 49])
     for chunk in (matrix, matrix.toarray()):
-        reader = CellReader(Dask(chunk))
+        reader = CellReader(in_dask(chunk))
         np.testing.assert_array_equal(reader.rows(rows), matrix[rows].toarray())
         assert look_at(reader) == look_at(CellReader(matrix))
 

@@ -19,7 +19,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import ptrag_sc
-from ptrag_sc.datasets import _replogle_nadig, replogle_nadig, select_training_genes
+from ptrag_sc.data import _reader
+from ptrag_sc.datasets import replogle_nadig, select_training_genes
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"perturbation_key": "gene", "control": "non-targeting", "cell_type_key": "cell_line"}
@@ -121,7 +122,7 @@ def test_a_wrong_file_is_named(file, tmp_path):
 
 @pytest.mark.parametrize("n_genes", [20, 45])
 def test_genes_are_scanpys_choice_from_training_cells(file, monkeypatch, n_genes):
-    monkeypatch.setattr(_replogle_nadig, "ROWS", 137)
+    monkeypatch.setattr(_reader, "BLOCK_BYTES", 40_000)
     backed = replogle_nadig(file)
     split(backed)
     chosen = select_training_genes(backed, counts=True, n_genes=n_genes)

@@ -36,7 +36,12 @@ def devices(text: str) -> int | list[int] | str:
 
 
 def add_columns(
-    parser: argparse.ArgumentParser, *, of_model: bool = False, sep: bool = True, split: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    of_model: bool = False,
+    sep: bool = True,
+    split: bool = False,
+    batch: bool = True,
 ) -> None:
     """Add the names of columns and labels; for a query of a model those of the model are the default."""
     group = parser.add_argument_group("columns and labels")
@@ -53,7 +58,9 @@ def add_columns(
     group.add_argument(
         "--cell-type-key", metavar="COLUMN", default=default["cell_type_key"], help=f"cell type or line; {otherwise}"
     )
-    group.add_argument("--batch-key", metavar="COLUMN", help="experimental batch, within which controls are matched")
+    if batch:
+        text = "experimental batch, within which controls are matched"
+        group.add_argument("--batch-key", metavar="COLUMN", help=text)
     if sep:
         group.add_argument(
             "--sep",

@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=ptrag_sc.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_train, _predict, _evaluate, _diagnose, _rank, _design, _power, _demo):
+    for add in (_train, _predict, _evaluate, _diagnose, _rank, _design, _power, _prepare, _demo):
         add(commands)
     return parser
 
@@ -215,6 +215,16 @@ def _power(commands: Any) -> None:
     parser.add_argument("--n-repeats", type=int, default=10, help="default: 10")
     parser.add_argument("--space", choices=("auto", "text", "response"), default="auto", help="default: auto")
     _add_decision(parser, "estimates: .csv")
+    _finish(parser)
+
+
+def _prepare(commands: Any) -> None:
+    text = "write a screen that is larger than memory so that models are trained from the disk"
+    parser = _command(commands, "prepare", "_prepare", inputs=("screen",), help=text)
+    parser.add_argument("screen", type=Path, help=SCREEN)
+    add_output(parser, "store: .zarr")
+    add_columns(parser, batch=False)
+    add_expression(parser, layer=False)
     _finish(parser)
 
 

@@ -18,6 +18,7 @@ from ptrag_sc._constants import COUNTS_LAYER
 from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, ScreenKeys
 from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.datasets import open_store
 from ptrag_sc.datasets._log_normalised import TARGET_SUM, log_normalised
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def read_file(path: Path, *, modality: str | None = None, backed: bool = False) 
     modality
         Name of the modality; None takes the only one, or ``rna`` or ``gex``.
     backed
-        Whether the matrix of an h5ad file stays on disk.
+        Whether the matrix of an h5ad or zarr file stays on disk.
 
     Raises
     ------
@@ -64,6 +65,8 @@ def _read(path: Path, *, backed: bool) -> AnnData | MuData:
         return mudata.read_h5mu(path)
     if "mod" in zarr.open_group(path, mode="r"):
         return mudata.read_zarr(path)
+    if backed:
+        return open_store(path)
     return anndata.read_zarr(path)
 
 

@@ -11,6 +11,7 @@ from ptrag_sc.benchmark._means import Scores, both_ways, comparable_mean, read_m
 from ptrag_sc.benchmark._pairing import Cells, Pair, check_scales, pair_conditions, read_cells, warn_of_batches
 from ptrag_sc.benchmark._target_genes import perturbed_genes, target_names, warn_of_unmeasured
 from ptrag_sc.data._fields import AnnOrMuData
+from ptrag_sc.data._progress import shown_if_slow
 from ptrag_sc.metrics import DEFAULT_METRICS, METRICS, Metric, Reference, t_weights
 from ptrag_sc.metrics._genes import DifferentialExpression, wilcoxon_tests
 
@@ -156,7 +157,7 @@ def _scores(
     values = {name: np.full(len(panel), np.nan) for name, row in rows.items() if row.level == "cells"}
     # Each condition is read once, and only its mean if no metric needs the cells.
     read = _read if values or weighted else read_mean
-    for i, pair in enumerate(panel):
+    for i, pair in enumerate(shown_if_slow(panel, f"Scoring {cell_type}", len(panel))):
         real_cells = read(real, pair.real)  # (n, G)
         predicted_cells = read(predicted, pair.predicted)  # (m, G)
         real_means[i] = comparable_mean(real_cells, real.batches(pair.real), cell_type, reference)
@@ -201,7 +202,8 @@ def _values_of_tests(
     control = _control_cells(real, panel[0].cell_type, reference)  # (n, G)
     values = {name: np.full(len(panel), np.nan) for name in rows}
     usable = [i for i, pair in enumerate(panel) if min(len(pair.real), len(pair.predicted)) > 1]
-    for start in range(0, len(usable), TESTED_AT_ONCE):
+    starts = range(0, len(usable), TESTED_AT_ONCE)
+    for start in shown_if_slow(starts, "Testing genes", len(starts)):
         part = usable[start : start + TESTED_AT_ONCE]
         real_tests = wilcoxon_tests([real.reader.rows(panel[i].real) for i in part], control)
         predicted_tests = wilcoxon_tests([predicted.reader.rows(panel[i].predicted) for i in part], control)

@@ -14,6 +14,7 @@ from ptrag_sc._validation import absent, listed, unusable
 from ptrag_sc.data import CellReader, canonical_labels, read_labels
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._gene_names import column_with, gene_names, why_unknown
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import as_anndata
 from ptrag_sc.data._partners import without_partner
 from ptrag_sc.data._reader import as_row_matrix
@@ -69,6 +70,7 @@ def read_cells(adata: AnnOrMuData, reference: Reference, *, place: str) -> Cells
     """
     keys = reference.keys
     adata = as_anndata(adata, keys)
+    load_tables(adata)
     if not adata.n_obs:
         raise ValueError(unusable("The object", place, "holds no cells", "Pass the cells to compare."))
     columns = place_in(adata, reference, place=place)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ptrag_sc._validation import absent, unusable
+from ptrag_sc.data._ahead import Ahead, Arrived
 from ptrag_sc.data._dataset import BATCH, CellSetDataset
 from ptrag_sc.data._device_matrix import DeviceMatrix, fits
 from ptrag_sc.data._null_sets import WithNullSets
@@ -94,10 +95,13 @@ class CellSetDataModule(LightningDataModule):
         # From pinned memory the copy to a GPU runs while the device computes.
         from_host = self.dataset.source is self.reader
         pinned = from_host and trainer.strategy.root_device.type == "cuda"
+        sampler = sets.for_rank(trainer.global_rank, trainer.world_size)
+        if not self.reader.in_memory:
+            return DataLoader(Arrived(), sampler=Ahead(sampler, self.dataset), batch_size=None, pin_memory=pinned)
         # Without workers, because a mini-batch is one vectorised gather: sending it between processes costs more.
         return DataLoader(
             self.dataset,
-            sampler=sets.for_rank(trainer.global_rank, trainer.world_size),
+            sampler=sampler,
             batch_size=None,  # the sampler yields whole mini-batches
             pin_memory=pinned,
         )

@@ -4,7 +4,7 @@
 of arrays.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -21,8 +21,9 @@ from ptrag_sc.data._cell_labels import read_index
 from ptrag_sc.data._conditions import UNLABELLED, ConditionIndex
 from ptrag_sc.data._gene_names import MissingGenes, gene_names, place_genes
 from ptrag_sc.data._labels import read_labels, read_optional_labels
-from ptrag_sc.data._reader import CellReader, as_row_matrix
-from ptrag_sc.data._scale import check_expression, log_base
+from ptrag_sc.data._lazy import load_tables
+from ptrag_sc.data._reader import CellReader, Collector, Held, as_row_matrix, go_over
+from ptrag_sc.data._scale import NO_VALUES, Look, Values, check_expression, log_base
 
 AnnOrMuData: TypeAlias = AnnData | MuData
 
@@ -187,6 +188,8 @@ class Screen:
         Cell names (n,), unique.
     counts
         Raw counts of the same cells and genes; None where no layer of counts is registered or the object lacks it.
+    values
+        What the values of the expression look like.
     """
 
     reader: CellReader
@@ -194,6 +197,7 @@ class Screen:
     genes: np.ndarray
     names: np.ndarray
     counts: CellReader | None = None
+    values: Values = NO_VALUES
 
 
 def read_screen(
@@ -203,13 +207,14 @@ def read_screen(
     genes: np.ndarray | None = None,
     query: bool = False,
     missing_genes: MissingGenes | None = None,
+    collect: Sequence[Collector] = (),
 ) -> Screen:
-    """Read and validate a screen.
+    """Read and validate a screen, in one pass over its matrix.
 
     Parameters
     ----------
     adata
-        The object; it is not changed.
+        The object; it is not changed, but tables that were read lazily are loaded.
     keys
         Where everything is in it.
     genes
@@ -218,6 +223,8 @@ def read_screen(
         Whether predictions start from it; see :func:`read_index`.
     missing_genes
         For genes that it lacks, see :func:`place_genes`.
+    collect
+        What else learns from the pass.
 
     Raises
     ------
@@ -231,21 +238,30 @@ def read_screen(
     if not isinstance(adata, AnnOrMuData):
         remedy = "Pass the object, read with anndata.read_h5ad for example; in tl functions the data come first."
         raise TypeError(unusable(repr(adata)[:60], "the place of the data", "is no AnnData or MuData", remedy))
+    load_tables(adata)
     holder = keys.expression_holder(adata)
-    reader, genes = _read_expression(holder, keys, genes, missing_genes)
+    reader, genes_read = _open_expression(holder, keys, genes, missing_genes)
     index = read_index(adata, keys, query=query)
     # Prediction sets are ordered by a hash of the cell names, so that the order of rows does not matter.
     _check_unique("Cell names", "obs_names", holder.obs_names)
     counts = None
     if keys.counts_layer is not None and keys.counts_layer in holder.layers:
         counts = replace(reader, matrix=as_row_matrix(holder.layers[keys.counts_layer]))
-    return Screen(reader, index, genes, holder.obs_names.to_numpy(dtype=object), counts)
+    look = Look()
+    # Every set needs control cells, so these are kept in memory.
+    held = None if reader.in_memory else Held(np.flatnonzero(index.is_control | index.is_source))
+    go_over(reader, [look, *([] if held is None else [held]), *collect], text="Reading")
+    given: Any = {"place": keys.expression_place, "declared": keys.layer is not None, "query": genes is not None}
+    check_expression(reader, base=log_base(holder.uns), found=look.found, **given)
+    if held is not None:
+        reader = reader.holding(held)
+    return Screen(reader, index, genes_read, holder.obs_names.to_numpy(dtype=object), counts, look.found)
 
 
-def _read_expression(
+def _open_expression(
     holder: AnnData, keys: ScreenKeys, genes: np.ndarray | None, missing_genes: MissingGenes | None
 ) -> tuple[CellReader, np.ndarray]:
-    """Return the checked matrix and its genes (G,), in the order of ``genes`` if given."""
+    """Return the matrix, whose values are yet to be checked, and its genes (G,), in the order of ``genes`` if given."""
     _check_unique("Gene names", "var_names", holder.var_names)
     if keys.layer is not None and keys.layer not in holder.layers:
         remedy = "Pass layer=<an existing layer>."
@@ -264,15 +280,7 @@ def _read_expression(
     columns = None
     if genes is not None and not np.array_equal(own, genes):
         columns = place_genes(holder, own, genes, missing_genes)
-    reader = CellReader(as_row_matrix(matrix), columns)
-    check_expression(
-        reader,
-        place=keys.expression_place,
-        declared=keys.layer is not None,
-        base=log_base(holder.uns),
-        query=genes is not None,
-    )
-    return reader, own if genes is None else np.asarray(genes)
+    return CellReader(as_row_matrix(matrix), columns), own if genes is None else np.asarray(genes)
 
 
 def _check_unique(what: str, place: str, names: pd.Index) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from ptrag_sc._validation import unusable
-from ptrag_sc.data._reader import CellReader
+from ptrag_sc.data._on_disk import Block
+from ptrag_sc.data._reader import CellReader, go_over
 
 LARGEST = 15.0  # log1p of all the molecules of a cell that are scaled to a million is 13.8
 RATIO = 1.4  # of two levels that are still one scale: other bases of the logarithm differ by 1.44 and more
@@ -30,20 +32,36 @@ class Values(NamedTuple):
         return self.whole and self.smallest >= 0 and self.largest > 1
 
 
-def look_at(reader: CellReader) -> Values:
-    """Return what the values of a matrix look like; the values that are not finite do not count for the others."""
-    n_bad = 0
-    smallest = largest = 0.0
-    whole = True
-    for values in reader.values():
+NO_VALUES = Values(0, 0.0, 0.0, whole=True)
+
+
+class Look:
+    """Learns in a pass what the values of a matrix look like; those that are not finite do not count for the others."""
+
+    def __init__(self) -> None:
+        self.found = NO_VALUES
+
+    def add(self, rows: np.ndarray, block: Block) -> None:
+        """Take some rows (n,) and their expression (n, G)."""
+        n_bad, smallest, largest, whole = self.found
+        values = block.data if sp.issparse(block) else np.asarray(block)
         low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
         if not np.isfinite(low + high):  # min and max propagate NaN and infinities
-            n_bad += int(values.size - np.isfinite(values).sum())
-            continue
+            finite = np.isfinite(values)
+            n_bad += int(values.size - finite.sum())
+            values = values[finite]
+            low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
         smallest, largest = min(smallest, low), max(largest, high)
         # The first values are tried alone: for logarithms they nearly always decide, without a look at the rest.
         whole = whole and all((v == np.rint(v)).all() for v in (values[:64], values))
-    return Values(n_bad, smallest, largest, whole)
+        self.found = Values(n_bad, smallest, largest, whole)
+
+
+def look_at(reader: CellReader) -> Values:
+    """Return what the values of a matrix look like, in one pass; see :class:`Look`."""
+    look = Look()
+    go_over(reader, [look], text="Checking")
+    return look.found
 
 
 def log_base(uns: Mapping[str, object]) -> float | None:
@@ -71,6 +89,7 @@ def check_expression(
     base: float | None = None,
     negative: bool = False,
     query: bool = False,
+    found: Values | None = None,
 ) -> Values:
     """Refuse values that are no log1p of normalised counts, and return what the values look like.
 
@@ -91,13 +110,15 @@ def check_expression(
         Whether values below 0 are allowed, as in predictions that are not realised as counts.
     query
         Whether a model reads it that knows other control cells. Then large values are warned of, not refused.
+    found
+        What its values look like; None: they are looked at.
 
     Raises
     ------
     ValueError
         With the number and kind of the offending values.
     """
-    found = look_at(reader)
+    found = look_at(reader) if found is None else found
     if found.n_bad:
         problem = f"holds {found.n_bad} NaN or infinite values"
         raise ValueError(unusable("Expression", place, problem, "Remove or impute them, or leave these cells out."))

@@ -14,7 +14,6 @@ from ptrag_sc.data._diagnose import design_warnings
 from ptrag_sc.data._fields import AnnOrMuData, Screen, ScreenKeys, read_screen, read_split, scvi_fields
 from ptrag_sc.data._gene_names import warn_of_targets
 from ptrag_sc.data._labels import read_perturbations
-from ptrag_sc.data._scale import look_at
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def setup(
         logger.warning("%s. ptrag_sc.tl.diagnose(adata) has the details.", bad)
     labels = [str(label) for label in screen.index.perturbations if label != keys.control]
     warn_of_targets(keys.expression_holder(adata), labels, screen.genes, keys.sep)
-    if keys.layer is not None and look_at(screen.reader).are_counts:
+    if keys.layer is not None and screen.values.are_counts:
         logger.warning("%s holds whole numbers: shifts will be differences of raw counts.", keys.expression_place)
     adata.uns[SETUP_KEY] = keys.to_uns()
     fields = scvi_fields(keys, mudata=isinstance(adata, MuData))

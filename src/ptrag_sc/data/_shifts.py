@@ -9,7 +9,8 @@ from scipy.linalg import eigh
 
 from ptrag_sc._validation import listed, unusable
 from ptrag_sc.data._conditions import ConditionIndex
-from ptrag_sc.data._reader import CellReader
+from ptrag_sc.data._moments import GroupMoments, GroupSums
+from ptrag_sc.data._reader import CellReader, go_over
 
 
 class ControlMeans(NamedTuple):
@@ -35,48 +36,16 @@ class Spread(NamedTuple):
     contrast: np.ndarray  # (C,), the same of the deviation from the mean shift of the cell type
 
 
-class GroupMoments(NamedTuple):
-    """Sums of rows in groups."""
-
-    mean: np.ndarray  # (n_groups, G) float64; 0 for a group without rows
-    n: np.ndarray  # (n_groups,)
-    square: np.ndarray  # (n_pools, G) float64, sum of squared entries of all rows in a pool of groups
-
-
 def group_moments(
     reader: CellReader, rows: np.ndarray, group: np.ndarray, n_groups: int, pool: np.ndarray
 ) -> GroupMoments:
     """Return mean rows of groups, and sums of squares in pools of groups, in one pass over ``rows``.
 
-    Parameters
-    ----------
-    reader
-        The expression.
-    rows, group
-        Rows (n,) and the group of each (n,).
-    n_groups
-        Number of groups.
-    pool
-        Pool of each group (n_groups,); an empty array computes no squares.
+    The parameters are those of :class:`GroupSums`.
     """
-    # Sorted by group, the rows of a group follow each other in runs.
-    order = np.argsort(group, kind="stable")
-    rows = rows[order]
-    group = group[order]
-    sums = np.zeros((n_groups, reader.n_genes))
-    squares = np.zeros((int(pool.max(initial=-1)) + 1, reader.n_genes))
-    done = 0
-    for part, cells in reader.chunks(rows):  # cells: (n_chunk, G) float32
-        g = group[done : done + len(part)]  # (n_chunk,)
-        done += len(part)
-        first = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])  # where each run begins
-        # One sum per run takes a tenth of the time of numpy's reduceat.
-        for k, run in zip(g[first], np.split(cells, first[1:]), strict=True):
-            sums[k] += run.sum(0, dtype=np.float64)
-            if len(pool):
-                squares[pool[k]] += np.square(run).sum(0, dtype=np.float64)
-    count = np.bincount(group, minlength=n_groups)
-    return GroupMoments(sums / np.maximum(count, 1)[:, None], count, squares)
+    sums = GroupSums(rows, group, n_groups, pool)
+    go_over(reader, [sums], np.unique(rows), text="Averaging")
+    return sums.moments(reader.n_genes)
 
 
 def group_means(
@@ -146,7 +115,11 @@ def matched_control(controls: ControlMeans, batch: np.ndarray) -> np.ndarray:
 
 
 def mean_shifts(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans | None = None,
+    sums: GroupSums | None = None,
 ) -> Shifts:
     """Return the batch-matched mean shift of each condition (codes ``perturbation``, ``cell_type``).
 
@@ -157,16 +130,34 @@ def mean_shifts(
     """
     if controls is None:
         controls = control_means(reader, index)
-    return _shifts(reader, index, conditions, controls, with_squares=False)[0]
+    return _shifts(reader, index, conditions, controls, with_squares=False, sums=sums)[0]
+
+
+def condition_sums(index: ConditionIndex, conditions: pd.DataFrame, *, with_squares: bool) -> GroupSums:
+    """Return what learns in a pass the sums of conditions (codes), and of squares in the conditions of a cell type."""
+    t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
+    rows = [index.rows(p, k) for p, k in zip(conditions["perturbation"], t, strict=True)]
+    n = np.array([len(r) for r in rows], dtype=np.int64)  # (C,)
+    none = np.zeros(0, dtype=np.int64)
+    joined = np.concatenate([none, *rows])  # an empty list alone could not be concatenated
+    group = np.repeat(np.arange(len(rows)), n)  # condition of each joined row
+    return GroupSums(joined, group, len(rows), t if with_squares else none)
 
 
 def mean_shifts_and_spread(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans | None = None
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans | None = None,
+    sums: GroupSums | None = None,
 ) -> tuple[Shifts, Spread]:
-    """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells."""
+    """Return the mean shifts of :func:`mean_shifts` and how uncertain they are, in one pass over the cells.
+
+    Without a pass if ``sums``, of these conditions and with squares, have learned in another one.
+    """
     if controls is None:
         controls = control_means(reader, index)
-    shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True)
+    shifts, moments = _shifts(reader, index, conditions, controls, with_squares=True, sums=sums)
     t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
     # Pooled variance: sum over conditions of (sum of squares - n * mean^2), over the sum of their n - 1.
     within = np.zeros((len(index.cell_types), reader.n_genes))  # (T, G); cell types without a condition stay 0
@@ -180,7 +171,13 @@ def mean_shifts_and_spread(
 
 
 def _shifts(
-    reader: CellReader, index: ConditionIndex, conditions: pd.DataFrame, controls: ControlMeans, *, with_squares: bool
+    reader: CellReader,
+    index: ConditionIndex,
+    conditions: pd.DataFrame,
+    controls: ControlMeans,
+    *,
+    with_squares: bool,
+    sums: GroupSums | None = None,
 ) -> tuple[Shifts, GroupMoments]:
     """Return the mean shifts and, in ``square`` if asked for, the sums of squares of the cell types' conditions."""
     t = conditions["cell_type"].to_numpy(dtype=np.int64)  # (C,)
@@ -190,17 +187,16 @@ def _shifts(
     if len(bare):
         remedy = "Add their control cells, or remove these cell types."
         raise ValueError(unusable(f"Cell types {listed(bare)}", "the data", "have no control cells", remedy))
-    rows = [index.rows(p, k) for p, k in zip(conditions["perturbation"], t, strict=True)]
-    n = np.array([len(r) for r in rows], dtype=np.int64)  # (C,)
-    none = np.zeros(0, dtype=np.int64)
-    joined = np.concatenate([none, *rows])  # an empty list alone could not be concatenated
-    group = np.repeat(np.arange(len(rows)), n)  # condition of each joined row
-    pool = t if with_squares else none
-    moments = group_moments(reader, joined, group, len(rows), pool)
+    if sums is None:
+        sums = condition_sums(index, conditions, with_squares=with_squares)
+        go_over(reader, [sums], sums.rows, text="Averaging")
+    moments = sums.moments(reader.n_genes)
     matched = np.zeros_like(moments.mean)  # (C, G)
-    for c, r in enumerate(rows):
-        matched[c] = matched_control(controls, index.batch[r])
-    return Shifts(moments.mean - matched, n), moments
+    for c, (p, k) in enumerate(zip(conditions["perturbation"], t, strict=True)):
+        rows = index.rows(p, k)
+        if len(rows):
+            matched[c] = matched_control(controls, index.batch[rows])
+    return Shifts(moments.mean - matched, moments.n), moments
 
 
 def _control_scales(index: ConditionIndex, conditions: pd.DataFrame, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -15,13 +14,12 @@ from anndata import AnnData
 from ptrag_sc._validation import absent, check_whole, shortened, unusable
 from ptrag_sc.data._files import StrPath
 from ptrag_sc.data._labels import read_optional_labels
-from ptrag_sc.data._reader import as_row_matrix
+from ptrag_sc.data._reader import CellReader, as_row_matrix
 from ptrag_sc.datasets._download import cache_folder, download
 
 URL = "https://huggingface.co/datasets/arcinstitute/Replogle-Nadig-Preprint/resolve/main/replogle.h5ad"
 COLUMNS = ("gene", "cell_line", "gem_group")
 CONTROL = "non-targeting"
-ROWS = 4096  # cells in memory at once
 N_BINS = 20  # of mean expression, within which dispersions are compared
 
 logger = logging.getLogger(__name__)
@@ -191,20 +189,16 @@ def _digest(sha256: str) -> str:
     return sha256.removeprefix("sha256:").lower()
 
 
-def _logged(adata: AnnData, counts: bool, target_sum: float) -> Iterator[tuple[slice, np.ndarray]]:
+def _logged(adata: AnnData, counts: bool, target_sum: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield rows and their log-normalised expression (n, G) float32, piece by piece."""
-    matrix: Any = as_row_matrix(adata.X)
-    for start in range(0, adata.n_obs, ROWS):
-        rows = slice(start, min(start + ROWS, adata.n_obs))
-        block = matrix[rows]
-        if sp.issparse(block):
-            block = block.toarray()
-        cells = np.asarray(block).astype(np.float32)  # (n, G), a copy
+    for rows, block in CellReader(as_row_matrix(adata.X)).blocks():
+        dense = block.toarray() if sp.issparse(block) else block
+        cells = np.array(dense, dtype=np.float32)  # (n, G), a copy
         _check(cells, counts)
         if counts:
             totals = cells.sum(1, dtype=np.float64)[:, None]  # (n, 1)
             if not totals.all():
-                first = adata.obs_names[start + int(np.argmin(totals))]
+                first = adata.obs_names[rows[int(np.argmin(totals))]]
                 raise ValueError(unusable(f"Cell {first!r}", "adata.X", "has no counts", "Remove such cells."))
             cells = np.log1p(cells * (target_sum / totals)).astype(np.float32)
         yield rows, cells

@@ -19,6 +19,14 @@ from ptrag_sc.data._setup import setup
 from ptrag_sc.model._attach import check_data, register
 from ptrag_sc.model._io import read_model, saved_registry
 
+NO_DATAMODULE = unusable(
+    "A data module",
+    "PTRAG",
+    "yields cells, and not the cell sets of one condition with their control cells",
+    "Write the screen with ptrag_sc.datasets.write_store(adata, 'screen.zarr', ...), and pass "
+    "ptrag_sc.datasets.open_store('screen.zarr') to setup_anndata: training then reads from the disk.",
+)
+
 
 class RegisteredScreens(BaseModelClass):
     """The part of :class:`ptrag_sc.PTRAG` that writes down which columns and layers of an object matter."""
@@ -187,6 +195,38 @@ class RegisteredScreens(BaseModelClass):
         """
         arguments = cls._get_setup_method_args(**locals())
         setup(cls, mdata, _keys(arguments["setup_args"]), arguments)
+
+    @classmethod
+    def setup_datamodule(cls, datamodule: object) -> None:
+        """Refuse a data module of scvi-tools; a model is trained from the disk with :meth:`setup_anndata`.
+
+        Parameters
+        ----------
+        datamodule
+            Anything.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(NO_DATAMODULE)
+
+    @classmethod
+    def setup_annbatch(cls, datamodule: object) -> None:
+        """Refuse annbatch; see :meth:`setup_datamodule`.
+
+        Parameters
+        ----------
+        datamodule
+            Anything.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(NO_DATAMODULE)
 
 
 def _keys(arguments: dict[str, Any]) -> ScreenKeys:

@@ -30,11 +30,12 @@ from ptrag_sc.data import (
     read_split,
     reference_means,
 )
+from ptrag_sc.data._cell_labels import read_index
 from ptrag_sc.data._draw_split import Holdout
 from ptrag_sc.data._fields import AnnOrMuData
 from ptrag_sc.data._levels import control_levels
 from ptrag_sc.data._predicted_labels import LEFT_OUT
-from ptrag_sc.data._shifts import ControlMeans
+from ptrag_sc.data._shifts import ControlMeans, condition_sums
 from ptrag_sc.retrieval import GeneEmbedding, ResponseMemory, build_memory
 from ptrag_sc.retrieval._same_vectors import warn_of_same_vectors
 
@@ -104,13 +105,15 @@ def training_tables(
     ValueError
         If the split is unusable or a cell type has no control cells.
     """
-    screen = read_screen(adata, keys)
+    index = read_index(adata, keys)
     embedding = read_embedding_table(adata, keys)
-    _warn_of_table(embedding, screen, keys)
-    split = usable_conditions(screen.index, embedding, read_split(adata, keys), keys=keys, seed=seed)
+    _warn_of_table(embedding, index, keys)
+    split = usable_conditions(index, embedding, read_split(adata, keys), keys=keys, seed=seed)
     train = split[split["split"] == "train"]
     if train.empty:
         raise ValueError(unusable("The split", "the data", "has no training condition", "Label conditions 'train'."))
+    sums = condition_sums(index, train, with_squares=with_memory)
+    screen = read_screen(adata, keys, collect=[sums])
     # Vectors of test genes are kept too: a saved model can then predict them without the table of the user.
     labels = [p for p in screen.index.perturbations if p != keys.control]
     genes = sorted({g for p in labels for g in components(p, keys.sep)} & set(embedding.genes))
@@ -120,7 +123,7 @@ def training_tables(
     memory = None
     cell_types: tuple[str, ...] = ()
     if with_memory:
-        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls)
+        shifts, spread = mean_shifts_and_spread(screen.reader, screen.index, train, controls, sums)
         masked, own_effects = learn_own_effects(screen, train, shifts.shift, controls, keys)
         memory = training_memory(
             screen, train, candidates, controls, shifts=shifts._replace(shift=masked), spread=spread
@@ -128,7 +131,7 @@ def training_tables(
         directions = memory.directions.numpy()  # (L, G), the first of which are the basis too
         cell_types = tuple(screen.index.cell_types[np.unique(train["cell_type"])].tolist())
     else:
-        shifts = mean_shifts(screen.reader, screen.index, train, controls)
+        shifts = mean_shifts(screen.reader, screen.index, train, controls, sums)
         masked, own_effects = learn_own_effects(screen, train, shifts.shift, controls, keys)
         directions, _ = leading_directions(masked, N_DIRECTIONS)  # (R, G)
     tables = TrainingTables(
@@ -146,9 +149,9 @@ def training_tables(
     return tables, screen
 
 
-def _warn_of_table(embedding: GeneEmbedding, screen: Screen, keys: ScreenKeys) -> None:
+def _warn_of_table(embedding: GeneEmbedding, index: ConditionIndex, keys: ScreenKeys) -> None:
     """Log a warning if two genes of the labels have the same vector."""
-    labels = [str(name) for name in screen.index.perturbations if name != keys.control]
+    labels = [str(name) for name in index.perturbations if name != keys.control]
     named = {gene for label in labels for gene in components(label, keys.sep)} & set(embedding.genes.tolist())
     if named:
         warn_of_same_vectors(embedding.subset(sorted(named)))

@@ -13,6 +13,7 @@ SETS = "because every epoch draws its own sets"
 # scvi-tools takes the first from the arguments of the trainer; the second is refused with a reason of its own.
 OF_RUNNER = ("ckpt_path", "load_best_on_end")
 NOT_GIVEN = {"module", "table", "plan_kwargs", "loss_kwargs"}  # arguments of the plan that are not the user's
+NO_MODULE = "Write the screen with ptrag_sc.datasets.write_store: training then reads from the disk."
 REPLACED = {"overfit_batches": "limit_train_batches=1, limit_val_batches=0"}  # what to pass instead
 
 
@@ -30,6 +31,8 @@ def check_trainer_arguments(given: dict[str, Any]) -> None:
     of_plan = {*signature(PTRAGTrainingPlan).parameters, *signature(TrainingPlan).parameters} - NOT_GIVEN
     for name in [name for name in given if name not in known]:
         remedy = "See the arguments of scvi.train.Trainer."
+        if name in ("datamodule", "registry"):
+            remedy = NO_MODULE
         if name in of_plan:
             remedy = f"Pass plan_kwargs={{{name!r}: {given[name]!r}}}."
         raise TypeError(unknown("Argument", [name], "the arguments of the trainer", known, remedy))

@@ -10,6 +10,7 @@ from anndata import AnnData
 from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, listed, unusable
 from ptrag_sc.data._labels import components, control_names, read_perturbations, read_sep
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import require_anndata
 from ptrag_sc.data._user_keys import check_free
 from ptrag_sc.retrieval._gene_embeddings import GeneEmbedding
@@ -105,6 +106,7 @@ def gene_embedding(
     require_anndata(adata, "ptrag_sc.pp.gene_embedding", column=perturbation_key)
     check_free(adata, uns=[key_added])
     sep = read_sep(sep)
+    load_tables(adata)
     labels = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     if isinstance(genes, str):  # else its letters would be taken for genes
         genes = [genes]

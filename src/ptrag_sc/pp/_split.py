@@ -12,6 +12,7 @@ from ptrag_sc._constants import EMBEDDING_KEY
 from ptrag_sc._validation import absent, check_key, check_whole, listed, unusable
 from ptrag_sc.data import ConditionIndex, draw_split, read_labels, read_perturbations
 from ptrag_sc.data._labels import control_names, label_text, read_sep
+from ptrag_sc.data._lazy import load_tables
 from ptrag_sc.data._mudata import require_anndata
 from ptrag_sc.data._predicted_labels import LEFT_OUT, left_out
 from ptrag_sc.data._user_keys import check_free, note_written
@@ -99,6 +100,7 @@ def split(
     require_anndata(adata, "ptrag_sc.pp.split", column=perturbation_key)
     check_free(adata, obs=[key_added])
     sep = read_sep(sep)
+    load_tables(adata)
     perturbation = read_perturbations(adata.obs, perturbation_key, control=control, sep=sep)
     cell_type = read_labels(adata.obs, cell_type_key)
     # No batches, because a condition is held out in all of them.
