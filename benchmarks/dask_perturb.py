@@ -18,12 +18,15 @@ import threading
 import time
 from pathlib import Path
 
+import dask
 import scvi
 from distributed import Client, LocalCluster
 
 import ptrag_sc
 
 LABELS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
+# Without MALLOC_TRIM_THRESHOLD_ of dask, with which workers give back memory so often that it takes half of their time.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1)
 
 
 def fitted(n_genes: int, n_perturbations: int) -> ptrag_sc.PTRAG:
@@ -73,6 +76,7 @@ def main() -> None:
     labels = [str(name) for name in model.candidates_[: options.perturbations]]
     ways = ["one", "workers"] * options.repeats + ["killed"] * (not options.no_kill)
     found: dict[str, object] = {"cells": len(labels) * options.cells, "genes": options.genes}
+    dask.config.set({"distributed.nanny.pre-spawn-environ": ENVIRONMENT})
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with cluster, Client(cluster) as client, tempfile.TemporaryDirectory() as root:
         client.run(imported)
