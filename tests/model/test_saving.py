@@ -25,6 +25,7 @@ np.save(out, model.predict(perturbations=["G0", "G1+G2"], counts=False).to_df().
 """
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_model_of_a_screen_in_which_nothing_changes_is_loaded(tmp_path):
     """No direction of change at all: the memory is empty in one axis, and its scale is a number."""
     adata = make_screen()
