@@ -31,7 +31,7 @@ def test_a_model_of_a_screen_in_which_nothing_changes_is_loaded(tmp_path):
     adata = make_screen()
     adata.X = np.full(adata.shape, 1.5, np.float32)
     ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
-    model = ptrag_sc.PTRAG(adata, **SMALL)
+    model = ptrag_sc.PTRAG(adata, **{**SMALL, "memory": "response"})
     assert all(bool(tensor.isfinite().all()) for tensor in model.module.state_dict().values())
     model.save(tmp_path / "model")
     loaded = ptrag_sc.PTRAG.load(tmp_path / "model", adata, accelerator="cpu")
