@@ -317,3 +317,13 @@ def test_controls_that_stand_for_a_cell_type_are_chosen_by_name(monkeypatch):
     assert chosen[0] == chosen[1]
     monkeypatch.setattr(counts_module, "MAX_CONTROLS", 10_000)
     assert len(known_controls(screen_of(adata), 0)) == (adata.obs["gene"] == "ctl").sum()
+
+
+@pytest.mark.parametrize("value", [60.0, 200.0, 1e30])
+def test_values_that_no_logarithm_of_counts_has_are_no_counts(value):
+    counts, total = panel(n=20)
+    adata = make(counts, total)
+    adata.X.data[3] = value
+    adata.layers["other"] = adata.X  # X itself would be refused
+    with pytest.raises(CountsUnknown, match=r"holds values above 50"):
+        read_counts(screen_of(adata, layer="other"), np.arange(adata.n_obs))

@@ -25,6 +25,19 @@ np.save(out, model.predict(perturbations=["G0", "G1+G2"], counts=False).to_df().
 """
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_model_of_a_screen_in_which_nothing_changes_is_loaded(tmp_path):
+    """No direction of change at all: the memory is empty in one axis, and its scale is a number."""
+    adata = make_screen()
+    adata.X = np.full(adata.shape, 1.5, np.float32)
+    ptrag_sc.PTRAG.setup_anndata(adata, **KEYS)
+    model = ptrag_sc.PTRAG(adata, **{**SMALL, "memory": "response"})
+    assert all(bool(tensor.isfinite().all()) for tensor in model.module.state_dict().values())
+    model.save(tmp_path / "model")
+    loaded = ptrag_sc.PTRAG.load(tmp_path / "model", adata, accelerator="cpu")
+    assert (loaded.module.refiner.scale == 1).all()
+
+
 @pytest.mark.slow  # a process of its own
 def test_a_new_process_with_control_cells_predicts_the_same(trained, tmp_path):
     trained.save(tmp_path / "model")

@@ -18,6 +18,7 @@ from ptrag_sc.data._set_sampler import name_hash
 MAX_CONTROLS = 2000  # control cells that stand for a cell type
 MOLECULES = np.arange(1, 7)  # of the least expressed gene of a cell: which one of them is tried
 TOLERANCE = 0.02  # of a whole number; expression is float32, so that values of 10 are known to .00001
+LARGEST = 50.0  # of log1p of counts: no cell has e^50 molecules, and expm1 of much more is infinite
 REMEDY = "Register the raw counts with setup_anndata(counts_layer=...), or pass counts=False."
 
 
@@ -65,6 +66,9 @@ def _read(screen: Screen, rows: np.ndarray, cells: np.ndarray) -> CellCounts:
     logged = sp.csr_matrix(cells)
     if logged.nnz and logged.data.min() < 0:
         raise CountsUnknown(_refusal(screen, rows[_rows_where(logged, logged.data < 0)], "holds negative values"))
+    if logged.nnz and logged.data.max() > LARGEST:
+        problem = f"holds values above {LARGEST:g}"
+        raise CountsUnknown(_refusal(screen, rows[_rows_where(logged, logged.data > LARGEST)], problem))
     if screen.counts is None:
         return _recovered(screen, rows, logged)
     return _registered(screen, rows, logged, screen.counts)

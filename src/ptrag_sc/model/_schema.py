@@ -219,7 +219,8 @@ def _sized(tensors: Tensors, name: str, axes: str, sizes: dict[str, int]) -> tor
     tensor = _found(tensors, name)
     wanted = [sizes.get(axis) for axis in axes]
     fits = tensor.ndim == len(axes) and all(w in (n, None) for w, n in zip(wanted, tensor.shape, strict=True))
-    if not fits or not tensor.numel():
+    may_be_empty = not {"R", "L"}.isdisjoint(axes)  # a screen in which nothing changes has no directions
+    if not fits or not (tensor.numel() or may_be_empty):
         raise DamagedError(f"holds {name!r} of shape {tuple(tensor.shape)}, which does not fit its names ({wanted})")
     return tensor
 

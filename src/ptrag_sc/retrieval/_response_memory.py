@@ -127,4 +127,6 @@ def response_scale(memory: ResponseMemory) -> Float[Tensor, ""]:
     """Return the factor that brings observed shifts in the leading directions to a root mean square of 1."""
     observed = memory.n_cells > 0
     shifts = (memory.entries + memory.mean @ memory.directions.T)[observed]
+    if not shifts.numel():  # no perturbation of the screen changed anything, so there is no direction
+        return torch.ones((), dtype=shifts.dtype)
     return 1 / torch.square(shifts).mean().sqrt().clamp(min=1e-6)
