@@ -194,6 +194,17 @@ def test_rows_are_those_asked_for_however_they_are_read(span, gap, tmp_path, mon
             np.testing.assert_array_equal(joined, expected[rows])
 
 
+def test_row_pointers_of_another_type_cost_no_copy():
+    matrix = ordered_screen().X
+    mixed = sp.csr_matrix(matrix.shape, dtype=np.float32)
+    mixed.data, mixed.indices, mixed.indptr = matrix.data, matrix.indices, matrix.indptr.astype(np.int64)
+    found = as_row_matrix(mixed)
+    assert found.indptr.dtype == found.indices.dtype == np.int32
+    assert np.shares_memory(found.data, matrix.data)
+    assert np.shares_memory(found.indices, matrix.indices)
+    np.testing.assert_array_equal(found.toarray(), matrix.toarray())
+
+
 @pytest.mark.parametrize("limit", [0, 5000, 2**29])
 @pytest.mark.parametrize("form", ["csr", "dense"])
 def test_rows_that_are_held_are_the_same_as_those_on_disk(form, limit, tmp_path, monkeypatch):

@@ -252,6 +252,18 @@ def compute_columns(array: Any) -> sp.csr_matrix:
     return csr_of_columns(pieces, (int(array.shape[0]), int(array.shape[1])), counts)
 
 
+def _of_one_index_type(matrix: Any) -> Any:
+    """Return a CSR matrix whose columns and row pointers have one type; values and columns are shared.
+
+    anndata reads files with row pointers of 64 bits and columns of 32. scipy then converts the columns of the whole
+    matrix whenever some rows are taken.
+    """
+    if matrix.indices.dtype == matrix.indptr.dtype or matrix.indptr[-1] > np.iinfo(matrix.indices.dtype).max:
+        return matrix
+    parts = matrix.data, matrix.indices, matrix.indptr.astype(matrix.indices.dtype)
+    return type(matrix)(parts, shape=matrix.shape)
+
+
 def as_row_matrix(matrix: Any) -> Any:
     """Return a matrix in a form whose rows are cheap to read: an array, CSR, or rows on disk.
 
@@ -262,7 +274,7 @@ def as_row_matrix(matrix: Any) -> Any:
     if isinstance(matrix, CSRDataset):
         return SparseOnDisk(matrix)
     if sp.issparse(matrix):
-        return matrix.tocsr()
+        return _of_one_index_type(matrix.tocsr())
     if isinstance(matrix, h5py.Dataset | zarr.Array):
         return DenseOnDisk(matrix)
     if hasattr(matrix, "dask"):

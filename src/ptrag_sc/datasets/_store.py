@@ -269,6 +269,8 @@ class _Rows:
         """Write what is left, and where each row begins."""
         self._write(whole=False)
         indptr = np.append(0, np.cumsum(np.concatenate([np.zeros(0, np.int64), *self.lengths]), dtype=np.int64))
+        if indptr[-1] < 2**31:  # as scipy has them, which converts others at each use
+            indptr = indptr.astype(np.int32)
         self.group.create_array("indptr", data=indptr, compressors=CODEC)
 
     def _write(self, *, whole: bool) -> None:
