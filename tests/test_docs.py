@@ -30,4 +30,11 @@ def test_every_how_to_has_a_picture():
     how_to = re.search(r"^:caption: How do I\n\n(.*?)^:::", (DOCS / "index.md").read_text("utf-8"), re.M | re.S)[1]
     without = [name for name in how_to.split() if "{image}" not in (DOCS / f"{name}.md").read_text("utf-8")]
     # Pages of tables: what to set in one situation, or how another package is called.
-    assert without == ["beyond_one_machine", "long_trainings", "differentiating", "animals_as_batches", "pertpy"]
+    assert without == [
+        "beyond_one_machine",
+        "long_trainings",
+        "reliability",
+        "differentiating",
+        "animals_as_batches",
+        "pertpy",
+    ]

@@ -86,6 +86,12 @@ def mean(adata):
 
 
 def test_workers_write_what_one_process_writes(adata, mean, client, tmp_path):
+    workers, one = both(adata, mean, client, tmp_path, counts=False, n_cells=9)
+    assert_same(workers, one)
+
+
+@slow
+def test_workers_write_counts_too(adata, mean, client, tmp_path):
     workers, one = both(adata, mean, client, tmp_path)
     assert_same(workers, one)
 
@@ -187,6 +193,7 @@ def test_jobs_that_make_no_sense_here(adata, mean, tmp_path):
         _job.write_slice(job, 0)
 
 
+@slow
 def test_an_error_of_a_worker_is_that_of_the_call(adata, mean, client, tmp_path, monkeypatch):
     path = tmp_path / "v.zarr"
     ptrag_sc.tl.perturb(adata, mean, "G3", out=path, n_cells=3, progress=False)
