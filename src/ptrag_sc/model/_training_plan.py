@@ -208,10 +208,10 @@ class PTRAGTrainingPlan(TrainingPlan):
 
         Processes take every W-th condition, and the first ones again where their number does not divide by W.
         """
-        gathered = self.all_gather(values)
         if self.trainer.world_size == 1:
-            return gathered
+            return values
         datamodule: Any = self.trainer.datamodule
+        gathered = self.all_gather(values)  # (W, n of a process, n)
         return gathered.transpose(0, 1).reshape(-1, values.shape[1])[: len(datamodule.val_sets.query)]
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
