@@ -126,7 +126,7 @@ class KernelRidge(EmbeddedBaseline):
         else:
             of_type = (self.conditions_["cell_type"] == group).to_numpy()
             names = self.conditions_["perturbation"].to_numpy(dtype=str)[of_type]
-            shifts = self.shifts_[of_type]
+            shifts = self.shifts_ if of_type.all() else self.shifts_[of_type]  # they are large
         vectors = self.embedding_.vectors_for(names, self.keys_.sep).astype(float)  # (P, D)
         by_vector = Fit.of(shifts, vectors, None, self._penalties.get((group, False)))
         self._penalties[group, False] = by_vector.ridge.penalty

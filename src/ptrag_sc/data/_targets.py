@@ -57,24 +57,29 @@ def masked_shifts(
     """
     among = np.ones(len(shifts), dtype=bool) if among is None else among
     masked = shifts.copy()
-    overall = _mean_of_others(shifts, own, among, np.zeros(shifts.shape[1]))
+    c, g = np.nonzero(own)  # (targets,) each
+    overall = _mean_of_others(shifts, c, g, among, np.zeros(shifts.shape[1]))
     for t in np.unique(cell_type):
         of_type = cell_type == t
-        mean = _mean_of_others(shifts, own, among & of_type, overall)
-        c, g = np.nonzero(own & of_type[:, None])
-        masked[c, g] = mean[g]
+        mean = overall
+        if not (of_type | ~among).all():  # else this is the only cell type
+            mean = _mean_of_others(shifts, c, g, among & of_type, overall)
+        here = of_type[c]
+        masked[c[here], g[here]] = mean[g[here]]
     return masked
 
 
-def _mean_of_others(shifts: np.ndarray, own: np.ndarray, among: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def _mean_of_others(
+    shifts: np.ndarray, c: np.ndarray, g: np.ndarray, among: np.ndarray, otherwise: np.ndarray
+) -> np.ndarray:
     """Return the mean shift (G,) of the conditions (C,) that count, each gene without those that target it.
 
-    Sums over all less those over own targets, because own targets are few.
+    Condition c targets gene g. Sums over all less those over own targets, because own targets are few.
     """
     total, n = among.astype(float) @ shifts, np.full(shifts.shape[1], among.sum())
-    c, g = np.nonzero(own & among[:, None])
-    np.subtract.at(total, g, shifts[c, g])
-    np.subtract.at(n, g, 1)
+    counted = among[c]
+    np.subtract.at(total, g[counted], shifts[c[counted], g[counted]])
+    np.subtract.at(n, g[counted], 1)
     return np.where(n > 0, total / np.maximum(n, 1), otherwise)
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-from scipy.linalg import cho_factor
-from scipy.linalg.lapack import dpotri
+from scipy.linalg.lapack import dpotrf, dpotri
 
 TEXT_WIDTH = 0.2  # of the kernel on a gene embedding alone
 BESIDE_WIDTH = 1.0  # of the same beside a kernel on responses, which tell most
@@ -120,10 +119,11 @@ def _inverse(kernel: np.ndarray, diagonal: float) -> np.ndarray:
     """Return the inverse of a positive semidefinite kernel (P, P) with a positive number added to its diagonal."""
     regular = np.array(kernel, dtype=np.float64, order="F")
     regular[np.diag_indices_from(regular)] += diagonal
-    factor, _ = cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
-    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # the upper triangle is not written
-    lower = np.tril(inverse)
-    return lower + np.tril(lower, -1).T
+    factor, _ = dpotrf(regular, lower=True, clean=True, overwrite_a=True)
+    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # the upper triangle stays 0
+    whole = inverse + inverse.T
+    whole[np.diag_indices_from(whole)] /= 2
+    return whole
 
 
 def _residual(inverse: np.ndarray, diagonal: float, deviations: np.ndarray) -> np.ndarray:
@@ -150,5 +150,12 @@ def _sketch(outcomes: np.ndarray) -> np.ndarray:
     """Return up to 256 columns whose sums of squares are, on average, those of all columns (P, O)."""
     if outcomes.shape[1] <= N_SKETCH:
         return outcomes
-    normal = np.random.default_rng(0).normal(size=(outcomes.shape[1], N_SKETCH))
-    return outcomes @ normal / np.sqrt(N_SKETCH)
+    # Single precision is enough to compare penalties.
+    return (outcomes.astype(np.float32) @ _projection(outcomes.shape[1])).astype(np.float64)
+
+
+@cache
+def _projection(n: int) -> np.ndarray:
+    """Return random combinations (n, 256)."""
+    normal = np.random.default_rng(0).normal(size=(n, N_SKETCH))
+    return (normal / np.sqrt(N_SKETCH)).astype(np.float32)
