@@ -195,6 +195,8 @@ class GeneEmbedding:
         if not parts:
             return rows.reshape(0, self.vectors.shape[1])
         lengths = np.array([len(part) for part in parts])  # (m,)
+        if (lengths == 1).all():
+            return rows
         first = np.append(0, np.cumsum(lengths)[:-1])  # (m,) where the genes of each label begin
         sums = np.add.reduceat(rows, first, axis=0, dtype=np.float64)  # (m, D)
         # The rows of single genes stay exact instead of being divided by a norm that is 1 up to rounding.
