@@ -81,7 +81,7 @@ def real_screen(name: str, *, size_factors: str | None = None, cell_type: str | 
         size = 1e4 if size_factors == "total_umis" else factor.mean()  # totals, or factors relative to each other
         adata.X = (adata.X.multiply((size / factor)[:, None])).tocsr().astype(np.float32)
     sc.pp.log1p(adata)
-    source = adata.uns.get("gene_embedding", str(data_file("gene_emb_minilm_l6_v2_384.npz")))
+    source = adata.uns.pop("gene_embedding", str(data_file("gene_emb_minilm_l6_v2_384.npz")))
     names = {"perturbation_key": KEYS["perturbation_key"], "control": KEYS["control"]}
     ptrag_sc.pp.gene_embedding(adata, source, **names, missing="drop")
     return adata

@@ -29,7 +29,9 @@ def screen(monkeypatch):
     return adata
 
 
-@pytest.mark.parametrize("form", ["csr", "csc", "dense", "dask"])
+@pytest.mark.parametrize(
+    "form", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("csr", "csc")), "dense", "dask"]
+)
 def test_a_store_is_the_screen_in_another_order(form, screen, tmp_path):
     dense = screen.X.toarray()
     forms = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}

@@ -66,7 +66,8 @@ def no_effect_scores(n_cells):
 
 
 # All controls are a source, or some.
-@pytest.mark.parametrize("n_cells", [None, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_cells", [None, 20])
 def test_noise_of_few_controls_is_no_skill_if_they_are_split(n_cells):
     """30 perturbations without effect and 60 controls: the mean shift agrees with the truth by their noise alone."""
     together, apart = no_effect_scores(n_cells)

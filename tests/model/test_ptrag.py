@@ -316,6 +316,7 @@ class Interrupt(Callback):
             raise RuntimeError("stop here")
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_counted_and_its_best_weights_stay(screen):
     scvi.settings.seed = 0
     model = ptrag_sc.PTRAG(screen, **SMALL)

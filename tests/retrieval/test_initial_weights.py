@@ -56,7 +56,8 @@ def started(*, text: bool, own: float, seed: int = 0):
     return initial_weights(queries, view, torch.as_tensor(p), torch.as_tensor(t))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_an_embedding_that_tells_the_response_is_trusted(seed):
     informed, blind = (started(text=text, own=0.0, seed=seed) for text in (True, False))
     assert informed.sharpness[0] > 1

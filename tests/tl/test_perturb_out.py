@@ -193,7 +193,8 @@ def test_strings_with_gaps_become_categories_as_in_anndata(trained, in_small_pie
         assert values[0].count("gap") == n
 
 
-@zarr_is_slow
+@pytest.mark.slow
+@each_format
 def test_baselines_and_mudata_stream_too(in_small_pieces, tmp_path, suffix):
     adata = small_screen()
     mdata = mudata.MuData({"rna": adata})

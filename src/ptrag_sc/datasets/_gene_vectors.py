@@ -51,7 +51,7 @@ def gene_names(values: Iterable[object], place: str) -> np.ndarray:
         problem = f"has a name of {len(longest)} letters ({longest[:20]!r}...)"
         raise ValueError(unusable("Gene embedding", place, problem, "Name the rows by symbols of genes."))
     if any("\0" in name for name in names):  # numpy and h5py end a text there
-        raise ValueError(unusable("Gene embedding", place, "has a name with a zero byte", "Correct the names."))
+        raise ValueError(unusable("Gene embedding", place, "has a name with a zero byte", "Remove it from the names."))
     return np.array(names, dtype=str)
 
 
