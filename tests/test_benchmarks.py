@@ -18,6 +18,14 @@ def test_speed(benchmark_module):
     assert all(np.isfinite(value) and value > 0 for value in [*ratios.values(), *rates.values()])
 
 
+@pytest.mark.slow
+def test_every_table_of_a_device(benchmark_module):
+    parts = benchmark_module("accelerator").parts(CPU, small=True)
+    found = {name: make() for name, make in parts.items()}
+    assert all(len(rows) > 0 for rows in found.values())
+    assert {row["step"] for row in found["precision"]} >= {"from the loader", "cached, bf16, compiled"}
+
+
 def test_memory(benchmark_module):
     memory = benchmark_module("memory")
     built = memory.built(*memory.random_screen(2000, 40, 20, 2))
