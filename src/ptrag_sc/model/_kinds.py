@@ -4,6 +4,7 @@ A kind is a type, one of the names of this file, a value, a list of one kind, a 
 names, if ``str`` is its key) or a tuple of alternatives.
 """
 
+import math
 from typing import Any, TypeAlias
 
 from ptrag_sc.model._stored_tensors import DamagedError
@@ -30,7 +31,7 @@ def check_kind(value: object, kind: Kind, place: str) -> None:
     >>> check_kind({"n": 3, "names": ["a"]}, {"n": COUNT, "names": [str]}, "the file")
     """
     if isinstance(kind, list) and isinstance(value, list):
-        for i, inner in enumerate(value):
+        for i, inner in enumerate([] if _are(value, kind[0]) else value):
             if not _is(inner, kind[0]):
                 check_kind(inner, kind[0], f"{place}[{i}]")
     elif isinstance(kind, dict) and isinstance(value, dict):
@@ -53,6 +54,22 @@ def _check_dict(value: dict[str, Any], kind: dict[Any, Kind], place: str) -> Non
         check_kind(inner, kind.get(name, kind.get(str)), f"{place}/{name[:SHOWN]}")
 
 
+def _are(values: list[Any], kind: Kind) -> bool:
+    """Return whether all values of a list are surely of a kind: long lists are looked at as a whole."""
+    types = set(map(type, values))
+    if isinstance(kind, type):
+        return types <= {kind}
+    if isinstance(kind, tuple):  # alternatives, of which the texts are looked at
+        texts = {one for one in kind if isinstance(one, str)} - {NUMBER, ANY_NUMBER, COUNT}
+        return types == {str} and set(values) <= texts
+    if kind == COUNT:
+        return types == {int} and min(values) >= 0 and max(values) < 2**62
+    if kind == NUMBER:
+        # A NaN is neither above nor below anything, so it is looked for by itself.
+        return types == {float} and math.isfinite(sum(map(abs, values))) and max(map(abs, values)) < LARGEST
+    return False
+
+
 def _is(value: object, kind: Kind) -> bool:
     """Return whether a value is of a kind without parts."""
     if isinstance(kind, tuple):
@@ -66,7 +83,7 @@ def _is(value: object, kind: Kind) -> bool:
     if isinstance(kind, type):
         return type(value) is kind  # True is no number here
     if isinstance(kind, list):
-        return isinstance(value, list) and all(_is(inner, kind[0]) for inner in value)
+        return isinstance(value, list) and (_are(value, kind[0]) or all(_is(inner, kind[0]) for inner in value))
     if isinstance(kind, dict):
         if not isinstance(value, dict) or (str not in kind and set(value) != set(kind)):
             return False

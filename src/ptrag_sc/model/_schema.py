@@ -152,7 +152,7 @@ def check_tensors(tensors: Tensors, meta: dict[str, Any], *, has_own_module: boo
     vectors, basis = _sized(tensors, VECTORS, "nD", sizes), _sized(tensors, BASIS, "RG", sizes)
     if meta["drift_cell_types"]:
         _sized(tensors, DRIFT, "tG", {**sizes, "t": len(meta["drift_cell_types"])})
-    norms = vectors.double().norm(dim=1)
+    norms = vectors.float().norm(dim=1)
     if ((norms - 1).abs() > UNIT_TOLERANCE).any():
         raise DamagedError(f"holds rows in {VECTORS!r} that are no unit vectors")
     params = ModuleParams(**{name: value for name, value in meta["init_params"].items() if name in _module_types()})
