@@ -3,7 +3,7 @@
     python benchmarks/reliability.py attacks.jsonl
 
 runs every attack that the file does not hold yet, each in a process of its own, adds the counts, and prints the table
-of docs/reliability.md. On two cores this takes about two hours. ``disk`` fills a small file system of its own, so it
+of docs/reliability.md. This takes more than an hour. ``disk`` fills a small file system of its own, so it
 must run as root on Linux.
 """
 

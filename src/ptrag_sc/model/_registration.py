@@ -198,7 +198,7 @@ class RegisteredScreens(BaseModelClass):
 
     @classmethod
     def setup_datamodule(cls, datamodule: object) -> None:
-        """Refuse a data module of scvi-tools; a model is trained from the disk with :meth:`setup_anndata`.
+        """Refuse a data module of scvi-tools, annbatch's too; :meth:`setup_anndata` trains from the disk.
 
         Parameters
         ----------
@@ -212,21 +212,7 @@ class RegisteredScreens(BaseModelClass):
         """
         raise NotImplementedError(NO_DATAMODULE)
 
-    @classmethod
-    def setup_annbatch(cls, datamodule: object) -> None:
-        """Refuse annbatch; see :meth:`setup_datamodule`.
-
-        Parameters
-        ----------
-        datamodule
-            Anything.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(NO_DATAMODULE)
+    setup_annbatch = setup_datamodule
 
 
 def _keys(arguments: dict[str, Any]) -> ScreenKeys:
