@@ -89,7 +89,7 @@ def disk(options):
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(mount)], check=True)
             try:
                 results.append(in_a_child(lambda write=write: _on_full_disk(write, mount)))
-                left = [entry.name for entry in mount.rglob(".*")]
+                left = [entry.name for entry in mount.iterdir() if entry.name.startswith(".")]
                 if left:
                     results[-1] += f", left {left[0]}"
             finally:

@@ -11,7 +11,7 @@ import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ptrag_sc.data import _files
 from ptrag_sc.data._files import check_place, check_target, write_beside, write_together
@@ -63,6 +63,48 @@ def test_what_a_living_write_has_is_left_alone(tmp_path):
         assert (folder / "part").read_text() == "half"
     write_beside(target, lambda part: write_beside(target, text("inner")) or part.write_text("outer"))
     assert (names(tmp_path), target.read_text()) == (["a.csv"], "outer")
+
+
+def test_what_is_left_is_removed_while_it_is_locked(tmp_path, monkeypatch):
+    """Its process may only have begun: it must not get the lock of a folder that is about to go."""
+    folder = left_by_a_killed_write(tmp_path / "a.csv", part="half")
+    remove, tried = shutil.rmtree, []
+
+    def removing(path, **options):
+        if Path(path) == folder:
+            with pytest.raises(Timeout):
+                FileLock(folder / "lock").acquire(timeout=0)
+            tried.append(path)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    write_beside(tmp_path / "a.csv", text("new"))
+    assert tried
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
+    folder = left_by_a_killed_write(tmp_path / "a.csv")
+    (folder / "lock").unlink()
+    write_beside(tmp_path / "a.csv", text("new"))
+    assert names(tmp_path) == [folder.name, "a.csv"]
+
+
+def test_a_folder_that_another_process_took_is_made_anew(tmp_path, monkeypatch):
+    made, make = [], _files.tempfile.mkdtemp
+
+    def taken_once(**options):
+        made.append(make(**options))
+        if len(made) == 1:  # gone with its lock, as if it had been left
+            monkeypatch.setattr(Path, "exists", lambda path, real=Path.exists: "lock" != path.name and real(path))
+        else:
+            monkeypatch.undo()
+        return made[-1]
+
+    monkeypatch.setattr(_files.tempfile, "mkdtemp", taken_once)
+    write_beside(tmp_path / "a.csv", text("new"))
+    assert len(made) == 2
+    assert (tmp_path / "a.csv").read_text() == "new"
 
 
 def test_a_folder_that_was_half_replaced_comes_back(tmp_path, caplog):

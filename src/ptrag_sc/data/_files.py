@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -205,9 +205,11 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
-            break
-        except (Timeout, FileNotFoundError):  # another process took the folder for one of a killed write
-            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / LOCK).exists():
+                break
+            lock.release()
+        except (Timeout, FileNotFoundError, FileExistsError):
+            pass  # another process took the folder for one of a killed write, and removes it
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -230,19 +232,20 @@ def _hidden(target: Path) -> str:
 def _clear_killed(target: Path) -> None:
     """Remove what killed processes left of writes to a target, and move it back if one died while it was replaced."""
     pattern = re.compile(re.escape(_hidden(target)) + r"\w{8}" + re.escape(PART))
-    found = []
-    if target.parent.is_dir():
-        found = [entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name)]
-    for folder in found:
+    entries = target.parent.iterdir() if target.parent.is_dir() else ()
+    # A folder without a lock is being made at this moment.
+    for folder in [e for e in entries if pattern.fullmatch(e.name) and (e / LOCK).exists()]:
         lock = FileLock(folder / LOCK)
         try:
             # A process that lives holds the lock of its folder, so two writes to one target do not disturb each other.
             lock.acquire(timeout=0)
         except (Timeout, OSError, NotImplementedError):  # alive, or not to be told where files cannot be locked
             continue
-        lock.release()
         _restore(folder, target)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # while it is locked, so that nobody begins to write there
+        lock.release()
+        with suppress(OSError):  # where a file that is open cannot be removed
+            folder.rmdir()
         logger.warning("Removed %s, which a write to %s left when it was killed.", folder, target)
 
 

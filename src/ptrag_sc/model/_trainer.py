@@ -214,7 +214,7 @@ def add_early_stopping(trainer: Any, arguments: dict[str, Any]) -> None:
     is_there = any(isinstance(callback, LoudEarlyStopping) for callback in trainer.callbacks)
     if not arguments["early_stopping"] or is_there:
         return
-    names = {"monitor": "validation_loss", "min_delta": 0.0, "patience": PATIENCE, "mode": "min", "warmup_epochs": 0}
+    names = {"monitor": MONITOR, "min_delta": 0.0, "patience": PATIENCE, "mode": "min", "warmup_epochs": 0}
     options = {name: arguments.get(f"early_stopping_{name}", usual) for name, usual in names.items()}
     trainer.callbacks.append(LoudEarlyStopping(**options))
 
