@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from anndata import AnnData
 from filelock import FileLock, Timeout
 
-from ptrag_sc.data import _files
+from ptrag_sc.data import _disk_space, _files
 from ptrag_sc.data._files import check_place, check_target, write_beside, write_together
 from ptrag_sc.data._stores import foreign_entry
 
@@ -84,10 +85,22 @@ def test_what_is_left_is_removed_while_it_is_locked(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
+    """Its lock is the first thing that comes into it; a minute later its process was killed."""
     folder = left_by_a_killed_write(tmp_path / "a.csv")
-    (folder / "lock").unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     write_beside(tmp_path / "a.csv", text("new"))
     assert names(tmp_path) == [folder.name, "a.csv"]
+    os.utime(folder, (time.time() - 61,) * 2)
+    write_beside(tmp_path / "a.csv", text("newer"))
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_a_folder_that_was_half_removed_is_removed(tmp_path):
+    folder = left_by_a_killed_write(tmp_path / "a.csv", part="half")
+    (folder / "lock").unlink()
+    write_beside(tmp_path / "a.csv", text("new"))
+    assert names(tmp_path) == ["a.csv"]
 
 
 def test_a_folder_that_another_process_took_is_made_anew(tmp_path, monkeypatch):
@@ -264,7 +277,7 @@ def test_a_full_disk_is_one_error_that_names_file_and_bytes(tmp_path, error, is_
 
     with pytest.raises(OSError, match=r"v\.h5ad could not be written: .*bytes.*\. Free some space") as caught:
         write_beside(target, fail)
-    assert caught.value.errno in _files.FULL
+    assert caught.value.errno in _disk_space.FULL
     assert (target.read_text(), names(tmp_path)) == ("old", ["v.h5ad"])
 
 

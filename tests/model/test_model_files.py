@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ptrag_sc
-from ptrag_sc.data import _files
+from ptrag_sc.data import _disk_space
 from ptrag_sc.model._io import digest, read_model, write_model
 from ptrag_sc.model._stored_tensors import DamagedError, read_stored
 from screens import KEYS, make_screen
@@ -324,5 +324,5 @@ def test_a_model_on_a_full_disk(trained, tmp_path, limit):
             trained.save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert caught.value.errno in _files.FULL
+    assert caught.value.errno in _disk_space.FULL
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import pytest
 import zarr
 
 import ptrag_sc
-from ptrag_sc.data import _cluster, _files, _job, _joined_stores, _predictor, _run, _stream
+from ptrag_sc.data import _cluster, _disk_space, _job, _joined_stores, _predictor, _run, _stream
 from screens import KEYS, make_screen
 
 # Of distributed itself, when a cluster ends.
@@ -243,7 +243,7 @@ def test_a_job_that_all_workers_lost_is_sent_again(adata, mean, client, tmp_path
 
 @slow
 def test_too_little_space_for_slices_and_whole(adata, mean, client, tmp_path, monkeypatch):
-    monkeypatch.setattr(_cluster, "check_space", lambda path, n_bytes: _files.check_space(path, 10**18))
+    monkeypatch.setattr(_cluster, "check_space", lambda path, n_bytes: _disk_space.check_space(path, 10**18))
     with pytest.raises(OSError, match=r"v\.zarr could not be written: .*bytes are needed"):
         ptrag_sc.tl.perturb(adata, mean, REQUEST, out=tmp_path / "v.zarr", client=client, progress=False)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,8 @@ from anndata.io import write_elem
 from scvi.utils import track
 
 from ptrag_sc._validation import unusable
-from ptrag_sc.data._files import check_space, write_beside
+from ptrag_sc.data._disk_space import check_space
+from ptrag_sc.data._files import write_beside
 from ptrag_sc.data._job import STOP, Job, Slice, write_slice
 from ptrag_sc.data._joined_stores import Region, fill, make_whole
 from ptrag_sc.data._run import VirtualCells

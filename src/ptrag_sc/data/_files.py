@@ -1,12 +1,12 @@
 """How is a file replaced so that no reader ever sees half of it, and nothing else is lost?"""
 
-import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TypeAlias
 from filelock import FileLock, Timeout
 
 from ptrag_sc._validation import unusable
+from ptrag_sc.data._disk_space import check_space, full_disk_named
 from ptrag_sc.data._stores import foreign_entry
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -23,8 +24,8 @@ Write: TypeAlias = Callable[[Path], object]  # makes the file or folder that it 
 LOCK = "lock"  # file in the folder of a write, locked while its process lives
 REPLACED = "replaced"  # in the same folder: the old target while a folder takes its place
 PART = ".part"  # end of that folder's name
+MAKING = 60  # seconds after which an empty one is no longer being made
 LONGEST = 200  # bytes of a name that a hidden name can hold, of the 255 that most file systems allow
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def write_together(writes: Mapping[Path, Write], *, overwrite: bool = True, n_by
         for path, write in writes.items():
             check_place(path, overwrite=overwrite)
             target = Path(os.path.realpath(path))
-            with _full_disk_named(path, target.parent):
+            with full_disk_named(path, target.parent):
                 check_space(target, n_bytes)
                 part = stack.enter_context(_folder_beside(target)) / path.name
                 write(part)
@@ -147,53 +148,6 @@ def write_together(writes: Mapping[Path, Write], *, overwrite: bool = True, n_by
             check_place(target, overwrite=overwrite)  # again, because writing may have taken hours
             _move(part, target, overwrite=overwrite)
             _sync(target.parent)
-
-
-def check_space(path: Path, n_bytes: int) -> None:
-    """Refuse a write for which the disk has too little space.
-
-    Raises
-    ------
-    OSError
-        With ``errno.ENOSPC``.
-    """
-    free = shutil.disk_usage(path.parent).free
-    if n_bytes > free:
-        raise OSError(errno.ENOSPC, f"{n_bytes:,} bytes are needed, {free:,} are free")
-
-
-@contextmanager
-def _full_disk_named(path: Path, folder: Path) -> Iterator[None]:
-    """Make one error of the many that libraries raise when a disk is full."""
-    free = shutil.disk_usage(folder).free
-    try:
-        yield
-    except Exception as error:  # h5py, zarr, zip files and pandas raise different ones
-        code = _full_disk_code(error)
-        if code is None:
-            raise
-        found = f"more than the {free:,} bytes that were free are needed"
-        if isinstance(error, OSError) and "bytes are needed" in str(error.strerror):
-            found = str(error.strerror)  # of check_space
-        elif code == errno.EFBIG:
-            found = f"files are limited here, {free:,} bytes were free"
-        problem = f"could not be written: {os.strerror(code)} ({found})"
-        remedy = "Free some space, or write to another disk."
-        raise OSError(code, unusable("The file", str(path), problem, remedy)) from error
-
-
-def _full_disk_code(error: BaseException) -> int | None:
-    """Return which limit of the disk an error, or one behind it, speaks of."""
-    current: BaseException | None = error
-    while current is not None:
-        # HDF5 has the number in its text only.
-        stated = re.search(r"errno = (\d+)", str(current))
-        codes = (getattr(current, "errno", None), stated and int(stated[1]))
-        for code in codes:
-            if code in FULL:
-                return code
-        current = current.__cause__ or current.__context__
-    return None
 
 
 @contextmanager
@@ -216,9 +170,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
-        _restore(folder, target)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, lock, target)
 
 
 def _hidden(target: Path) -> str:
@@ -233,20 +185,27 @@ def _clear_killed(target: Path) -> None:
     """Remove what killed processes left of writes to a target, and move it back if one died while it was replaced."""
     pattern = re.compile(re.escape(_hidden(target)) + r"\w{8}" + re.escape(PART))
     entries = target.parent.iterdir() if target.parent.is_dir() else ()
-    # A folder without a lock is being made at this moment.
-    for folder in [e for e in entries if pattern.fullmatch(e.name) and (e / LOCK).exists()]:
+    for folder in [entry for entry in entries if pattern.fullmatch(entry.name)]:
         lock = FileLock(folder / LOCK)
         try:
+            # The lock is the first thing in a folder: an empty one may be made at this moment.
+            if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < MAKING:
+                continue
             # A process that lives holds the lock of its folder, so two writes to one target do not disturb each other.
             lock.acquire(timeout=0)
         except (Timeout, OSError, NotImplementedError):  # alive, or not to be told where files cannot be locked
             continue
-        _restore(folder, target)
-        shutil.rmtree(folder, ignore_errors=True)  # while it is locked, so that nobody begins to write there
-        lock.release()
-        with suppress(OSError):  # where a file that is open cannot be removed
-            folder.rmdir()
+        _remove(folder, lock, target)
         logger.warning("Removed %s, which a write to %s left when it was killed.", folder, target)
+
+
+def _remove(folder: Path, lock: FileLock, target: Path) -> None:
+    """Remove the folder of a write while it is locked, so that nobody else begins to remove it or to write there."""
+    _restore(folder, target)
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    with suppress(OSError):  # gone, except where a file that is open cannot be removed
+        folder.rmdir()
 
 
 def _restore(folder: Path, target: Path) -> None:

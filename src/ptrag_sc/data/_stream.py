@@ -18,7 +18,7 @@ from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 
 from ptrag_sc._validation import unusable
-from ptrag_sc.data._files import check_space
+from ptrag_sc.data._disk_space import check_space
 
 STREAMED = (".h5ad", ".zarr")
 X_CHUNK = 2**18  # numbers: 1 MiB
