@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import shutil
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -84,15 +83,17 @@ def test_what_is_left_is_removed_while_it_is_locked(tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.csv"]
 
 
-def test_a_folder_that_is_being_made_is_left_alone(tmp_path):
-    """Its lock is the first thing that comes into it; a minute later its process was killed."""
-    folder = left_by_a_killed_write(tmp_path / "a.csv")
-    shutil.rmtree(folder)
-    folder.mkdir()
-    write_beside(tmp_path / "a.csv", text("new"))
-    assert names(tmp_path) == [folder.name, "a.csv"]
-    os.utime(folder, (time.time() - 61,) * 2)
-    write_beside(tmp_path / "a.csv", text("newer"))
+def test_a_folder_without_a_lock_is_removed_and_its_process_makes_it_anew(tmp_path, monkeypatch):
+    target, make = tmp_path / "a.csv", _files.tempfile.mkdtemp
+
+    def cleared(**options):
+        folder = make(**options)
+        check_place(target, overwrite=True)  # of another process, before the first one has its lock
+        assert names(tmp_path) == []
+        return folder
+
+    monkeypatch.setattr(_files.tempfile, "mkdtemp", cleared)
+    write_beside(target, text("new"))
     assert names(tmp_path) == ["a.csv"]
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,7 +23,6 @@ Write: TypeAlias = Callable[[Path], object]  # makes the file or folder that it 
 LOCK = "lock"  # file in the folder of a write, locked while its process lives
 REPLACED = "replaced"  # in the same folder: the old target while a folder takes its place
 PART = ".part"  # end of that folder's name
-MAKING = 60  # seconds after which an empty one is no longer being made
 LONGEST = 200  # bytes of a name that a hidden name can hold, of the 255 that most file systems allow
 
 logger = logging.getLogger(__name__)
@@ -186,11 +184,11 @@ def _clear_killed(target: Path) -> None:
     pattern = re.compile(re.escape(_hidden(target)) + r"\w{8}" + re.escape(PART))
     entries = target.parent.iterdir() if target.parent.is_dir() else ()
     for folder in [entry for entry in entries if pattern.fullmatch(entry.name)]:
+        with suppress(OSError):
+            folder.rmdir()  # empty: its process was killed before it had a lock, or makes it anew
+            continue
         lock = FileLock(folder / LOCK)
         try:
-            # The lock is the first thing in a folder: an empty one may be made at this moment.
-            if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < MAKING:
-                continue
             # A process that lives holds the lock of its folder, so two writes to one target do not disturb each other.
             lock.acquire(timeout=0)
         except (Timeout, OSError, NotImplementedError):  # alive, or not to be told where files cannot be locked
