@@ -68,7 +68,7 @@ def test_losses(kind, name):
     for dtype in (torch.float32, torch.float64):
         first, second = (torch.as_tensor(part, dtype=dtype) for part in padded)
         first.requires_grad_()
-        value = LOSSES[name](first, second, masks[:1], masks[1:])
+        value = LOSSES[name].of_cells(first, second, masks[:1], masks[1:])
         value.sum().backward()
         values.append(float(value.detach().sum()))
         gradients.append(first.grad.double().numpy())
@@ -84,7 +84,7 @@ def test_losses(kind, name):
 def test_losses_of_one_cell_are_finite(name, n, m):
     x, y = (torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     x.requires_grad_()
-    value = LOSSES[name](x, y, torch.arange(6)[None] < n, torch.arange(6)[None] < m)
+    value = LOSSES[name].of_cells(x, y, torch.arange(6)[None] < n, torch.arange(6)[None] < m)
     value.sum().backward()
     assert value.isfinite().all()
     assert x.grad.isfinite().all()

@@ -11,6 +11,7 @@ from ptrag_sc.data._fields import ScreenKeys
 from ptrag_sc.data._null_sets import WithNullSets
 from ptrag_sc.model._objective import training_losses
 from ptrag_sc.model._sets import training_sets
+from ptrag_sc.nn import Changes
 from screens import SMALL, TRAIN, set_up_screen, train_small
 
 KEYS = {"perturbation_key": "perturbation", "control": "non-targeting", "cell_type_key": "cell_type"}
@@ -204,15 +205,19 @@ def test_losses_of_null_sets_stand_apart():
     torch.manual_seed(0)
     mask = torch.ones(5, 6, dtype=torch.bool)
     tensors = {"target_cells": torch.randn(5, 6, 4), "control_mask": mask, "target_mask": mask}
-    outputs = {"generated": torch.randn(5, 6, 4), "recalled": torch.randn(5, 4)}
+    changes = Changes(torch.randn(5, 6, 4), torch.randn(5, 4), torch.randn(5, 6, 2), torch.randn(2, 4))
+    recalled = torch.randn(5, 4)
     is_null = torch.tensor([False, False, True, False, True])
 
     def some(rows):
         parts = {name: x[rows] for name, x in tensors.items()}
-        return training_losses(parts, {name: x[rows] for name, x in outputs.items()}, "energy_distance")
+        some_changes = Changes(*(x[rows] for x in changes[:3]), changes.directions)
+        return training_losses(parts, {"changes": some_changes, "recalled": recalled[rows]}, "energy_distance")
 
     query = {"query": torch.where(is_null, 0, 3)}
-    found = training_losses({**tensors, **query}, outputs, "energy_distance", with_null=True)
+    found = training_losses(
+        {**tensors, **query}, {"changes": changes, "recalled": recalled}, "energy_distance", with_null=True
+    )
     torch.testing.assert_close(found["set_loss"], some(~is_null)["set_loss"])
     torch.testing.assert_close(found["recalled_loss"], some(~is_null)["recalled_loss"])
     torch.testing.assert_close(found["null_loss"], some(is_null)["set_loss"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ptrag_sc.nn import BLENDED, LOSSES, energy_distance, mean_distance
+from ptrag_sc.nn import LOSSES, Changes, energy_distance, mean_distance
 from ptrag_sc.nn import _losses as losses
 
 
@@ -37,8 +37,27 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     torch.testing.assert_close(energy_distance(*arguments), whole)
 
 
-def test_every_loss_has_one_of_blends():
-    assert set(BLENDED) == set(LOSSES)
+@pytest.mark.parametrize("rows", [2048, 3])
+@pytest.mark.parametrize("has_hidden", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_changes_have_the_loss_and_the_gradient_of_their_cells(monkeypatch, name, has_hidden, rows):
+    monkeypatch.setattr(losses, "ROWS", rows)
+    start, y, *masks = sets(9, n=(7, 5), m=(6, 7))
+    rng = np.random.default_rng(1)
+    loadings, directions, shift = (torch.as_tensor(rng.normal(size=size)) for size in ((2, 7, 4), (4, 11), (2, 11)))
+    hidden = torch.as_tensor(rng.random((2, 11)) < 0.2 * has_hidden)
+    y = y.masked_fill(hidden[:, None], 0)
+    loadings.requires_grad_()
+    slow = (start + shift[:, None] + loadings @ directions).masked_fill(hidden[:, None], 0)
+    before, expected = start.clone(), LOSSES[name].of_cells(slow, y, *masks)
+    gradient = torch.autograd.grad(expected.sum(), loadings)[0]
+    changes = Changes(start, shift, loadings, directions)
+    found = LOSSES[name].of_changes(changes, y, *masks, hidden if has_hidden else None)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), loadings)[0], gradient)
+    assert torch.equal(start, before)
+    near = LOSSES[name].of_changes(Changes(*(x.float() for x in changes)), y.float(), *masks, hidden)
+    torch.testing.assert_close(near, expected.float(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [2048, 3])
@@ -116,7 +135,7 @@ def test_float32_whatever_autocast_says():
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_lower_for_the_right_population(name):
     _x, y, x_mask, y_mask = sets(5, n=(6, 6), m=(6, 6))
-    near, far = (LOSSES[name](y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
+    near, far = (LOSSES[name].of_cells(y + shift, y, x_mask, y_mask).mean() for shift in (0.1, 3.0))
     assert near < far
 
 

@@ -12,6 +12,7 @@ from ptrag_sc.model._module_params import ModuleParams
 from ptrag_sc.model._objective import training_losses, validation_losses
 from ptrag_sc.nn import (
     CellEncoder,
+    Changes,
     EmbeddingEncoder,
     MemoryRefiner,
     Refined,
@@ -176,7 +177,7 @@ class PTRAGModule(BaseModuleClass):
         basal: Float[Tensor, "B S H"],
         refined: Refined,
         recall: Recall,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Return what becomes of each control cell.
 
         Returns
@@ -185,21 +186,28 @@ class PTRAGModule(BaseModuleClass):
             ``cells`` (B, S, G): the control cell plus the change that its context brings. With a memory this change
             is added to the base (``generated``): the cell, the mean shift and the components of a combination.
             ``cells`` is then the mean of that and of the memory's whole answer (``recalled``), weighted by
-            ``recalled_share``. Training asks for the mean of ``recalled`` only (B, G).
+            ``recalled_share``. Training asks for ``changes`` (:class:`Changes`) instead of ``generated``, and for the
+            mean of ``recalled`` only (B, G).
         """
-        change = self.generator(basal, refined.context, control_mask)  # (B, S, G)
+        loadings = self.generator.loadings(basal, refined.context, control_mask)  # (B, S, R)
+        start, basis = control_cells, self.generator.basis
         if not self.has_memory:
-            return {"cells": control_cells + change, "generated": control_cells + change}
+            if self.training:
+                return {"changes": Changes(start, torch.zeros_like(start[:, 0]), loadings, basis)}
+            generated = start + loadings @ basis
+            return {"cells": generated, "generated": generated}
         of_components, rest = recall.weighted(refined.weights)  # (B, S, L) each
-        base = recall.mean[:, None]  # (B, 1, G)
         if recall.components.rows.shape[1]:
-            base = base + of_components @ self.memory_directions  # (B, S, G)
-        generated = control_cells + base.detach() + change  # only the memory's own loss trains the base
+            start = start + of_components @ self.memory_directions  # (B, S, G)
         if self.training:
+            # Only the memory's own loss trains what is recalled.
+            changes = Changes(start.detach(), recall.mean, loadings, basis)
             low = masked_mean(of_components + rest, control_mask)  # (B, L)
             recalled = masked_mean(control_cells, control_mask) + recall.mean + low @ self.memory_directions
-            return {"generated": generated, "recalled": recalled}
-        recalled = control_cells + base + rest @ self.memory_directions
+            return {"changes": changes, "recalled": recalled}
+        base = start + recall.mean[:, None]
+        generated = base + loadings @ basis
+        recalled = base + rest @ self.memory_directions
         share = self.recalled_share
         return {"cells": share * recalled + (1 - share) * generated, "generated": generated, "recalled": recalled}
 
@@ -249,7 +257,7 @@ class PTRAGModule(BaseModuleClass):
         return MeanShift(shift, recall.joined, weights, responses)
 
     def loss(
-        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], generative_outputs: dict[str, Tensor]
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], generative_outputs: dict[str, Any]
     ) -> LossOutput:
         """Return the set loss averaged over sets, plus the sparsity penalty on open gates (gumbel only).
 

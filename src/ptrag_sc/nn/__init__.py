@@ -1,7 +1,7 @@
 """Which tensors-in, tensors-out parts is the model composed of? Pure torch; knows nothing of AnnData."""
 
 from ._factored import PairTerms, inverse_std, pair_terms, score_pairs
-from ._losses import BLENDED, LOSSES, energy_distance, masked_mean, mean_distance, summed_distances
+from ._losses import LOSSES, Changes, SetLoss, energy_distance, masked_mean, mean_distance, summed_distances
 from ._memory_refiner import MemoryRefiner
 from ._mlp import CellEncoder, EmbeddingEncoder
 from ._refiner import (
@@ -17,9 +17,9 @@ from ._refiner import (
 from ._set_transformer import ContextGatedBlock, SetAttention, SetTransformer
 
 __all__ = [
-    "BLENDED",
     "LOSSES",
     "CellEncoder",
+    "Changes",
     "ContextGatedBlock",
     "EmbeddingEncoder",
     "FactoredScorer",
@@ -29,6 +29,7 @@ __all__ = [
     "Refined",
     "Refiner",
     "SetAttention",
+    "SetLoss",
     "SetTransformer",
     "energy_distance",
     "inverse_std",
