@@ -97,6 +97,24 @@ def test_a_folder_without_a_lock_is_removed_and_its_process_makes_it_anew(tmp_pa
     assert names(tmp_path) == ["a.csv"]
 
 
+def test_chunks_that_come_while_a_failed_write_is_removed_are_removed_too(tmp_path, monkeypatch):
+    remove, removed = shutil.rmtree, []
+
+    def late(path, **options):
+        remove(path, **options)
+        removed.append(path)
+        if len(removed) < 3:  # threads of zarr have not ended
+            (Path(path) / "a.zarr" / "X").mkdir(parents=True)
+
+    def fail(part):
+        raise RuntimeError("full")
+
+    monkeypatch.setattr(shutil, "rmtree", late)
+    with pytest.raises(RuntimeError, match="full"):
+        write_beside(tmp_path / "a.zarr", fail)
+    assert names(tmp_path) == []
+
+
 def test_a_folder_that_was_half_removed_is_removed(tmp_path):
     folder = left_by_a_killed_write(tmp_path / "a.csv", part="half")
     (folder / "lock").unlink()

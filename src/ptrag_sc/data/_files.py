@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ Write: TypeAlias = Callable[[Path], object]  # makes the file or folder that it 
 LOCK = "lock"  # file in the folder of a write, locked while its process lives
 REPLACED = "replaced"  # in the same folder: the old target while a folder takes its place
 PART = ".part"  # end of that folder's name
+TRIES = 20  # of removing a folder
 LONGEST = 200  # bytes of a name that a hidden name can hold, of the 255 that most file systems allow
 
 logger = logging.getLogger(__name__)
@@ -200,10 +202,22 @@ def _clear_killed(target: Path) -> None:
 def _remove(folder: Path, lock: FileLock, target: Path) -> None:
     """Remove the folder of a write while it is locked, so that nobody else begins to remove it or to write there."""
     _restore(folder, target)
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if _is_empty(folder):
+            break
+        time.sleep(0.1)  # threads of a write that failed still write chunks
     lock.release()
     with suppress(OSError):  # gone, except where a file that is open cannot be removed
         folder.rmdir()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Return whether nothing but a lock that is open is left of a folder."""
+    try:
+        return set(os.listdir(folder)) <= {LOCK}
+    except OSError:  # it is gone
+        return True
 
 
 def _restore(folder: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptrag_sc.model._module_params import ModuleParams
+from ptrag_sc.model._module_params import ModuleParams, make_refiner
 from ptrag_sc.model._objective import training_losses, validation_losses
 from ptrag_sc.nn import (
     CellEncoder,
@@ -16,11 +16,10 @@ from ptrag_sc.nn import (
     EmbeddingEncoder,
     MemoryRefiner,
     Refined,
-    Refiner,
     SetTransformer,
     masked_mean,
 )
-from ptrag_sc.retrieval import Evidence, QueryTable, Recall, ResponseMemory, response_scale
+from ptrag_sc.retrieval import Evidence, QueryTable, Recall, ResponseMemory
 
 MEMORY = "memory_"  # prefix of its buffers
 
@@ -67,7 +66,7 @@ class PTRAGModule(BaseModuleClass):
                 self.register_buffer(MEMORY + name, tensor)
             self.register_buffer("recalled_share", torch.tensor(1.0))
             self.register_buffer("mapped_share", torch.tensor(0.0))
-        self.refiner = _make_refiner(params, memory)
+        self.refiner = make_refiner(params, memory)
         sizes = params.n_hidden, params.n_layers, params.n_heads
         anchored = params.residual == "anchored"
         self.generator = SetTransformer(*sizes, basis=basis, dropout=params.dropout_rate, anchored=anchored)
@@ -281,27 +280,3 @@ class PTRAGModule(BaseModuleClass):
             total = total + self.params.sparsity_weight * open_share
             metrics["gate_open"] = open_share.detach()
         return LossOutput(loss=total, n_obs_minibatch=len(mask), extra_metrics=metrics)
-
-
-def _make_refiner(params: ModuleParams, memory: ResponseMemory | None) -> Refiner | MemoryRefiner | None:
-    """Return stage 2 of retrieval; None where nothing is retrieved."""
-    if params.retrieval == "none":
-        return None
-    if memory is None:
-        return Refiner(
-            params.n_hidden,
-            gated=params.retrieval == "gumbel",
-            temperature=params.temperature,
-            dropout=params.dropout_rate,
-            candidate_dropout=params.candidate_dropout,
-        )
-    return MemoryRefiner(
-        params.n_hidden,
-        len(memory.directions),
-        response_scale(memory),
-        gated=params.retrieval == "gumbel",
-        temperature=params.temperature,
-        dropout=params.dropout_rate,
-        candidate_dropout=params.candidate_dropout,
-        value_dropout=params.memory_dropout,
-    )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ptrag_sc._validation import absent, unusable
-from ptrag_sc.nn import LOSSES
+from ptrag_sc.nn import LOSSES, MemoryRefiner, Refiner
+from ptrag_sc.retrieval import ResponseMemory, response_scale
 
 Retrieval = Literal["gumbel", "attention", "none"]
 Memory = Literal["response"]
@@ -64,3 +65,27 @@ class ModuleParams:
         if self.n_hidden % self.n_heads:  # every head gets an equal part of the hidden values
             problem = f"is no multiple of n_heads={self.n_heads}"
             raise ValueError(unusable(f"n_hidden={self.n_hidden}", "the constructor", problem, "Choose a multiple."))
+
+
+def make_refiner(params: ModuleParams, memory: ResponseMemory | None) -> Refiner | MemoryRefiner | None:
+    """Return stage 2 of retrieval; None where nothing is retrieved."""
+    if params.retrieval == "none":
+        return None
+    if memory is None:
+        return Refiner(
+            params.n_hidden,
+            gated=params.retrieval == "gumbel",
+            temperature=params.temperature,
+            dropout=params.dropout_rate,
+            candidate_dropout=params.candidate_dropout,
+        )
+    return MemoryRefiner(
+        params.n_hidden,
+        len(memory.directions),
+        response_scale(memory),
+        gated=params.retrieval == "gumbel",
+        temperature=params.temperature,
+        dropout=params.dropout_rate,
+        candidate_dropout=params.candidate_dropout,
+        value_dropout=params.memory_dropout,
+    )
